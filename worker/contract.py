@@ -1,0 +1,302 @@
+"""The public contract as code: records, references, verdicts, rejections <-> headers, JSON, Redis hashes.
+
+Pure: no I/O, no clock. The JSON Schemas under docs/ are generated from the models here (`python -m worker schema`).
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from worker.errors import Rejected, RejectReason
+
+VERDICT_TYPE = "assay.verdict.v1"
+REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
+MAX_IMAGE_ID_BYTES = 256
+HEADS = ("linear", "knn", "svm")
+
+Headers = list[tuple[str, bytes | None]]
+Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+VersionHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
+Score = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, the record's Kafka timestamp."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    def header(self, name: str) -> bytes | None:
+        """The first header called `name`, compared without case, or None."""
+        wanted = name.lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, without parameters; empty where there is none."""
+        raw = self.header("content-type") or b""
+        return raw.decode("latin-1").split(";")[0].strip().lower()
+
+
+class ImageReference(BaseModel):
+    """A claim check: where the image is, instead of the image."""
+
+    model_config = ConfigDict(extra="ignore", title="Assay image reference")
+
+    uri: str = Field(min_length=1, max_length=4096, description="s3://bucket/key?versionId=…, https://host/path or file:///path")
+    sha256: Annotated[str, StringConstraints(to_lower=True, pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
+        default=None, description="SHA-256 of the image's bytes in hex; verified when given"
+    )
+    id: str | None = Field(default=None, description="image id; the header ce_id beats it")
+
+    @classmethod
+    def parse(cls, value: bytes) -> Self:
+        """Raises Rejected(bad_reference) when `value` is not a reference."""
+        try:
+            return cls.model_validate_json(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise Rejected(RejectReason.BAD_REFERENCE, f"{where}: {first['msg']}", stage="intake") from None
+
+
+class Scores(BaseModel):
+    """P(fake) of each head, in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True)
+
+    linear: Score
+    knn: Score
+    svm: Score
+
+
+class ModelRef(BaseModel):
+    """Which model gave the scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: VersionHex
+
+
+class PolicyRef(BaseModel):
+    """Which policy turned the scores into the decision."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: VersionHex
+
+
+class ImageInfo(BaseModel):
+    """What the image's header says. `width` and `height` in pixels, `bytes` the encoded size."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+
+
+class Timings(BaseModel):
+    """Milliseconds. `queued`: Kafka timestamp to first touch; None for a stage that a cache hit skipped."""
+
+    queued: float = Field(ge=0)
+    decode: float | None
+    infer: float | None
+    total: float = Field(ge=0)
+
+
+Decision = Literal["real", "fake", "review"]
+
+
+class Verdict(BaseModel):
+    """The verdict on one image, as published to `images.verdicts` and stored in Redis."""
+
+    model_config = ConfigDict(title="Assay verdict", populate_by_name=True)
+
+    schema_: Literal["assay.verdict/1"] = Field(default="assay.verdict/1", alias="schema")
+    verdict_id: uuid.UUID = Field(description="UUID 5 of image id, sha256, model version and policy version")
+    image_id: str = Field(min_length=1)
+    sha256: Sha256Hex
+    decision: Decision
+    reasons: list[str]
+    scores: Scores
+    model: ModelRef
+    policy: PolicyRef
+    image: ImageInfo
+    source: Literal["model", "cache"]
+    decided_at: str = Field(
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+        description="UTC, milliseconds",
+        json_schema_extra={"format": "date-time"},
+    )
+    timings_ms: Timings
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True)
+
+
+def verdict_id(image_id: str, sha256: str, model_version: str, policy_version: str) -> uuid.UUID:
+    """The deterministic id: the same image judged by the same model and policy is the same verdict."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, "assay:" + "\n".join([image_id, sha256, model_version, policy_version]))
+
+
+def verdict_hash(verdict: Verdict, as_json: str) -> dict[str, str]:
+    """The Redis hash `assay:verdict:<image_id>`; `as_json` is `verdict.to_json()`, made once by the caller."""
+    return {
+        "decision": verdict.decision,
+        **{f"score_{head}": repr(getattr(verdict.scores, head)) for head in HEADS},
+        "sha256": verdict.sha256,
+        "model": verdict.model.version,
+        "policy": verdict.policy.version,
+        "source": verdict.source,
+        "decided_at": verdict.decided_at,
+        "verdict_id": str(verdict.verdict_id),
+        "json": as_json,
+    }
+
+
+def verdict_headers(verdict: Verdict, group_id: str, traceparent: bytes | None) -> Headers:
+    """CloudEvents 1.0 headers (Kafka binary mode) of a verdict record."""
+    headers: Headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", str(verdict.verdict_id).encode()),
+        ("ce_source", f"assay/{group_id}".encode()),
+        ("ce_type", VERDICT_TYPE.encode()),
+        ("ce_time", verdict.decided_at.encode()),
+        ("content-type", b"application/json"),
+    ]
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent))
+    return headers
+
+
+class InvalidImageId(ValueError):
+    """The text is no image id; the message says why."""
+
+
+def check_image_id(text: str) -> str:
+    """`text` if it is an image id: 1 to 256 bytes of UTF-8 without control characters. Raises InvalidImageId."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= MAX_IMAGE_ID_BYTES:
+        raise InvalidImageId(f"an image id has 1 to {MAX_IMAGE_ID_BYTES} bytes, this one {size}")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise InvalidImageId("an image id has no control characters")
+    return text
+
+
+def resolve_image_id(record: Record, sources: Sequence[str], value_sha256: str, reference_id: str | None = None) -> str:
+    """The image id by the order in `sources` (of `ce_id`, `key`, `sha256`); a reference's own id stands right behind `ce_id`.
+
+    Raises Rejected(bad_image_id) for a source that is there and invalid; an empty one, or a key that is not UTF-8,
+    leaves the choice to the next.
+    """
+    for source in sources:
+        candidates: list[tuple[str, bytes | str | None]] = []
+        if source == "ce_id":
+            candidates = [("header ce_id", record.header("ce_id")), ("id of the reference", reference_id)]
+        elif source == "key":
+            candidates = [("record key", record.key)]
+        elif source == "sha256":
+            return value_sha256
+        for name, raw in candidates:
+            if not raw:
+                continue
+            try:
+                return check_image_id(raw.decode("utf-8") if isinstance(raw, bytes) else raw)
+            except UnicodeDecodeError:
+                if source == "key":
+                    continue
+                raise Rejected(RejectReason.BAD_IMAGE_ID, f"{name} is not UTF-8", stage="intake") from None
+            except InvalidImageId as error:
+                raise Rejected(RejectReason.BAD_IMAGE_ID, f"{name}: {error}", stage="intake") from None
+    return value_sha256
+
+
+REJECTION_HEADERS = frozenset(
+    {
+        "reject_reason",
+        "reject_stage",
+        "reject_detail",
+        "reject_attempts",
+        "original_topic",
+        "original_partition",
+        "original_offset",
+        "original_timestamp",
+        "image_id",
+        "sha256",
+        "worker_version",
+        "model_version",
+    }
+)
+
+
+def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """What the producer sent, without what a rejection added: what `replay` puts back."""
+    return [(name, value) for name, value in headers if name not in REJECTION_HEADERS]
+
+
+def rejection_headers(
+    record: Record,
+    rejected: Rejected,
+    *,
+    image_id: str | None,
+    sha256: str | None,
+    worker_version: str,
+    model_version: str | None,
+) -> Headers:
+    """All received headers, with those of this rejection in place of an earlier one's."""
+    added: dict[str, str | None] = {
+        "reject_reason": rejected.reason.value,
+        "reject_stage": rejected.stage,
+        "reject_detail": rejected.detail[:1024],
+        "reject_attempts": str(rejected.attempts),
+        "original_topic": record.topic,
+        "original_partition": str(record.partition),
+        "original_offset": str(record.offset),
+        "original_timestamp": str(record.timestamp_ms),
+        "image_id": image_id,
+        "sha256": sha256,
+        "worker_version": worker_version,
+        "model_version": model_version,
+    }
+    extra: Headers = [(name, value.encode("utf-8", "replace")) for name, value in added.items() if value is not None]
+    return without_rejection_headers(record.headers) + extra
+
+
+def cached_scores_json(scores: Scores) -> str:
+    """A field of `assay:image:<sha256>`; Python's shortest float form, so that it reads back digit for digit."""
+    return scores.model_dump_json()
+
+
+def parse_cached_scores(text: str | bytes) -> Scores | None:
+    """The scores of a cache entry, or None where the entry is not readable (then it counts as a miss)."""
+    try:
+        return Scores.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a public model, as the outside reads it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(mode="serialization")}
+
+
+def dump_json(document: Any) -> str:
+    """Pretty JSON with a closing newline: the form of every generated file."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
