@@ -1,0 +1,219 @@
+"""Every metric of the worker, in one file: name, type, labels, unit and one line of meaning (docs/metrics.md is generated from it).
+
+A `Metrics` owns its registry, so that tests and several workers in one process do not clash. Label values that are known
+beforehand are there from the start at 0: a counter that first appears at 1 loses its first step in `rate()`.
+
+Use:  metrics = Metrics(); metrics.verdicts.labels(decision="fake", source="model").inc(); metrics.model("code", "0123456789ab")
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from worker.errors import RejectReason
+from worker.telemetry.certificates import expiry_timestamp
+
+PREFIX = "assay_"
+DEPENDENCIES = ("kafka", "redis", "triton", "storage")
+STAGES = ("queued", "fetch", "decode", "infer", "publish", "total")
+BREAKER_CLOSED, BREAKER_HALF_OPEN, BREAKER_OPEN = 0, 1, 2
+
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_ITEMS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BYTES_BUCKETS = tuple(2**exponent for exponent in range(14, 29, 2))  # 16 KiB to 256 MiB
+_SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside each counter doubles the scrape and nobody reads it
+
+MetricType = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDoc:
+    """One line of docs/metrics.md. `name` is the one to query (counters end in `_total`), `unit` what one step of it is."""
+
+    name: str
+    type: MetricType
+    labels: tuple[str, ...]
+    unit: str
+    meaning: str
+
+
+class Metrics:
+    """All metrics of one worker.
+
+    `certificates`: the PEM files of the settings; their expiry is read at each scrape, so that a rotation shows at once.
+    """
+
+    def __init__(self, *, certificates: Sequence[Path] = ()) -> None:
+        self.registry = CollectorRegistry()
+        self.docs: list[MetricDoc] = []
+
+        # What came in and what became of it.
+        self.records_consumed = self._counter("records_consumed", "Records taken from the incoming topic.", unit="records")
+        self.consumed_bytes = self._counter("consumed_bytes", "Size of the values of these records.", unit="bytes")
+        self.verdicts = self._counter("verdicts", "Verdicts stored and acknowledged.", unit="verdicts", labels=("decision", "source"))
+        self.rejections = self._counter("rejections", "Rejected records, acknowledged.", unit="records", labels=("reason", "stage"))
+        self.stale_results = self._counter(
+            "stale_results", "Results dropped because their partition had been revoked; the new owner redoes them.", unit="records"
+        )
+        self.scores = self._histogram(
+            "scores", "Scores P(fake) of each head, model and cache alike: watch it for drift.", unit="1", buckets=_SCORE_BUCKETS, labels=("head",)
+        )
+
+        # Cache and coalescing.
+        self.cache_lookups = self._counter("cache_lookups", "Look-ups of an image hash, result hit or miss.", unit="look-ups", labels=("result",))
+        self.coalesced_items = self._counter(
+            "coalesced_items", "Items that waited for an equal image in work instead of a run of their own.", unit="items"
+        )
+
+        # Batches and time.
+        self.batch_items = self._histogram("batch_items", "Images in a batch handed to decoding.", unit="images", buckets=_ITEMS_BUCKETS)
+        self.batch_bytes = self._histogram("batch_bytes", "Encoded size of such a batch.", unit="bytes", buckets=_BYTES_BUCKETS)
+        self.stage_seconds = self._histogram(
+            "stage_seconds",
+            "Time of one item in a stage; queued runs from the Kafka timestamp to the first touch, total from there to the acknowledged verdict.",
+            unit="seconds",
+            buckets=_SECONDS_BUCKETS,
+            labels=("stage",),
+        )
+        self.last_progress_timestamp_seconds = self._gauge(
+            "last_progress_timestamp_seconds", "When a record was last finished, Unix time; 0 before the first.", unit="seconds"
+        )
+
+        # Flow: what is under way, and back-pressure.
+        self.flow_items = self._gauge("flow_items", "Records in work.", unit="records")
+        self.flow_items_limit = self._gauge("flow_items_limit", "Records in work at which consumption pauses.", unit="records")
+        self.flow_bytes = self._gauge("flow_bytes", "Encoded bytes in work.", unit="bytes")
+        self.flow_bytes_limit = self._gauge("flow_bytes_limit", "Encoded bytes in work at which consumption pauses.", unit="bytes")
+        self.paused = self._gauge("paused", "1 while consumption is paused.", unit="1")
+        self.pauses = self._counter("pauses", "Pauses of consumption, by cause: flow (high water) or a dependency.", unit="pauses", labels=("cause",))
+
+        # Kafka consumer.
+        self.consumer_lag = self._gauge(
+            "consumer_lag_records",
+            "Records between the committed offset and the end of the partition.",
+            unit="records",
+            labels=("topic", "partition"),
+        )
+        self.assigned_partitions = self._gauge("assigned_partitions", "Partitions assigned to this worker.", unit="partitions")
+        self.rebalances = self._counter("rebalances", "Changes of the assignment.", unit="rebalances")
+        self.commits = self._counter("commits", "Offset commits acknowledged.", unit="commits")
+        self.commit_failures = self._counter("commit_failures", "Offset commits refused or timed out; the next one covers them.", unit="commits")
+
+        # Dependencies.
+        self.dependency_up = self._gauge("dependency_up", "1 while the dependency answers.", unit="1", labels=("dependency",))
+        self.dependency_failures = self._counter("dependency_failures", "Calls that failed.", unit="calls", labels=("dependency",))
+        self.retries = self._counter("retries", "Calls made again after a failure.", unit="calls", labels=("dependency",))
+        self.breaker_state = self._gauge("breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", unit="1", labels=("dependency",))
+        self.triton_calls = self._counter("triton_calls", "Inference calls, outcome ok or error.", unit="calls", labels=("outcome",))
+        self.triton_calls_in_flight = self._gauge("triton_calls_in_flight", "Inference calls under way.", unit="calls")
+        self.fetches = self._counter(
+            "fetches", "References fetched, outcome ok, rejected or unavailable.", unit="fetches", labels=("scheme", "outcome")
+        )
+        self.fetched_bytes = self._counter("fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",))
+
+        # What runs.
+        self.model_info = self._gauge("model_info", "1 for the model in use.", unit="1", labels=("name", "version"))
+        self.policy_info = self._gauge("policy_info", "1 for the policy in use.", unit="1", labels=("name", "version"))
+        self.build_info = self._gauge("build_info", "1; the worker's version and its Python.", unit="1", labels=("version", "python"))
+
+        self._expect_labels()
+        self.docs.append(_CertificateExpiry.DOC)
+        self.registry.register(_CertificateExpiry(certificates))
+        ProcessCollector(registry=self.registry)  # process_*: memory, CPU, descriptors, under their usual names
+
+    def model(self, name: str, version: str) -> None:
+        """The model in use, in place of the one before."""
+        self.model_info.clear()
+        self.model_info.labels(name=name, version=version).set(1)
+
+    def policy(self, name: str, version: str) -> None:
+        """The policy in use, in place of the one before."""
+        self.policy_info.clear()
+        self.policy_info.labels(name=name, version=version).set(1)
+
+    def build(self, version: str) -> None:
+        """The worker's version."""
+        self.build_info.clear()
+        self.build_info.labels(version=version, python=platform.python_version()).set(1)
+
+    def forget_partition(self, topic: str, partition: int) -> None:
+        """Drop the lag of a partition that was taken away: its last value would stand for ever. Unknown ones are fine."""
+        self.consumer_lag.remove_by_labels({"topic": topic, "partition": str(partition)})
+
+    def _expect_labels(self) -> None:
+        for decision, source in itertools.product(("real", "fake", "review"), ("model", "cache")):
+            self.verdicts.labels(decision=decision, source=source)
+        for reason, stage in itertools.product(RejectReason, ("intake", "decode", "infer")):
+            self.rejections.labels(reason=reason.value, stage=stage)
+        for dependency in DEPENDENCIES:
+            self.dependency_up.labels(dependency=dependency)
+            self.dependency_failures.labels(dependency=dependency)
+            self.retries.labels(dependency=dependency)
+            self.breaker_state.labels(dependency=dependency)
+        for cause in ("flow", *DEPENDENCIES):
+            self.pauses.labels(cause=cause)
+        for result in ("hit", "miss"):
+            self.cache_lookups.labels(result=result)
+        for outcome in ("ok", "error"):
+            self.triton_calls.labels(outcome=outcome)
+        for head in ("linear", "knn", "svm"):
+            self.scores.labels(head=head)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage=stage)
+        for scheme in ("file", "https", "s3"):
+            self.fetched_bytes.labels(scheme=scheme)
+            for outcome in ("ok", "rejected", "unavailable"):
+                self.fetches.labels(scheme=scheme, outcome=outcome)
+
+    def _counter(self, name: str, meaning: str, *, unit: str, labels: tuple[str, ...] = ()) -> Counter:
+        self.docs.append(MetricDoc(f"{PREFIX}{name}_total", "counter", labels, unit, meaning))
+        return Counter(PREFIX + name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, *, unit: str, labels: tuple[str, ...] = ()) -> Gauge:
+        self.docs.append(MetricDoc(PREFIX + name, "gauge", labels, unit, meaning))
+        return Gauge(PREFIX + name, meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, *, unit: str, buckets: Sequence[float], labels: tuple[str, ...] = ()) -> Histogram:
+        self.docs.append(MetricDoc(PREFIX + name, "histogram", labels, unit, meaning))
+        return Histogram(PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
+
+
+class _CertificateExpiry(Collector):
+    """Reads the files when it is scraped. A file that cannot be read counts as expired (0): that is what it is worth."""
+
+    DOC = MetricDoc(
+        f"{PREFIX}tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        ("path",),
+        "seconds",
+        "When the first certificate of a PEM file in the settings expires, Unix time; 0 when the file cannot be read.",
+    )
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(dict.fromkeys(paths))
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self.DOC.name, self.DOC.meaning, labels=self.DOC.labels)
+        for path in self._paths:
+            try:
+                timestamp = expiry_timestamp(path)
+            except (OSError, ValueError):
+                timestamp = 0.0
+            family.add_metric([str(path)], timestamp)
+        yield family
+
+
+def metric_docs() -> Iterator[MetricDoc]:
+    """Every metric in the order of this file, for docs/metrics.md."""
+    yield from Metrics().docs
