@@ -1,0 +1,92 @@
+"""The encoder: timm's ViT-Tiny/16 from scratch, the CLS token after the final norm, 192 numbers, 5,524,416 parameters.
+
+Weights travel as `encoder.safetensors` in timm's names (float16 or float32; computed in float32). Other timm backbones are
+made here too, for the paper's baselines (`evaluate --backbone timm:<name>`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ENCODER_NAME = "vit_tiny_patch16_224"
+ENCODER_FILE = "encoder.safetensors"
+EMBEDDING_DIM = 192
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class WeightsError(ValueError):
+    """A weights folder cannot be read; the message names the file and what to do."""
+
+
+def create_encoder(*, any_size: bool = False) -> nn.Module:
+    """Float32 [N, 3, 224, 224], ImageNet-normalised -> [N, 192]. `any_size` admits 96-pixel crops by interpolating the position embeddings."""
+    return timm.create_model(ENCODER_NAME, pretrained=False, num_classes=0, dynamic_img_size=any_size)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32, as ToTensor + Normalize: (x / 255 - mean) / std."""
+    shape = (1, 3, 1, 1)
+    center = torch.tensor(mean, device=images.device).view(shape)
+    spread = torch.tensor(std, device=images.device).view(shape)
+    return (images.float() / 255 - center) / spread
+
+
+def save_encoder(encoder: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `encoder.safetensors` into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in encoder.state_dict().items()}, folder / ENCODER_FILE)
+
+
+def load_encoder(folder: str | Path) -> nn.Module:
+    """The encoder of a weights folder, float32, in evaluation mode. Raises WeightsError naming what is wrong."""
+    path = Path(folder) / ENCODER_FILE
+    if not path.is_file():
+        raise WeightsError(f"{path} is not there: give a folder made by `train.main export`, `heads` or `import-release`")
+    encoder = create_encoder()
+    try:
+        state = {name: tensor.float() for name, tensor in load_file(path).items()}
+        encoder.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{path} holds no {ENCODER_NAME} in timm's names: {str(error).splitlines()[0]}") from error
+    return encoder.eval()
+
+
+@dataclass
+class Backbone:
+    """A frozen feature extractor: `embed` maps uint8 [N, 3, S, S] to float32 [N, D]."""
+
+    name: str
+    module: nn.Module
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        device = next(self.module.parameters()).device
+        return self.module(normalise(images.to(device), self.mean, self.std)).float().cpu()
+
+
+def code_backbone(folder: str | Path) -> Backbone:
+    """The encoder of a weights folder. Raises WeightsError."""
+    return Backbone(f"code:{Path(folder).name}", load_encoder(folder), 224, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
+    """Any timm model with its own size and normalisation. Raises WeightsError for an unknown name or when its weights cannot be had."""
+    try:
+        module = timm.create_model(name, pretrained=pretrained, num_classes=0).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"timm:{name}: {str(error).splitlines()[0]} (`python -c 'import timm; print(timm.list_models())'` lists the names)"
+        ) from error
+    config = timm.data.resolve_data_config({}, model=module)
+    return Backbone(f"timm:{name}", module, int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"]))
