@@ -75,7 +75,7 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     first = {key: event[key] for key in ("time", "level", "event") if key in event}
-    return {key: _masked(key, value) for key, value in (first | event).items()}
+    return {key: _masked(key, value) for key, value in {**first, **event}.items()}
 
 
 def _masked(key: str, value: Any) -> Any:
