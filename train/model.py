@@ -15,15 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from triton_models.weights import ENCODER_FILE, MEAN, STD, WeightsError
+
 ENCODER_NAME = "vit_tiny_patch16_224"
-ENCODER_FILE = "encoder.safetensors"
-EMBEDDING_DIM = 192
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class WeightsError(ValueError):
-    """A weights folder cannot be read; the message names the file and what to do."""
 
 
 def create_encoder(*, any_size: bool = False) -> nn.Module:
@@ -31,7 +25,7 @@ def create_encoder(*, any_size: bool = False) -> nn.Module:
     return timm.create_model(ENCODER_NAME, pretrained=False, num_classes=0, dynamic_img_size=any_size)
 
 
-def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
+def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
     """uint8 [N, 3, H, W] -> float32, as ToTensor + Normalize: (x / 255 - mean) / std."""
     shape = (1, 3, 1, 1)
     center = torch.tensor(mean, device=images.device).view(shape)
@@ -77,7 +71,7 @@ class Backbone:
 
 def code_backbone(folder: str | Path) -> Backbone:
     """The encoder of a weights folder. Raises WeightsError."""
-    return Backbone(f"code:{Path(folder).name}", load_encoder(folder), 224, IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(f"code:{Path(folder).name}", load_encoder(folder), 224, MEAN, STD)
 
 
 def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
