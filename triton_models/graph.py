@@ -87,6 +87,17 @@ def fused(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
     return _model(b, "code", ["images"], ["embedding", "scores"])
 
 
+def constant(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> onnx.ModelProto:
+    """A graph that answers every image alike (embedding 0, scores 0.5), to measure what surrounds the model."""
+    b = _Builder("fp32")
+    batch = b.node("Shape", inputs[0], name="batch", start=0, end=1)
+    for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(SCORES), 0.5)}.items():
+        if output in outputs:
+            shape = b.node("Concat", batch, b.constant(f"{output}/width", np.array([width])), name=f"{output}/shape", axis=0)
+            b.node("Expand", b.constant(f"{output}/row", np.full((1, width), value)), shape, name=output)
+    return _model(b, name, list(inputs), list(outputs))
+
+
 def write(model: onnx.ModelProto, path: Path) -> list[Path]:
     """Write a graph, tensors beyond EXTERNAL_BYTES to DATA_FILE beside it; returns the files written."""
     large = any(tensor.ByteSize() > EXTERNAL_BYTES for tensor in model.graph.initializer)

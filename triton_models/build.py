@@ -1,0 +1,195 @@
+"""Builds the model repository that Triton serves, from a weights folder, atomically.
+
+    python -m triton_models.build --weights triton_models/weights/demo --flavour cpu --out REPOSITORY
+    python -m triton_models.build --check REPOSITORY        hashes, and plans against this machine's TensorRT and GPU
+
+Flavours: `cpu` (ONNX Runtime in the Python backend), `tensorrt` (plans; run it inside the serving image, on the GPU that
+serves), `null` (constant scores under the same names, to measure everything but the model). The repository appears, or
+replaces the previous one, only when it is complete; a failed build leaves the previous one as it was. Exit 1 with one line
+that names the file if something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import onnx
+
+from triton_models import configuration, graph, weights
+from triton_models.configuration import MODELS
+from triton_models.weights import WeightsError
+
+Flavour = Literal["cpu", "tensorrt", "null"]
+CodeKind = Literal["fused", "ensemble"]
+MANIFEST = "MANIFEST.json"
+SCHEMA = "assay.models/1"
+NULL_VERSION = hashlib.sha256(b"assay null model").hexdigest()[:12]
+
+
+class BuildError(Exception):
+    """A repository that cannot be built or must not be served; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may differ between machines; the model's numbers do not depend on it, except for `precision`."""
+
+    precision: graph.Precision = "fp32"
+    code: CodeKind = "fused"
+    instances: int = 1
+    threads: int = 0  # per instance; 0 shares the cores out
+
+
+def build(source: Path | None, flavour: Flavour, out: Path, options: Options | None = None) -> dict[str, Any]:
+    """Write the repository `out` from the weights folder `source` (None for `null`) and return its manifest.
+
+    Raises WeightsError for a bad folder and BuildError for what the flavour lacks here; `out` is then as it was before.
+    """
+    options = options or Options()
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BuildError(f"{out}: exists and is no model repository of ours (no {MANIFEST}); name another folder")
+    model_version, graphs = _graphs(source, flavour, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        draft.chmod(0o755)
+        for name, model in graphs.items():
+            _write_model(draft, name, model, model_version, flavour, options)
+        if options.code == "ensemble":
+            _write_ensemble(draft, model_version)
+        manifest = {
+            "schema": SCHEMA,
+            "model_version": model_version,
+            "version_number": configuration.version_number(model_version),
+            "flavour": flavour,
+            "precision": options.precision,
+            "code": options.code,
+            "files": {path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()},
+        }
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def check(repository: Path) -> dict[str, Any]:
+    """The manifest of `repository` if every file is as it was built. Raises BuildError naming the first file that is not."""
+    path = repository / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        files: dict[str, str] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build") from error
+    for name, expected in files.items():
+        file = repository / name
+        if not file.is_file():
+            raise BuildError(f"{file}: the file is missing; build the repository again")
+        if file_hash(file) != expected:
+            raise BuildError(f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again")
+    return manifest
+
+
+def replace(draft: Path, out: Path) -> None:
+    """Put the complete folder `draft` where `out` is. The old one is gone only after the new one is there."""
+    if not out.exists():
+        draft.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old)
+    try:
+        draft.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity, and the container's CPU quota where there is one (cgroup v2)."""
+    available = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            available = min(available, max(1, round(int(limit) / int(period))))
+    return available
+
+
+def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[str, dict[str, onnx.ModelProto]]:
+    if flavour == "null":
+        return NULL_VERSION, {name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"}
+    if source is None:
+        raise BuildError(f"flavour {flavour} needs --weights DIR (a folder with {weights.ENCODER_FILE} and {weights.HEADS_FILE})")
+    loaded = weights.load(source)
+    graphs = {"code_encoder": graph.encoder(loaded, options.precision), "code_heads": graph.heads(loaded)}
+    if options.code == "fused":
+        graphs["code"] = graph.fused(loaded, options.precision)
+    return loaded.version, graphs
+
+
+def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: str, flavour: Flavour, options: Options) -> None:
+    folder = draft / name / str(configuration.version_number(model_version))
+    folder.mkdir(parents=True)
+    files = graph.write(model, folder / "model.onnx")
+    if flavour == "tensorrt":
+        raise BuildError("flavour tensorrt is built by triton_models.plan")
+    shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
+    hashes = {path.name: file_hash(path) for path in files}
+    threads = options.threads or max(1, cores() // options.instances)
+    text = configuration.python_model(name, model_version, hashes, instances=options.instances, threads=threads)
+    (draft / name / "config.pbtxt").write_text(text)
+
+
+def _write_ensemble(draft: Path, model_version: str) -> None:
+    # Triton wants the version's folder, git and many copy tools drop empty ones.
+    folder = draft / "code" / str(configuration.version_number(model_version))
+    folder.mkdir(parents=True)
+    (folder / ".keep").touch()
+    (draft / "code" / "config.pbtxt").write_text(configuration.ensemble(model_version))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m triton_models.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights folder (see triton_models/weights.py)")
+    parser.add_argument("--flavour", choices=get_args(Flavour), default="cpu")
+    parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
+    parser.add_argument("--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products")
+    parser.add_argument("--code", choices=get_args(CodeKind), default="fused", help="`code` as one graph, or as an ensemble of its parts")
+    parser.add_argument("--instances", type=int, default=Options.instances, help="CPU: copies of each model (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU: threads per copy (default: the cores, shared out)")
+    parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")
+    options = parser.parse_args(arguments)
+    if (options.check is None) == (options.out is None):
+        parser.error("either --out REPOSITORY or --check REPOSITORY is needed")
+    try:
+        if options.check:
+            manifest, where, verb = check(options.check), options.check, "is whole"
+        else:
+            chosen = Options(options.precision, options.code, options.instances, options.threads)
+            manifest, where, verb = build(options.weights, options.flavour, options.out, chosen), options.out, "written"
+    except (WeightsError, BuildError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

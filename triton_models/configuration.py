@@ -1,0 +1,118 @@
+"""Triton's configurations, as text: one function per kind of model, so that flavours can differ only where they mean to.
+
+A model's numbered version folder is its `model_version` read as a hexadecimal number: every answer of the server then names
+the weights that gave it (`InferResponse.model_version`), whatever is being loaded at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from triton_models.weights import IMAGE_PX, SCORES, WIDTH
+
+MAX_BATCH = 256
+TENSORS = {
+    "images": ("TYPE_UINT8", f"{IMAGE_PX}, {IMAGE_PX}, 3"),
+    "embedding": ("TYPE_FP32", f"{WIDTH}"),
+    "scores": ("TYPE_FP32", f"{len(SCORES)}"),
+}
+# What each model takes and gives.
+MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "code": (("images",), ("embedding", "scores")),
+    "code_encoder": (("images",), ("embedding",)),
+    "code_heads": (("embedding",), ("scores",)),
+}
+# Level 1 is the worker's traffic, level 2 what may wait for it (a shadow version). A request that has waited longer than its
+# sender will (30 s unless it says otherwise) is refused instead of being computed for nobody.
+SCHEDULING = """dynamic_batching {{
+  preferred_batch_size: [ {preferred} ]
+  max_queue_delay_microseconds: {delay}
+  priority_levels: 2
+  default_priority_level: 1
+  default_queue_policy {{ timeout_action: REJECT default_timeout_microseconds: 30000000 allow_timeout_override: true }}
+}}
+"""
+
+
+def version_number(model_version: str) -> int:
+    """The numbered folder of a model version: 12 hex digits as a number."""
+    return int(model_version, 16)
+
+
+def python_model(name: str, model_version: str, files: Mapping[str, str], *, instances: int, threads: int) -> str:
+    """CPU: the Python backend over ONNX Runtime. `files` are name -> SHA-256, checked at start; `threads` per instance."""
+    parameters = {"files": json.dumps(files), "threads": str(threads)}
+    # Merging beyond 32 gains nothing on a CPU and makes everybody wait for the whole batch.
+    scheduling = SCHEDULING.format(preferred="8, 16, 32", delay=1000)
+    return (
+        _head(name, 'backend: "python"', model_version)
+        + f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]\n"
+        + scheduling
+        + _warm_up(name, [1])
+        + _parameters(model_version, parameters)
+    )
+
+
+def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str, instances: int = 2) -> str:
+    """GPU: a TensorRT plan, found by the GPU's compute capability alone, so that another GPU finds none instead of a wrong one."""
+    scheduling = SCHEDULING.format(preferred="32, 64, 128, 256", delay=500)
+    return (
+        _head(name, 'backend: "tensorrt"', model_version)
+        + 'default_model_filename: "no-plan-for-this-gpu--rebuild-with-python-m-triton_models.build"\n'
+        + f'cc_model_filenames [ {{ key: "{capability}" value: "{plan}" }} ]\n'
+        + f"instance_group [ {{ kind: KIND_GPU count: {instances} }} ]\n"
+        + scheduling
+        + "optimization { cuda { graphs: false } input_pinned_memory { enable: true } output_pinned_memory { enable: true } }\n"
+        + _warm_up(name, [1, 32, MAX_BATCH])
+        + _parameters(model_version, {})
+    )
+
+
+def ensemble(model_version: str) -> str:
+    """`code` as code_encoder followed by code_heads, both pinned to the version of the same weights."""
+    number = version_number(model_version)
+    return (
+        _head("code", 'platform: "ensemble"', model_version)
+        + f"""ensemble_scheduling {{ step [
+  {{ model_name: "code_encoder" model_version: {number}
+    input_map {{ key: "images" value: "images" }} output_map {{ key: "embedding" value: "embedding" }} }},
+  {{ model_name: "code_heads" model_version: {number}
+    input_map {{ key: "embedding" value: "embedding" }} output_map {{ key: "scores" value: "scores" }} }}
+] }}
+"""
+        + _parameters(model_version, {})
+    )
+
+
+def _head(name: str, kind: str, model_version: str) -> str:
+    inputs, outputs = MODELS[name]
+    return (
+        f'name: "{name}"\n{kind}\nmax_batch_size: {MAX_BATCH}\n'
+        + _tensors("input", inputs)
+        + _tensors("output", outputs)
+        + f"version_policy {{ specific {{ versions: [ {version_number(model_version)} ] }} }}\n"
+    )
+
+
+def _tensors(side: str, names: Sequence[str]) -> str:
+    lines = [f'  {{ name: "{name}" data_type: {TENSORS[name][0]} dims: [ {TENSORS[name][1]} ] }}' for name in names]
+    return f"{side} [\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _warm_up(name: str, sizes: Sequence[int]) -> str:
+    (tensor,) = MODELS[name][0]
+    data_type, dims = TENSORS[tensor]
+    entries = [
+        f'  {{ name: "{size}" batch_size: {size}\n'
+        f'    inputs {{ key: "{tensor}" value {{ data_type: {data_type} dims: [ {dims} ] zero_data: true }} }} }}'
+        for size in sizes
+    ]
+    return "model_warmup [\n" + ",\n".join(entries) + "\n]\n"
+
+
+def _parameters(model_version: str, parameters: Mapping[str, str]) -> str:
+    entries = {"model_version": model_version, **parameters}
+    # JSON's quoting is a subset of the text format's.
+    lines = [f'  {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}' for key, value in entries.items()]
+    return "parameters [\n" + ",\n".join(lines) + "\n]\n"
