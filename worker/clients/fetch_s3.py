@@ -47,10 +47,13 @@ class S3Source:
         except ImportError as error:
             problem = f"{variable('references', 'schemes')}={','.join(settings.schemes)}: s3 needs boto3; run pip install 'assay-worker[s3]'"
             raise SettingsError([problem]) from error
+        secret = settings.s3_secret_access_key
+        if (settings.s3_access_key_id is None) != (secret is None):
+            names = (variable("references", "s3_access_key_id"), variable("references", "s3_secret_access_key"))
+            raise SettingsError([f"{names[0]}: {names[1]} belongs to it; set both, or neither for the usual AWS chain"])
         self._errors = exceptions
         self._clock = clock
         self._where = settings.s3_endpoint_url or f"S3 in {settings.s3_region or 'the default region'}"
-        secret = settings.s3_secret_access_key
         seconds = settings.timeout_ms / 1000
         try:
             self._client = boto3.client(
@@ -69,8 +72,9 @@ class S3Source:
                 ),
             )
         except (ValueError, exceptions.BotoCoreError) as error:
-            names = f"{variable('references', 's3_endpoint_url')}={settings.s3_endpoint_url!r}, {variable('references', 's3_region')}={settings.s3_region!r}"
-            raise SettingsError([f"{names}: {error}"]) from error
+            endpoint = f"{variable('references', 's3_endpoint_url')}={settings.s3_endpoint_url!r}"
+            region = f"{variable('references', 's3_region')}={settings.s3_region!r}"
+            raise SettingsError([f"{endpoint}, {region}: {error}"]) from error
 
     def read(self, target: S3Target, deadline: float, collect: Collect) -> bytes:
         """The object's bytes. Raises Rejected, Unavailable, or Broken for what is worth another try.

@@ -128,12 +128,9 @@ class Rules:
         if url.userinfo:
             _denied("user and password in a URL are not allowed")
         try:
-            host = _normalised_host(url.raw_host.decode("ascii"))
+            host, port = _normalised_host(url.raw_host.decode("ascii")), _port(url)
         except ValueError as error:
-            _bad(f"host of the uri: {error}")
-        port = HTTPS_PORT if url.port is None else url.port
-        if port == 0:
-            _bad("port 0 of the uri is no port")
+            _bad(f"the uri names no host: {error}")
         matching = [entry for entry in self._hosts if entry.matches(host, port)]
         if not matching:
             _denied(f"host {host_port(host, port)} is not on the list; {variable('references', 'https_hosts')} allows it")
@@ -213,9 +210,14 @@ def _allowed_host(entry: str) -> _AllowedHost:
     host = _normalised_host(url.raw_host.decode("ascii"))
     if below and _is_address(host):
         raise ValueError("a wildcard cannot stand before an address")
-    if url.port == 0:
-        raise ValueError("port 0 is no port")
-    return _AllowedHost(host, HTTPS_PORT if url.port is None else url.port, below)
+    return _AllowedHost(host, _port(url), below)
+
+
+def _port(url: httpx.URL) -> int:
+    port = HTTPS_PORT if url.port is None else url.port
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{port} is no port")
+    return port
 
 
 def _normalised_host(host: str) -> str:
