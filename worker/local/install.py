@@ -139,8 +139,8 @@ def _is_usable(environment: Path) -> bool:
 def _check_platform() -> None:
     machine, libc = os.uname().machine, os.confstr("CS_GNU_LIBC_VERSION") or "no glibc"
     release = [int(part) for part in libc.removeprefix("glibc ").split(".")] if libc.startswith("glibc ") else []
-    if os.uname().sysname != "Linux" or machine not in ("x86_64", "aarch64") or release < [2, 35]:
-        raise Unavailable("triton", f"the local server needs Linux with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}")
+    if os.uname().sysname != "Linux" or machine != "x86_64" or release < [2, 35]:
+        raise Unavailable("triton", f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}")
 
 
 def _make_environment(python: Path, environment: Path) -> None:

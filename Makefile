@@ -1,0 +1,62 @@
+# The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-all demo test test-unit test-integration lint format bench docs stack-up stack-down clean
+SHELL := /bin/bash
+PY := .venv/bin/python
+WORKER := .venv/.assay-worker
+ALL := .venv/.assay-all
+# Options for pytest, for example: make test PYTEST="-k stack -x"
+PYTEST ?=
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(WORKER): requirements/worker.lock requirements/overrides.txt pyproject.toml
+	@requirements/setup.sh worker
+	@touch $@
+
+$(ALL): requirements/all.lock requirements/overrides.txt pyproject.toml
+	@requirements/setup.sh all
+	@touch $@ $(WORKER)
+
+setup: $(WORKER) ## install the worker and the local stack, no torch
+	@$(PY) -m worker.local.install
+
+setup-all: $(ALL) setup ## the same with training and the development tools
+
+demo: setup ## everything at once: stack, worker, sample images, verdict table
+	@$(PY) -m worker demo
+
+test: setup-all ## all tests; the integration tests start real servers and end them
+	@$(PY) -m pytest $(PYTEST)
+
+test-unit: setup-all ## the tests that need no servers
+	@$(PY) -m pytest -n 2 -m "not integration" $(PYTEST)
+
+test-integration: setup-all ## the tests on real servers
+	@$(PY) -m pytest -m integration $(PYTEST)
+
+lint: $(ALL) ## formatting, rules, types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+format: $(ALL) ## put the formatting right, and what the rules can
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+bench: setup ## load and efficiency report
+	@$(PY) -m worker bench
+
+docs: $(ALL) ## write the generated pages
+	@$(PY) -m docs.generate
+
+stack-up: setup ## start Kafka, Redis and Triton here and leave them running
+	@$(PY) -m worker stack up
+
+stack-down: ## stop them; the data stays
+	@$(PY) -m worker stack down
+
+clean: ## stop the stack, remove what was installed and written
+	@if [ -x $(PY) ] && [ -e .assay/stack ]; then $(PY) -m worker stack down; fi
+	rm -rf .venv .assay .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
