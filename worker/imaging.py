@@ -169,7 +169,7 @@ def peek(data: bytes, *, stage: str = "intake") -> ImageInfo:
             size = _size_by_pillow(data, name)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
+        except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
             unknown = name == "avif" and data[8:12] not in (b"avif", b"avis")
             reason = RejectReason.UNSUPPORTED_FORMAT if unknown else RejectReason.CORRUPT
             raise Rejected(reason, f"the {name} header cannot be read ({type(error).__name__})", stage=stage) from None
