@@ -356,6 +356,15 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None, o
     return settings
 
 
+def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None) -> set[tuple[str, str]]:
+    """(group, field) of every setting that the environment or the file sets."""
+    values: dict[str, dict[str, Any]] = {}
+    if config is not None:
+        _read_file(config, values, {}, [])
+    _read_environment(os.environ if environ is None else environ, values, {}, [])
+    return {(group, name) for group, names in values.items() for name in names}
+
+
 def _read_file(config: Path, values: dict[str, dict[str, Any]], origin: dict[tuple[str, str], str], problems: list[str]) -> None:
     try:
         document = tomllib.loads(config.read_text(encoding="utf-8"))

@@ -51,7 +51,7 @@ class MetricDoc:
 class Metrics:
     """All metrics of one worker.
 
-    `certificates`: the PEM files of the settings; their expiry is read at each scrape, so that a rotation shows at once.
+    `certificates`: the PEM files of the settings (`certificate_files`); their expiry is read at each scrape, so that a rotation shows at once.
     """
 
     def __init__(self, *, certificates: Sequence[Path] = ()) -> None:
@@ -201,7 +201,7 @@ class _CertificateExpiry(Collector):
     )
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(dict.fromkeys(paths))
+        self._paths = tuple(paths)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(self.DOC.name, self.DOC.meaning, labels=self.DOC.labels)

@@ -1,0 +1,83 @@
+"""`check`: are the settings valid, the servers reachable, the topics and the model there? One line each, for a person or a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from worker.clients import kafka
+from worker.clients.redis import Store
+from worker.clients.triton import InferenceFailed, Triton
+from worker.errors import SettingsError, Unavailable
+from worker.policy import load_policy
+from worker.settings import Settings, variable
+from worker.stages.infer import CANARY
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table. `hint`: what to change or run, where it is not well."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, whatever fails on the way."""
+    yield from _policy(settings)
+    yield from _kafka(settings)
+    yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
+    yield _attempt("triton", lambda: _triton(settings), f"set {variable('triton', 'url')}, or start one: make stack-up")
+
+
+def _attempt(name: str, look: Callable[[], str], hint: str) -> Finding:
+    try:
+        return Finding(name, ok=True, detail=look())
+    except (Unavailable, InferenceFailed) as error:
+        return Finding(name, ok=False, detail=error.detail if isinstance(error, Unavailable) else str(error), hint=hint)
+
+
+def _policy(settings: Settings) -> Iterator[Finding]:
+    try:
+        policy = load_policy(settings.policy.path)
+    except SettingsError as error:
+        yield Finding("policy", ok=False, detail=str(error), hint="see docs/policy.md")
+    else:
+        detail = f"{policy.name} {policy.ref.version}: fake from {policy.fake_from:g}, real below {policy.real_below:g} of {policy.head}"
+        yield Finding("policy", ok=True, detail=detail)
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    hint = f"set {variable('kafka', 'bootstrap_servers')}, or start one: make stack-up"
+    try:
+        found = {topic.name: topic.partitions for topic in kafka.topics(settings.kafka)}
+    except Unavailable as error:
+        yield Finding("kafka", ok=False, detail=error.detail, hint=hint)
+        return
+    yield Finding("kafka", ok=True, detail=f"{', '.join(settings.kafka.bootstrap_servers)}, {len(found)} topics")
+    for field in ("incoming_topic", "verdicts_topic", "rejected_topic"):
+        name = getattr(settings.kafka, field)
+        there = name in found
+        detail = f"{found[name]} partitions" if there else "not there"
+        yield Finding(f"topic {name}", ok=there, detail=detail, hint="" if there else f"create it, or set {variable('kafka', field)}")
+
+
+def _redis(settings: Settings) -> str:
+    store = Store(settings.redis)
+    try:
+        store.ping()
+    finally:
+        store.close()
+    return "answers"
+
+
+def _triton(settings: Settings) -> str:
+    triton = Triton(settings.triton, 1)
+    try:
+        version = triton.model_version()
+        triton.infer(CANARY, timeout_s=10.0)
+    finally:
+        triton.close()
+    return f"{triton.address}, model {settings.triton.model_name} version {version} scores"

@@ -1,0 +1,360 @@
+"""Kafka through kafka-python: one consumer owned by the poll thread, one producer, and what commands need to look at topics.
+
+The only file that imports kafka. kafka-python's consumer is not thread-safe: only the poll thread may touch `Consumer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata
+
+from worker.contract import Headers, Record
+from worker.errors import Unavailable
+from worker.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+_BOOTSTRAP_TIMEOUT_MS = 3_000
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    """Options that every client shares."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "client_id": settings.client_id,
+        "security_protocol": settings.security_protocol,
+        "request_timeout_ms": settings.request_timeout_ms,
+        "bootstrap_timeout_ms": _BOOTSTRAP_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 1_000,
+    }
+    if "SSL" in settings.security_protocol:
+        options |= {
+            "ssl_cafile": _path(settings.ssl_ca_path),
+            "ssl_certfile": _path(settings.ssl_cert_path),
+            "ssl_keyfile": _path(settings.ssl_key_path),
+            "ssl_password": settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else None,
+            "ssl_check_hostname": settings.ssl_check_hostname,
+        }
+    if settings.security_protocol.startswith("SASL"):
+        assert settings.sasl_password is not None
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }
+    return options
+
+
+def _path(path: object) -> str | None:
+    return None if path is None else str(path)
+
+
+def _explain(settings: KafkaSettings, error: BaseException) -> str:
+    """kafka-python gives one text for a broker that is down, a wrong password and a missing certificate: name the candidates."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, KafkaTimeoutError) and settings.security_protocol != "PLAINTEXT":
+        text += f" (no broker there, or {settings.security_protocol} refused: check ASSAY_KAFKA__SASL_*, ASSAY_KAFKA__SSL_*)"
+    return text
+
+
+@contextlib.contextmanager
+def _unavailable(settings: KafkaSettings) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise Unavailable("kafka", f"{', '.join(settings.bootstrap_servers)}: {_explain(settings, error)}") from error
+
+
+def is_reachable(settings: KafkaSettings, timeout_s: float = 1.0) -> bool:
+    """Does any bootstrap server accept a TCP connection? Cheap enough for a health check."""
+    for server in settings.bootstrap_servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]") or server, int(port) if host else 9092), timeout_s).close()
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes rebalances on as partition numbers. Runs on the client's I/O thread: the callbacks must not block."""
+
+    def __init__(self, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[list[int]], None]) -> None:
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._on_assigned(sorted(tp.partition for tp in assigned))
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._on_revoked(sorted(tp.partition for tp in revoked))
+
+
+class Consumer:
+    """The group's consumer of the incoming topic. Every method belongs to the poll thread.
+
+    `on_assigned` and `on_revoked` get partition numbers, from inside `poll` and `close`.
+    Raises Unavailable where no broker answers.
+    """
+
+    def __init__(self, settings: KafkaSettings, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[list[int]], None]) -> None:
+        self._settings = settings
+        self._topic = settings.incoming_topic
+        self._paused = False
+        self._on_assigned = on_assigned
+        with _unavailable(settings):
+            self._consumer = KafkaConsumer(
+                **_connection(settings),
+                metrics_enabled=False,
+                group_id=settings.group_id,
+                group_instance_id=settings.group_instance_id,
+                enable_auto_commit=False,
+                auto_offset_reset=settings.auto_offset_reset,
+                session_timeout_ms=settings.session_timeout_ms,
+                heartbeat_interval_ms=settings.heartbeat_interval_ms,
+                max_poll_interval_ms=settings.max_poll_interval_ms,
+                fetch_max_bytes=settings.fetch_max_bytes,
+                max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
+                # Named alone: a group cannot mix cooperative and eager assignors.
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                metadata_max_age_ms=30_000,
+                retry_backoff_ms=100,
+            )
+            self._consumer.subscribe([self._topic], listener=_Listener(self._assigned, on_revoked))
+
+    def _assigned(self, partitions: list[int]) -> None:
+        if self._paused and partitions:  # new partitions start un-paused, whatever the back-pressure says
+            self._consumer.pause(*[TopicPartition(self._topic, partition) for partition in partitions])
+        self._on_assigned(partitions)
+
+    def poll(self, timeout_ms: int, max_records: int) -> list[Record]:
+        """Up to `max_records` records, in order within each partition; also drives heartbeats and rebalances."""
+        with _unavailable(self._settings):
+            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+        return [
+            Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
+            for records in polled.values()
+            for r in records
+        ]
+
+    def set_paused(self, paused: bool) -> None:
+        """Stop or go on fetching; polling goes on either way, so the group keeps us."""
+        self._paused = paused
+        assigned = self._consumer.assignment()
+        if assigned:
+            (self._consumer.pause if paused else self._consumer.resume)(*assigned)
+
+    @property
+    def assignment(self) -> list[int]:
+        return sorted(tp.partition for tp in self._consumer.assignment())
+
+    def waiting(self) -> dict[int, int]:
+        """Records of each assigned partition that have not been polled yet, as far as the last fetch told."""
+        waiting = {}
+        for tp in self._consumer.assignment():
+            end = self._consumer.highwater(tp)
+            if end is not None:
+                with contextlib.suppress(KafkaError):  # no position yet: the next look will have it
+                    position = self._consumer.position(tp, timeout_ms=0)
+                    waiting[tp.partition] = max(0, end - (end if position is None else position))
+        return waiting
+
+    def commit(self, offsets: Mapping[int, int], timeout_ms: int) -> bool:
+        """Commit one past the last finished offset of each partition. False where the group has moved on without us."""
+        wanted = {TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        try:
+            with _unavailable(self._settings):
+                self._consumer.commit(wanted, timeout_ms=timeout_ms)
+        except Unavailable as error:
+            if isinstance(error.__cause__, CommitFailedError):
+                log.warning("commit_refused", reason="the group rebalanced; the new owner redoes the records", offsets=dict(offsets))
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Leave the group at once, so that others take over without waiting for the session to end."""
+        self._consumer.close(autocommit=False, timeout_ms=5_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to produce. A null header value becomes empty: kafka-python cannot write one."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Producer:
+    """Produces and waits for the acknowledgement of all in-sync replicas; a failed producer is made anew.
+
+    Raises Unavailable where no broker answers.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: KafkaProducer | None = None
+        self._connect()
+
+    def _connect(self) -> KafkaProducer:
+        if self._producer is None:
+            with _unavailable(self._settings):
+                self._producer = KafkaProducer(
+                    **_connection(self._settings),
+                    metrics_enabled=False,
+                    acks="all",
+                    enable_idempotence=True,
+                    linger_ms=0,
+                    batch_size=256 * 1024,
+                    max_request_size=self._settings.max_request_bytes,
+                    max_block_ms=5_000,
+                    delivery_timeout_ms=self._settings.request_timeout_ms + 5_000,
+                )
+        return self._producer
+
+    def produce(self, records: Sequence[Outgoing]) -> list[int]:
+        """Send `records` and wait for them. Returns the indices of those that were NOT acknowledged.
+
+        Raises Unavailable where none could be, or where a record is too large for its topic.
+        """
+        producer = self._connect()
+        futures = []
+        failed: list[int] = []
+        error: BaseException | None = None
+        for index, record in enumerate(records):
+            value = b"" if record.value is None and record.key is None else record.value  # a record needs one of the two
+            headers = [(name, b"" if content is None else content) for name, content in record.headers]
+            try:
+                futures.append((index, producer.send(record.topic, value=value, key=record.key, headers=headers)))
+            except (KafkaError, OSError) as raised:
+                failed.append(index)
+                error = raised
+                if not isinstance(raised, MessageSizeTooLargeError):
+                    failed.extend(range(index + 1, len(records)))
+                    break
+        deadline = time.monotonic() + (self._settings.request_timeout_ms + 5_000) / 1000
+        for index, future in futures:
+            try:
+                future.get(timeout=max(0.001, deadline - time.monotonic()))
+            except (KafkaError, OSError) as raised:
+                failed.append(index)
+                error = raised
+        if error is not None:
+            self._after_failure(error, records, failed)
+        return sorted(failed)
+
+    def _after_failure(self, error: BaseException, records: Sequence[Outgoing], failed: Sequence[int]) -> None:
+        if isinstance(error, MessageSizeTooLargeError):
+            topics = ", ".join(sorted({records[index].topic for index in failed}))
+            largest = max(len(records[index].value or b"") for index in failed)
+            detail = f"{topics} refuses a record of {largest} bytes: raise the topic's max.message.bytes and ASSAY_KAFKA__MAX_REQUEST_BYTES"
+        else:
+            detail = f"{', '.join(self._settings.bootstrap_servers)}: {_explain(self._settings, error)}"
+            # An idempotent producer that gave a record up may refuse all later ones: begin with a new one.
+            self._discard()
+        log.warning("produce_failed", failed=len(failed), of=len(records), error=detail)
+        if len(failed) == len(records):
+            raise Unavailable("kafka", detail) from error
+
+    def _discard(self) -> None:
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            with contextlib.suppress(KafkaError, OSError):
+                producer.close(timeout=0)
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=5)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What the broker says of a topic."""
+
+    name: str
+    partitions: int
+
+
+def topics(settings: KafkaSettings) -> list[TopicInfo]:
+    """The topics of the cluster. Raises Unavailable where no broker answers."""
+    with _unavailable(settings):
+        admin = KafkaAdminClient(**_connection(settings))
+        try:
+            return [TopicInfo(found["name"], len(found["partitions"])) for found in admin.describe_topics()]
+        finally:
+            admin.close()
+
+
+def create_topics(settings: KafkaSettings, names: Iterable[str], partitions: int, configs: Mapping[str, str] | None = None) -> None:
+    """Create the topics that are missing, with one replica: for development and benchmarks."""
+    with _unavailable(settings):
+        admin = KafkaAdminClient(**_connection(settings))
+        try:
+            for name in names:
+                with contextlib.suppress(TopicAlreadyExistsError):
+                    admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(configs or {}))])
+        finally:
+            admin.close()
+
+
+class Reader:
+    """Reads a topic without a group, each partition from a place in time: for `send --wait` and `replay`.
+
+    Raises Unavailable where no broker answers or the topic is not there.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int | None = None, *, from_end: bool = False) -> None:
+        self._settings = settings
+        with _unavailable(settings):
+            self._consumer = KafkaConsumer(**_connection(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes)
+            numbers = self._consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise Unavailable("kafka", f"topic {topic} is not there")
+            self._partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            self._consumer.assign(self._partitions)
+            self.end = {tp.partition: offset for tp, offset in self._consumer.end_offsets(self._partitions).items()}
+            self._seek(since_ms, from_end=from_end)
+
+    def _seek(self, since_ms: int | None, *, from_end: bool) -> None:
+        if from_end:
+            for tp in self._partitions:
+                self._consumer.seek(tp, self.end[tp.partition])
+        elif since_ms is None:
+            self._consumer.seek_to_beginning(*self._partitions)
+        else:
+            places = self._consumer.offsets_for_times(dict.fromkeys(self._partitions, since_ms))
+            for tp in self._partitions:
+                place = places.get(tp)
+                self._consumer.seek(tp, self.end[tp.partition] if place is None else place.offset)
+
+    def poll(self, timeout_ms: int = 500, max_records: int = 64) -> list[Record]:
+        with _unavailable(self._settings):
+            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+        return [
+            Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
+            for records in polled.values()
+            for r in records
+        ]
+
+    def until_end(self) -> Iterator[Record]:
+        """All records up to where the topic ended when the reader was made."""
+        while any(self._consumer.position(tp) < self.end[tp.partition] for tp in self._partitions):
+            for record in self.poll():
+                if record.offset < self.end[record.partition]:
+                    yield record
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)

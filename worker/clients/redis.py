@@ -1,0 +1,209 @@
+"""Redis: verdicts, the hash cache, and the queries on both. The only file that imports redis.
+
+Every call raises Unavailable for whatever keeps the server from answering (down, loading, read-only, out of memory,
+wrong password): the caller waits. Writes go out as one pipeline, a transaction for each key where the deployment is
+not a cluster, so that a key never stays without its lifetime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import structlog
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from worker.contract import ImageInfo, Scores, Verdict, cached_scores_json, parse_cached_scores, verdict_hash
+from worker.errors import Unavailable
+from worker.settings import RedisSettings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """Scores of these bytes by one model version, and what their header says."""
+
+    scores: Scores
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """A cache entry to write. `image_id`: the latest id of these bytes."""
+
+    sha256: str
+    image_id: str
+    model_version: str
+    scores: Scores
+    image: ImageInfo
+
+
+def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_ms / 1000,
+        "socket_connect_timeout": timeout_ms / 1000,
+        "decode_responses": True,
+        # One policy of retries in one place: retry.py. (The client's own would multiply the deadline.)
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if settings.username:
+        options["username"] = settings.username
+    if settings.password:
+        options["password"] = settings.password.get_secret_value()
+    url = settings.url.get_secret_value()
+    if url.startswith("rediss://"):
+        for option, path in (
+            ("ssl_ca_certs", settings.ssl_ca_path),
+            ("ssl_certfile", settings.ssl_cert_path),
+            ("ssl_keyfile", settings.ssl_key_path),
+        ):
+            if path is not None:
+                options[option] = str(path)
+    if settings.mode == "cluster":
+        return redis.RedisCluster.from_url(url, **options)
+    if settings.mode == "sentinel":
+        hosts = [(host, int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)]
+        from_url: dict[str, Any] = redis.ConnectionPool.from_url(url).connection_kwargs
+        secret = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
+        if url.startswith("rediss://"):
+            options["ssl"] = True
+        sentinel_options = {"socket_timeout": timeout_ms / 1000, "password": secret}
+        options = {**{key: value for key, value in from_url.items() if key in {"db", "username", "password"}}, **options}
+        sentinel: Any = Sentinel
+        return sentinel(hosts, sentinel_kwargs=sentinel_options, **options).master_for(settings.sentinel_service)
+    return redis.Redis.from_url(url, **options)
+
+
+class Store:
+    """Verdicts and cache entries. Thread-safe: each call takes a connection of its own from the pool."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+        self._client: Any = None
+        self._atomic = settings.mode != "cluster"  # a transaction cannot span the slots of a cluster
+
+    def verdict_key(self, image_id: str) -> str:
+        return f"{self._settings.key_prefix}verdict:{image_id}"
+
+    def image_key(self, sha256: str) -> str:
+        return f"{self._settings.key_prefix}image:{sha256}"
+
+    def ping(self) -> None:
+        """Raises Unavailable where the server does not answer."""
+        with self._unavailable():
+            self._connected().ping()
+
+    def cached(self, sha256s: Sequence[str], model_version: str) -> list[CacheEntry | None]:
+        """The cache entry of each hash for this model version, or None."""
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=False)
+            for sha256 in sha256s:
+                pipeline.hmget(self.image_key(sha256), [model_version, "format", "width", "height"])
+            rows = pipeline.execute(raise_on_error=False)
+        return [self._entry(row) for row in rows]
+
+    def _entry(self, row: Any) -> CacheEntry | None:
+        if isinstance(row, ResponseError) and str(row).startswith("WRONGTYPE"):
+            return None  # somebody else's key: `save` will replace it
+        if isinstance(row, Exception):
+            raise Unavailable("redis", str(row)) from row
+        scores_json, image_format, width, height = row
+        scores = parse_cached_scores(scores_json) if scores_json else None
+        if scores is None or not image_format or not (width or "").isdigit() or not (height or "").isdigit():
+            return None
+        return CacheEntry(scores, image_format, int(width), int(height))
+
+    def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
+        """Write verdicts (each with its JSON) and cache entries, with their lifetimes."""
+        writes: list[tuple[str, dict[str, str], int]] = [
+            (self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl) for verdict, as_json in verdicts
+        ]
+        writes += [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
+        foreign = self._write(writes)
+        if foreign:
+            log.warning("redis_key_replaced", keys=foreign, reason="a key under our prefix had another type")
+            self._write([write for write in writes if write[0] in foreign], replace=True)
+
+    def _write(self, writes: Sequence[tuple[str, dict[str, str], int]], *, replace: bool = False) -> set[str]:
+        """Returns the keys that hold another type than a hash."""
+        if not writes:
+            return set()
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=self._atomic)
+            owners: list[str] = []
+            for key, mapping, ttl_s in writes:
+                if replace:
+                    pipeline.delete(key)
+                    owners.append(key)
+                pipeline.hset(key, mapping=mapping)
+                pipeline.expire(key, ttl_s) if ttl_s else pipeline.persist(key)
+                owners += [key, key]
+            results = pipeline.execute(raise_on_error=False)
+        foreign = set()
+        for key, result in zip(owners, results, strict=True):
+            if isinstance(result, ResponseError) and str(result).startswith("WRONGTYPE"):
+                foreign.add(key)
+            elif isinstance(result, Exception):
+                raise Unavailable("redis", str(result)) from result
+        return foreign
+
+    def verdict(self, image_id: str) -> dict[str, str]:
+        """The stored hash of a verdict; empty where there is none."""
+        with self._unavailable():
+            stored: dict[str, str] = self._connected().hgetall(self.verdict_key(image_id))
+            return stored
+
+    def verdicts(self, image_ids: Sequence[str]) -> list[dict[str, str]]:
+        """The stored hashes of many verdicts, in the order asked; empty where there is none."""
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=False)
+            for image_id in image_ids:
+                pipeline.hgetall(self.verdict_key(image_id))
+            stored: list[dict[str, str]] = pipeline.execute()
+            return stored
+
+    def latest_id(self, sha256: str) -> str | None:
+        """The latest image id with these bytes, as far as the cache remembers."""
+        with self._unavailable():
+            image_id: str | None = self._connected().hget(self.image_key(sha256), "image_id")
+            return image_id
+
+    @contextlib.contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise Unavailable("redis", f"{self._address()}: {error}") from error
+
+    def _connected(self) -> Any:
+        if self._client is None:  # a cluster's client already talks to the servers when it is made
+            self._client = _connect(self._settings, self._settings.timeout_ms)
+        return self._client
+
+    def _address(self) -> str:
+        """Where we connect to, without user and password."""
+        scheme, _, rest = self._settings.url.get_secret_value().partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+def _image_hash(image: ScoredImage) -> dict[str, str]:
+    return {
+        image.model_version: cached_scores_json(image.scores),
+        "format": image.image.format,
+        "width": str(image.image.width),
+        "height": str(image.image.height),
+        "image_id": image.image_id,
+    }

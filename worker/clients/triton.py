@@ -1,0 +1,244 @@
+"""Triton over gRPC: one client, a deadline on every call, pixels through shared memory where both share a host.
+
+The only file that imports tritonclient. It tells two kinds of failure apart: `Unavailable` (the server is away, too
+slow, or its model process has died) and `InferenceFailed` (the server is there and refuses or fails this request).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException, shared_memory
+
+from worker.errors import AssayError, Unavailable
+from worker.item import Pixels
+from worker.settings import TritonSettings
+
+log = structlog.get_logger(__name__)
+CROP_BYTES = 224 * 224 * 3
+_RELOAD_INTERVAL_S = 10.0
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "ABORTED")
+_DEAD_MODEL = re.compile(r"is not healthy|is not ready|unknown model|unloading|failed to (load|initialize)|stub process", re.IGNORECASE)
+_LOST_REGION = re.compile(r"shared memory region", re.IGNORECASE)
+
+
+class InferenceFailed(AssayError):
+    """The server answers, and fails this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """`embedding` float32 [N, 192] and `scores` float32 [N, 3] (linear, knn, svm) of one call."""
+
+    embedding: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+
+class _Region:
+    """One registered region of system shared memory: the pixels of one call at a time."""
+
+    def __init__(self, client: Any, name: str, capacity_bytes: int) -> None:
+        self.name = name
+        self._handle = shared_memory.create_shared_memory_region(name, f"/{name}", capacity_bytes)
+        self._capacity = capacity_bytes
+        self.register(client)
+
+    def register(self, client: Any) -> None:
+        with contextlib.suppress(InferenceServerException):
+            client.unregister_system_shared_memory(self.name, client_timeout=2.0)
+        client.register_system_shared_memory(self.name, f"/{self.name}", self._capacity, client_timeout=2.0)
+
+    def fill(self, tensor: Any, pixels: Pixels) -> None:
+        shared_memory.set_shared_memory_region(self._handle, [pixels])
+        tensor.set_shared_memory(self.name, pixels.nbytes)
+
+    def destroy(self, client: Any) -> None:
+        with contextlib.suppress(InferenceServerException):
+            client.unregister_system_shared_memory(self.name, client_timeout=2.0)
+        shared_memory.destroy_shared_memory_region(self._handle)
+
+
+def _remove_leftovers() -> None:
+    """Regions of workers that were killed: their name holds the process that made them."""
+    for path in Path("/dev/shm").glob("assay-*-*"):  # noqa: S108  # where POSIX shared memory lives
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+
+
+class Triton:
+    """The model `settings.model_name` behind one gRPC client; thread-safe. `batch_max_items` sizes the shared memory."""
+
+    def __init__(self, settings: TritonSettings, batch_max_items: int) -> None:
+        self._settings = settings
+        self._model = settings.model_name
+        scheme, _, address = settings.url.rpartition("://")
+        self.address = address
+        self._client: Any = grpcclient.InferenceServerClient(
+            address,
+            ssl=scheme == "grpcs",
+            root_certificates=_path(settings.ssl_ca_path),
+            private_key=_path(settings.ssl_key_path),
+            certificate_chain=_path(settings.ssl_cert_path),
+            # A server that came back is found again within a second, not after grpc's own two minutes.
+            channel_args=[
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_receive_message_length", -1),
+            ],
+        )
+        self._region_bytes = batch_max_items * CROP_BYTES
+        self._reload_lock = threading.Lock()
+        self._reloaded_at = -_RELOAD_INTERVAL_S
+        self._regions: queue.SimpleQueue[_Region | None] | None = None
+        self._regions_lock = threading.Lock()
+
+    def is_ready(self, timeout_s: float = 1.0) -> bool:
+        """Does the server say that it and the model are ready? (It says so, too, when the model's process has died.)"""
+        try:
+            return bool(self._client.is_model_ready(self._model, client_timeout=timeout_s))
+        except InferenceServerException:
+            return False
+
+    def model_version(self, timeout_s: float = 2.0) -> str:
+        """The parameter `model_version` of the model, 12 hex digits. Raises Unavailable."""
+        try:
+            config = self._client.get_model_config(self._model, client_timeout=timeout_s, as_json=True)["config"]
+        except InferenceServerException as error:
+            raise Unavailable("triton", f"{self.address}: {error.message()}") from error
+        version: str = config.get("parameters", {}).get("model_version", {}).get("string_value", "")
+        if not re.fullmatch(r"[0-9a-f]{12}", version):
+            raise Unavailable(
+                "triton", f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); build it with triton_models.build"
+            )
+        return version
+
+    def infer(self, pixels: Pixels, *, timeout_s: float | None = None) -> Inference:
+        """Scores of `pixels`, uint8 [N, 224, 224, 3]. Raises Unavailable or InferenceFailed."""
+        tensor = grpcclient.InferInput("images", list(pixels.shape), "UINT8")
+        with self._region(pixels.nbytes) as region:
+            try:
+                return self._infer(tensor, pixels, region, timeout_s)
+            except InferenceServerException as error:
+                if region is None or not _LOST_REGION.search(error.message()):
+                    raise self._failure(error) from error
+            try:  # the server was started anew and has forgotten the region
+                region.register(self._client)
+                return self._infer(tensor, pixels, region, timeout_s)
+            except InferenceServerException as error:
+                raise self._failure(error) from error
+
+    def _infer(self, tensor: Any, pixels: Pixels, region: _Region | None, timeout_s: float | None) -> Inference:
+        if region is None:
+            tensor.set_data_from_numpy(pixels)
+        else:
+            region.fill(tensor, pixels)
+        result = self._client.infer(
+            self._model,
+            [tensor],
+            # `scores` alone is refused by ensembles of Triton 24.10, because `embedding` also feeds a step.
+            outputs=[grpcclient.InferRequestedOutput("embedding"), grpcclient.InferRequestedOutput("scores")],
+            client_timeout=timeout_s or self._settings.deadline_ms / 1000,
+        )
+        scores, embedding = result.as_numpy("scores"), result.as_numpy("embedding")
+        if scores is None or scores.shape != (len(pixels), 3) or embedding is None:
+            got = None if scores is None else scores.shape
+            raise Unavailable("triton", f"model {self._model} answered scores of shape {got} to {len(pixels)} images: broken server environment?")
+        return Inference(embedding, scores)
+
+    def _failure(self, error: InferenceServerException) -> AssayError:
+        status, message = error.status() or "", error.message() or ""
+        if any(code in status for code in _AWAY) or _DEAD_MODEL.search(message):
+            if _DEAD_MODEL.search(message) and self._settings.reload_unhealthy:
+                self._reload()
+            return Unavailable("triton", f"{self.address}: {message}")
+        return InferenceFailed(f"{status} {message}".strip())
+
+    def _reload(self) -> None:
+        """A killed Python stub is never restarted by the server (2.51), while it goes on calling itself ready: only loading anew heals it."""
+        with self._reload_lock:
+            if time.monotonic() - self._reloaded_at < _RELOAD_INTERVAL_S:
+                return
+            self._reloaded_at = time.monotonic()
+        try:
+            for part in self._parts():
+                self._client.unload_model(part, client_timeout=10.0)
+            self._client.load_model(self._model, client_timeout=30.0)
+            log.warning("model_reloaded", model=self._model, reason="its process in the server had died")
+        except InferenceServerException as error:
+            log.warning("model_reload_refused", model=self._model, error=error.message())
+
+    def _parts(self) -> list[str]:
+        """The model and the models it is made of, the whole first."""
+        config = self._client.get_model_config(self._model, client_timeout=2.0, as_json=True)["config"]
+        steps = config.get("ensemble_scheduling", {}).get("step", [])
+        return [self._model, *(step["model_name"] for step in steps)]
+
+    @contextlib.contextmanager
+    def _region(self, size_bytes: int) -> Iterator[_Region | None]:
+        regions = self._regions or self._make_regions()
+        region = regions.get()
+        try:
+            yield region if size_bytes <= self._region_bytes else None
+        finally:
+            regions.put(region)
+
+    def _make_regions(self) -> queue.SimpleQueue[_Region | None]:
+        with self._regions_lock:
+            if self._regions is None:
+                regions: queue.SimpleQueue[_Region | None] = queue.SimpleQueue()
+                for region in self._registered():
+                    regions.put(region)
+                self._regions = regions
+            return self._regions
+
+    def _registered(self) -> list[_Region | None]:
+        count = self._settings.calls_in_flight + 1  # one for the canary
+        host = self.address.rpartition(":")[0]
+        wanted = self._settings.shared_memory
+        if wanted == "off" or (wanted == "auto" and host not in ("localhost", "127.0.0.1", "[::1]")):
+            return [None] * count
+        made: list[_Region | None] = []
+        try:
+            _remove_leftovers()
+            while len(made) < count:
+                made.append(_Region(self._client, f"assay-{os.getpid()}-{id(self):x}-{len(made)}", self._region_bytes))
+        except (InferenceServerException, shared_memory.SharedMemoryException, OSError) as error:
+            if isinstance(error, InferenceServerException) and any(code in (error.status() or "") for code in _AWAY):
+                self._destroy(made)
+                raise Unavailable("triton", f"{self.address}: {error.message()}") from error
+            log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
+            self._destroy(made)
+            return [None] * count
+        return made
+
+    def _destroy(self, regions: list[_Region | None]) -> None:
+        for region in regions:
+            if region is not None:
+                region.destroy(self._client)
+
+    def close(self) -> None:
+        if self._regions is not None:
+            left = []
+            while not self._regions.empty():
+                left.append(self._regions.get())
+            self._destroy(left)
+        self._client.close()
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,113 @@
+"""`demo`: stack, worker, sample images, verdict table. Leaves no process behind that it started, unless told to keep the stack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from worker import settings as settings_module
+from worker import show
+from worker.clients.kafka import Producer
+from worker.errors import SettingsError, Unavailable
+from worker.local import paths, stack
+from worker.send import Waiter, find_sources, send
+
+SAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "images"
+WORKER_START_S = 60.0
+VERDICT_TIMEOUT_S = 120.0
+
+
+def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> None:
+    """Run it. Raises Unavailable where a server or the worker does not come up, SettingsError for paths that lead nowhere."""
+    if not images and not SAMPLES.is_dir():
+        raise SettingsError(["demo: the sample images come with a checkout only; name some: python -m worker demo PATH..."])
+    sources = find_sources(images or [SAMPLES])
+    directory = settings_module.load().stack.dir
+    ran_before = stack.discover(directory) is not None
+    try:
+        status = stack.up(directory, report=lambda line: err.print(line, markup=False, highlight=False))
+        port = free_port()
+        environment = {**os.environ, **status.env, "ASSAY_HTTP__PORT": str(port)}
+        settings = settings_module.load(environ=environment)
+        log_path = (directory or paths.run_directory()) / "logs" / "demo-worker.log"
+        worker = _start_worker(environment, log_path)
+        try:
+            wait_until_ready(worker, port, log_path)
+            waiter = Waiter(settings)
+            producer = Producer(settings.kafka)
+            try:
+                err.print(f"sending {len(sources)} images to {settings.kafka.incoming_topic} …")
+                sent = list(send(settings.kafka, producer, sources))
+                show.results(waiter.results(sent, timeout_s=VERDICT_TIMEOUT_S), total=len(sent), as_json=False, console=out)
+            finally:
+                producer.close()
+                waiter.close()
+        finally:
+            _stop_worker(worker)
+    finally:
+        if not keep and not ran_before:
+            stack.down(directory)
+    _what_next(out, kept=keep or ran_before, log_path=log_path)
+
+
+def _start_worker(environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", "worker", "run"], env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nothing listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def wait_until_ready(worker: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    """Until /readyz says so: images sent before would only show how long a worker takes to start. Raises Unavailable."""
+    deadline = time.monotonic() + WORKER_START_S
+    last = "no answer yet"
+    while time.monotonic() < deadline:
+        if worker.poll() is not None:
+            raise Unavailable("worker", f"it ended with exit code {worker.returncode}; its log is {log_path}")
+        try:
+            response = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2, trust_env=False)
+        except httpx.HTTPError as error:
+            last = str(error)
+        else:
+            if response.is_success:
+                return
+            last = response.text
+        time.sleep(0.1)
+    raise Unavailable("worker", f"not ready within {WORKER_START_S:.0f} s ({last.strip()}); its log is {log_path}")
+
+
+def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
+    """Drain it; a worker that does not end by itself is killed (what it had in work would be redelivered)."""
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + WORKER_START_S
+    while worker.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if worker.poll() is None:
+        worker.kill()
+        worker.wait()
+
+
+def _what_next(out: Console, *, kept: bool, log_path: Path) -> None:
+    out.print(f"\nThe worker's log: {log_path}", highlight=False)
+    if not kept:
+        out.print("The servers are stopped, their data is kept. Next: [bold]make stack-up[/bold], then in one terminal")
+    else:
+        out.print("The servers go on running. Next, in one terminal")
+    out.print("  .venv/bin/python -m worker run\nand in another\n  .venv/bin/python -m worker send YOUR_PHOTOS/ --wait", highlight=False)
+    out.print("  .venv/bin/python -m worker query --file YOUR_PHOTOS/one.jpg\nWhat it all means: README.md", highlight=False)

@@ -1,0 +1,34 @@
+"""`query`: the stored verdict of an image, by id, by hash or by a file with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from worker.clients.redis import Store
+from worker.errors import NotFound, SettingsError
+from worker.settings import RedisSettings
+
+
+def stored_verdict(settings: RedisSettings, *, image_id: str | None, sha256: str | None, file: Path | None) -> str:
+    """The verdict as JSON. Raises SettingsError unless exactly one is given, NotFound, Unavailable."""
+    if sum(given is not None for given in (image_id, sha256, file)) != 1:
+        raise SettingsError(["query: exactly one of ID, --sha256 and --file is expected"])
+    if file is not None:
+        try:
+            sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise SettingsError([f"--file {file}: {error.strerror or error}"]) from None
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256 := sha256.lower()):
+        raise SettingsError([f"--sha256 {sha256!r}: 64 hex digits are expected"])
+    store = Store(settings)
+    try:
+        if sha256 is not None:
+            image_id = store.latest_id(sha256)
+        stored = store.verdict(image_id) if image_id is not None else {}
+    finally:
+        store.close()
+    if "json" not in stored:
+        raise NotFound(f"no verdict on {image_id or sha256 or file}")
+    return stored["json"]

@@ -1,0 +1,86 @@
+"""`replay`: rejected records -> back to the incoming topic, once what was wrong has been mended.
+
+Each record goes back once, however often it was rejected, with its own bytes, key and headers; ours are stripped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from worker.clients.kafka import Outgoing, Reader
+from worker.contract import Record, without_rejection_headers
+from worker.errors import RejectReason, SettingsError
+from worker.settings import KafkaSettings
+
+_AGO = re.compile(r"(\d+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A rejected record that may go back. `origin` is where it first came from."""
+
+    record: Record
+    image_id: str
+    reason: str
+    detail: str
+    origin: str
+
+
+def parse_since(text: str, now_s: float) -> int:
+    """Milliseconds since the epoch of `2h` (ago) or an ISO 8601 time (UTC where it has no zone). Raises SettingsError."""
+    if match := _AGO.fullmatch(text.strip()):
+        return int((now_s - int(match[1]) * _SECONDS[match[2]]) * 1000)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError([f"--since {text!r}: a time such as 2026-11-21T12:00:00Z or an age such as 90m, 2h, 3d is expected"]) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def check_reason(text: str | None) -> RejectReason | None:
+    """Raises SettingsError for what is no reason."""
+    try:
+        return None if text is None else RejectReason(text)
+    except ValueError:
+        raise SettingsError([f"--reason {text!r}: one of {', '.join(reason.value for reason in RejectReason)} is expected"]) from None
+
+
+def candidates(settings: KafkaSettings, *, reason: RejectReason | None, since_ms: int | None, limit: int | None) -> Iterator[Candidate]:
+    """The rejected records that match, oldest first within a partition, each image once."""
+    reader = Reader(settings, settings.rejected_topic, since_ms)
+    seen: set[tuple[str, bytes]] = set()
+    try:
+        for record in reader.until_end():
+            found = _candidate(record)
+            if found is None or (reason is not None and found.reason != reason):
+                continue
+            identity = (found.image_id or found.origin, hashlib.sha256(record.value or b"").digest())
+            if identity in seen:
+                continue
+            if limit is not None and len(seen) >= limit:
+                return
+            seen.add(identity)
+            yield found
+    finally:
+        reader.close()
+
+
+def _candidate(record: Record) -> Candidate | None:
+    def text(name: str) -> str:
+        return (record.header(name) or b"").decode("utf-8", "replace")
+
+    if not text("reject_reason"):
+        return None
+    origin = "/".join(text(f"original_{part}") for part in ("topic", "partition", "offset"))
+    return Candidate(record, text("image_id"), text("reject_reason"), text("reject_detail"), origin)
+
+
+def restored(candidate: Candidate, topic: str) -> Outgoing:
+    """The record as its producer had sent it."""
+    record = candidate.record
+    return Outgoing(topic, record.key, record.value, without_rejection_headers(record.headers))

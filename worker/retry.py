@@ -1,0 +1,132 @@
+"""How a dependency's faults are waited out: exponential backoff with full jitter behind a circuit breaker.
+
+One `Dependency` per server (Kafka, Redis, Triton, storage), shared by all threads. Its calls are tried until they
+succeed or the worker stops: a fault of the system is never a reason to reject an image.
+Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Protocol, TypeVar
+
+import structlog
+
+from worker.errors import Stopping, Unavailable
+from worker.settings import RetrySettings
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class BreakerState(IntEnum):
+    """Closed lets calls through; open makes them wait; half-open lets one through to try."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+def backoff_s(failures: int, base_ms: int, max_ms: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+    """Seconds to wait after `failures` failures in a row: uniform in [0, min(max, base * 2^(failures-1))]."""
+    ceiling_ms = min(float(max_ms), base_ms * 2.0 ** min(failures - 1, 32))
+    return uniform(0.0, ceiling_ms) / 1000
+
+
+class StopSignal(Protocol):
+    """What a wait listens to; a threading.Event is one."""
+
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Dependency:
+    """The breaker and the retry policy of one server."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: RetrySettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+        on_change: Callable[[str, BreakerState], None] = lambda _name, _state: None,
+        on_retry: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self.name = name
+        self._settings = settings
+        self._clock = clock
+        self._uniform = uniform
+        self._on_change = on_change
+        self._on_retry = on_retry
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._not_before = 0.0
+        self._state = BreakerState.CLOSED
+        self.last_error = ""
+
+    @property
+    def state(self) -> BreakerState:
+        return self._state
+
+    @property
+    def is_away(self) -> bool:
+        """Has the breaker opened, and nothing succeeded since?"""
+        return self._state is not BreakerState.CLOSED
+
+    def call(self, operation: Callable[[], T], stop: StopSignal) -> T:
+        """The result of `operation`, tried until it no longer raises Unavailable. Raises Stopping once `stop` is set."""
+        while True:
+            self._wait_for_turn(stop)
+            try:
+                result = operation()
+            except Unavailable as error:
+                self._failed(error)
+            else:
+                self.succeeded()
+                return result
+
+    def succeeded(self) -> None:
+        """Note a success seen elsewhere (a health check): it closes the breaker."""
+        with self._lock:
+            recovered = self._state is not BreakerState.CLOSED
+            self._failures = 0
+            self._set_state(BreakerState.CLOSED)
+        if recovered:
+            log.info("dependency_recovered", dependency=self.name)
+
+    def _wait_for_turn(self, stop: StopSignal) -> None:
+        while True:
+            if stop.is_set():
+                raise Stopping(f"stopped while waiting for {self.name}")
+            with self._lock:
+                wait_s = self._not_before - self._clock()
+                if self._state is BreakerState.HALF_OPEN and wait_s > 0:
+                    pass  # another thread is trying; wait for its result
+                elif wait_s <= 0:
+                    if self._state is not BreakerState.CLOSED:
+                        self._set_state(BreakerState.HALF_OPEN)
+                        self._not_before = self._clock() + self._settings.max_ms / 1000
+                    return
+            stop.wait(min(max(wait_s, 0.001), 0.25))
+
+    def _failed(self, error: Unavailable) -> None:
+        with self._lock:
+            self._failures += 1
+            self.last_error = error.detail
+            self._not_before = self._clock() + backoff_s(self._failures, self._settings.base_ms, self._settings.max_ms, self._uniform)
+            opened = self._state is BreakerState.CLOSED and self._failures >= self._settings.breaker_failures
+            if opened or self._state is BreakerState.HALF_OPEN:
+                self._set_state(BreakerState.OPEN)
+        self._on_retry(self.name)
+        if opened:
+            log.warning("dependency_away", dependency=self.name, error=error.detail, action="waiting; nothing is rejected for it")
+
+    def _set_state(self, state: BreakerState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._on_change(self.name, state)

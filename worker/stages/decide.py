@@ -1,0 +1,61 @@
+"""Scores and policy -> decision and reasons -> verdict. Pure functions: same input, same verdict."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from worker.contract import Decision, ModelRef, PolicyRef, Scores, Timings, Verdict, verdict_id
+from worker.item import Item
+from worker.policy import Policy
+
+
+def decide(scores: Scores, policy: Policy) -> tuple[Decision, list[str]]:
+    """The decision, and the comparison that led to it in words an auditor can check."""
+    score: float = getattr(scores, policy.head)
+    shown = f"{policy.head} {_shown(score, policy)}"
+    if score >= policy.fake_from:
+        return "fake", [f"{shown} >= {policy.fake_from:g}"]
+    if score < policy.real_below:
+        return "real", [f"{shown} < {policy.real_below:g}"]
+    return "review", [f"{policy.real_below:g} <= {shown} < {policy.fake_from:g}"]
+
+
+def _shown(score: float, policy: Policy) -> str:
+    """Four digits, or all of them where four would read as the other side of a threshold (0.64999 is not 0.65)."""
+    rounded = float(f"{score:.4g}")
+    same_side = all((rounded >= limit) == (score >= limit) for limit in (policy.fake_from, policy.real_below))
+    return f"{rounded:g}" if same_side else repr(score)
+
+
+def timestamp(epoch_s: float) -> str:
+    """UTC with milliseconds, as in `decided_at`."""
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def make_verdict(item: Item, policy: Policy, policy_ref: PolicyRef, model_name: str, *, now_s: float, total_ms: float) -> Verdict:
+    """The verdict on an item that has its scores. `now_s`: seconds since the epoch."""
+    assert item.image_id is not None
+    assert item.sha256 is not None
+    assert item.scores is not None
+    assert item.model_version is not None
+    assert item.image is not None
+    decision, reasons = decide(item.scores, policy)
+    return Verdict(
+        verdict_id=verdict_id(item.image_id, item.sha256, item.model_version, policy_ref.version),
+        image_id=item.image_id,
+        sha256=item.sha256,
+        decision=decision,
+        reasons=reasons,
+        scores=item.scores,
+        model=ModelRef(name=model_name, version=item.model_version),
+        policy=policy_ref,
+        image=item.image,
+        source="cache" if item.from_cache else "model",
+        decided_at=timestamp(now_s),
+        timings_ms=Timings(
+            queued=round(item.queued_ms, 3),
+            decode=None if item.decode_ms is None else round(item.decode_ms, 3),
+            infer=None if item.infer_ms is None else round(item.infer_ms, 3),
+            total=round(total_ms, 3),
+        ),
+    )
