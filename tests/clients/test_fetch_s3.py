@@ -214,5 +214,5 @@ def test_a_malformed_endpoint_stops_the_start(make: Make) -> None:
 
 def test_half_of_the_credentials_stops_the_start(make: Make) -> None:
     """A key id without its secret names both variables."""
-    with pytest.raises(SettingsError, match="ASSAY_REFERENCES__S3_ACCESS_KEY_ID.*ASSAY_REFERENCES__S3_SECRET_ACCESS_KEY"):
+    with pytest.raises(SettingsError, match=r"ASSAY_REFERENCES__S3_ACCESS_KEY_ID.*ASSAY_REFERENCES__S3_SECRET_ACCESS_KEY"):
         make(s3_secret_access_key=None)
