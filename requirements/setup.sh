@@ -12,6 +12,12 @@ fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null;
 [ "$(uname -s)" = Linux ] || fail "Assay runs on Linux; here: $(uname -s). On another system use deploy/compose.yaml."
 [ "$(uname -m)" = x86_64 ] || fail "Assay runs on x86-64; here: $(uname -m). On another machine use deploy/compose.yaml."
 
+# pip and uv trust their own list of authorities; the system's has a company's own too.
+bundle=/etc/ssl/certs/ca-certificates.crt
+if [ -r $bundle ]; then
+  export SSL_CERT_FILE=${SSL_CERT_FILE:-$bundle} PIP_CERT=${PIP_CERT:-$bundle}
+fi
+
 python=
 for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14; do
   if command -v "$candidate" >/dev/null && fits "$candidate"; then python=$(command -v "$candidate"); break; fi

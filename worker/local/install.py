@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -103,8 +103,8 @@ def _resolve(coordinate: str, work: Path) -> Iterator[Path]:
     # jgo reads the POMs itself and, with --system-java, never tries to fetch a JDK or Maven.
     options = ["--ignore-config", "-q", "--system-java", "--resolver", "python", "--repo-cache", str(work / "m2")]
     command = [sys.executable, "-m", "jgo", *options, "--cache-dir", str(cache_folder), "--links", "hard", "info", "classpath", coordinate]
-    environment = os.environ | {"JAVA_HOME": str(java_home), "PATH": os.pathsep.join([str(java_home / "bin"), os.environ.get("PATH", os.defpath)])}
-    _run(command, "kafka", "the jars could not be resolved (is there a network?)", environment)
+    path = os.pathsep.join([str(java_home / "bin"), os.environ.get("PATH", os.defpath)])
+    _run(command, "kafka", "the jars could not be resolved (is there a network?)", {"JAVA_HOME": str(java_home), "PATH": path})
     return (cache_folder / "envs").rglob("*.jar")
 
 
@@ -140,7 +140,9 @@ def _check_platform() -> None:
     machine, libc = os.uname().machine, os.confstr("CS_GNU_LIBC_VERSION") or "no glibc"
     release = [int(part) for part in libc.removeprefix("glibc ").split(".")] if libc.startswith("glibc ") else []
     if os.uname().sysname != "Linux" or machine != "x86_64" or release < [2, 35]:
-        raise Unavailable("triton", f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}")
+        raise Unavailable(
+            "triton", f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}"
+        )
 
 
 def _make_environment(python: Path, environment: Path) -> None:
@@ -205,7 +207,8 @@ def _succeeds(command: Sequence[str]) -> bool:
         return False
 
 
-def _run(command: list[str], dependency: str, failed: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+def _run(command: list[str], dependency: str, failed: str, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    environment = paths.environment_for_downloads() | dict(extra or {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
     if done.returncode != 0:
         last = "\n".join((done.stderr + done.stdout).strip().splitlines()[-8:])

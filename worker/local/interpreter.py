@@ -148,6 +148,7 @@ def _fetch(report: Callable[[str], None]) -> Interpreter | None:
         return None
     report(f"triton: fetching Python {VERSIONS[0]} for the server")
     managed = paths.servers_directory() / "python"
-    subprocess.run([str(tool), "python", "install", "--no-bin", "--install-dir", str(managed), VERSIONS[0]], capture_output=True, check=False)
+    command = [str(tool), "python", "install", "--no-bin", "--install-dir", str(managed), VERSIONS[0]]
+    subprocess.run(command, capture_output=True, check=False, env=paths.environment_for_downloads())
     found = sorted(managed.glob(f"cpython-{VERSIONS[0]}*/bin/python3"))
     return _probe(found[0]) if found else None

@@ -11,6 +11,15 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def environment_for_downloads() -> dict[str, str]:
+    """The environment for uv, pip and jgo: they trust the system's authorities too (a company's own, say), where nothing else is set."""
+    trusted = {name: str(_AUTHORITIES) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} if _AUTHORITIES.exists() else {}
+    return trusted | dict(os.environ)
+
+
 def home() -> Path:
     """The one folder for everything that the local stack installs and writes."""
     if (CHECKOUT / "pyproject.toml").is_file() and os.access(CHECKOUT, os.W_OK):
