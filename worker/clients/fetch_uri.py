@@ -159,12 +159,6 @@ class Rules:
         return S3Target(authority, key, version_id)
 
 
-def scheme_label(uri: str) -> str:
-    """`file`, `https`, `s3`, or `other`: a label for metrics that no producer can make grow."""
-    scheme = uri.partition(":")[0].lower()
-    return scheme if scheme in SCHEMES else "other"
-
-
 def host_port(host: str, port: int) -> str:
     """As it stands in a URL or in the allow-list: without the default port, IPv6 in brackets."""
     name = f"[{host}]" if ":" in host else host

@@ -111,14 +111,17 @@ class Metrics:
         self.commit_failures = self._counter("commit_failures", "Offset commits refused or timed out; the next one covers them.", unit="commits")
 
         # Dependencies.
-        self.dependency_up = self._gauge("dependency_up", "1 while the dependency answers.", unit="1", labels=("dependency",))
+        self.dependency_up = self._gauge("dependency_up", "1 while Kafka, Redis and Triton answer the probe.", unit="1", labels=("dependency",))
         self.dependency_failures = self._counter("dependency_failures", "Calls that failed.", unit="calls", labels=("dependency",))
         self.retries = self._counter("retries", "Calls made again after a failure.", unit="calls", labels=("dependency",))
         self.breaker_state = self._gauge("breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", unit="1", labels=("dependency",))
         self.triton_calls = self._counter("triton_calls", "Inference calls, outcome ok or error.", unit="calls", labels=("outcome",))
         self.triton_calls_in_flight = self._gauge("triton_calls_in_flight", "Inference calls under way.", unit="calls")
         self.fetches = self._counter(
-            "fetches", "References fetched, outcome ok, rejected or unavailable.", unit="fetches", labels=("scheme", "outcome")
+            "fetches",
+            "References fetched or given up, outcome ok or rejected; waiting for a storage shows in the breaker state.",
+            unit="fetches",
+            labels=("scheme", "outcome"),
         )
         self.fetched_bytes = self._counter("fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",))
 
@@ -157,7 +160,8 @@ class Metrics:
         for reason, stage in itertools.product(RejectReason, ("intake", "decode", "infer")):
             self.rejections.labels(reason=reason.value, stage=stage)
         for dependency in DEPENDENCIES:
-            self.dependency_up.labels(dependency=dependency)
+            if dependency != "storage":  # no probe asks a storage: 0 would read as down
+                self.dependency_up.labels(dependency=dependency)
             self.dependency_failures.labels(dependency=dependency)
             self.retries.labels(dependency=dependency)
             self.breaker_state.labels(dependency=dependency)
@@ -173,7 +177,7 @@ class Metrics:
             self.stage_seconds.labels(stage=stage)
         for scheme in ("file", "https", "s3"):
             self.fetched_bytes.labels(scheme=scheme)
-            for outcome in ("ok", "rejected", "unavailable"):
+            for outcome in ("ok", "rejected"):
                 self.fetches.labels(scheme=scheme, outcome=outcome)
 
     def _counter(self, name: str, meaning: str, *, unit: str, labels: tuple[str, ...] = ()) -> Counter:
