@@ -124,21 +124,21 @@ class _Dali:
 
     def __call__(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> list[Pixels]:
         """The central region of each, uint8 [H, W, 3]. Raises whatever DALI raises, for all, when one is bad."""
-        regions = [central_region(info.width, info.height) for info in infos]
-        batch = self._dynamic.batch
+        regions = np.array([central_region(info.width, info.height) for info in infos], np.int32)  # left, top, width, height
+        as_batch = self._dynamic.as_batch
         with self._context:
             decoded = self._dynamic.decoders.image_slice(
-                batch([np.frombuffer(data, np.uint8) for data in images]),
+                as_batch([np.frombuffer(data, np.uint8) for data in images]),
                 device=self.device,
-                start=batch([np.array((top, left), np.int32) for left, top, _, _ in regions]),
-                shape=batch([np.array((height, width), np.int32) for _, _, width, height in regions]),
+                start=as_batch(np.ascontiguousarray(regions[:, [1, 0]])),
+                shape=as_batch(np.ascontiguousarray(regions[:, [3, 2]])),
                 axis_names="HW",
                 adjust_orientation=False,
                 **self._options,
             )
             if self.device == "gpu":
                 decoded = decoded.cpu()
-            return [np.array(tensor, np.uint8) for tensor in decoded.tensors]
+            return [np.asarray(tensor) for tensor in decoded.tensors]
 
 
 class Decoder:
