@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 MAX_LOG_BYTES = 20 * 1024 * 1024
@@ -23,12 +23,13 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A started server. `start_time`: clock ticks since boot; `fingerprint`: what it was started with."""
+    """A started server. `start_time`: clock ticks since boot; `fingerprint`: what it was started with; `served`: it once did."""
 
     pid: int
     start_time: int
     boot_id: str
     fingerprint: str
+    served: bool = False
 
     def is_alive(self) -> bool:
         """False once it ended, also as a zombie, and when the pid belongs to another process by now."""
@@ -75,10 +76,21 @@ def start(argv: Sequence[str], environment: Mapping[str, str], log: Path, pid_fi
         )
     _children[child.pid] = child
     process = Process(child.pid, _start_time(child.pid) or 0, _boot_id(), fingerprint)
+    _write(process, pid_file)
+    return process
+
+
+def mark_served(pid_file: Path) -> None:
+    """Note that the running process has served: from now on it is no longer booting."""
+    process = running(pid_file)
+    if process is not None and not process.served:
+        _write(replace(process, served=True), pid_file)
+
+
+def _write(process: Process, pid_file: Path) -> None:
     partial = pid_file.with_name(pid_file.name + ".partial")
     partial.write_text(json.dumps(asdict(process)), encoding="utf-8")
     partial.replace(pid_file)
-    return process
 
 
 def running(pid_file: Path) -> Process | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 from abc import ABC, abstractmethod
@@ -16,6 +17,9 @@ from worker.errors import Unavailable
 from worker.local import processes
 
 HOST = "127.0.0.1"
+_FIRST_PORT = 15_000
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_KILL_S = 10.0  # for the kernel to end a killed process
 _TAIL_LINES = 15
 _TAIL_BYTES = 16 * 1024
 
@@ -31,15 +35,13 @@ class NotServing(Exception):
 class Server(ABC):
     """One server of a stack in its run directory.
 
-    `boot_s`: how long a start may take; `patience_s`: how long a running one may fail to answer before it is restarted;
-    `grace_s`: how long it may take to end on SIGTERM.
+    `boot_s`: how long a start may take; `patience_s`: how long a running one may fail to answer before it is restarted.
     """
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]]
-    boot_s: ClassVar[float] = 60.0
+    boot_s: ClassVar[float] = 180.0
     patience_s: ClassVar[float] = 10.0
-    grace_s: ClassVar[float] = 15.0
 
     def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
         self.stack_directory = directory
@@ -107,14 +109,14 @@ class Server(ABC):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ASSAY_"))}
         return processes.start(argv, environment | extra, self.log, self.pid_file, self.fingerprint())
 
-    def stop(self) -> None:
-        """End the server, if it runs: SIGTERM, then SIGKILL; clear what it leaves behind."""
+    def stop(self, *, grace_s: float) -> None:
+        """End the server, if it runs: SIGTERM, after `grace_s` SIGKILL; clear what it leaves behind."""
         process = self.running()
         if process is not None:
             process.signal(signal.SIGTERM)
-            if not process.wait(self.grace_s):
+            if not process.wait(grace_s):
                 process.signal(signal.SIGKILL)
-                process.wait(self.grace_s)
+                process.wait(_KILL_S)
         self.pid_file.unlink(missing_ok=True)
 
     def log_tail(self) -> str:
@@ -133,6 +135,18 @@ class Server(ABC):
             return socket.create_connection((HOST, self.port), timeout_s)
         except OSError as error:
             raise NotServing(f"{self.address}: {error}") from error
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, below the range that outgoing connections take theirs from.
+
+    From inside that range a connection could take the port of a server that has just died.
+    """
+    ephemeral = int(_PORT_RANGE.read_text(encoding="ascii").split()[0])
+    candidates = range(_FIRST_PORT, ephemeral) if ephemeral > _FIRST_PORT + 1_000 else range(_FIRST_PORT, 65_536)
+    while not is_free(port := random.choice(candidates)):
+        continue
+    return port
 
 
 def is_free(port: int) -> bool:

@@ -7,7 +7,6 @@ Run by `python -m worker stack up|down|status`.
 from __future__ import annotations
 
 import contextlib
-import random
 import shutil
 import signal
 import time
@@ -18,19 +17,18 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.errors import Unavailable
-from worker.local import install, paths
+from worker.local import install, paths, processes
 from worker.local.kafka_server import TOPICS, KafkaServer
 from worker.local.locks import exclusive
 from worker.local.redis_server import RedisServer
-from worker.local.server import NotServing, Server, is_free
+from worker.local.server import NotServing, Server, free_port
 from worker.local.triton_server import TritonServer
 
 SERVICES = ("kafka", "redis", "triton")
 _POLL_S = 0.1
+_GRACE_S = 20.0  # for a server to end on SIGTERM: Kafka hands over, Triton finishes its calls
+_SICK_GRACE_S = 3.0
 _PORT_NAMES = [name for server in (KafkaServer, RedisServer, TritonServer) for name in server.port_names]
-# Below the range that outgoing connections take theirs from: one of those could sit on the port of a server that just died.
-_FIRST_PORT = 15_000
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LARGEST_RETENTION_BYTES = 6 * 1024**3
 _SMALLEST_RETENTION_BYTES = 512 * 1024**2
 # Images wait in two topics of four partitions; together they may take two thirds of the disk that is free at first.
@@ -106,7 +104,7 @@ def down(directory: Path | None = None, *, purge: bool = False, report: Callable
                 report(f"{server.name}: stopping")
                 process.signal(signal.SIGTERM)
         for server in servers:
-            server.stop()
+            server.stop(grace_s=_GRACE_S)
         if purge:
             shutil.rmtree(directory)
     return status(directory)
@@ -165,15 +163,10 @@ def _plan(directory: Path, services: Iterable[str]) -> _Plan:
 
 
 def _free_ports() -> dict[str, int]:
-    ephemeral = int(_PORT_RANGE.read_text(encoding="ascii").split()[0])
-    candidates = range(_FIRST_PORT, ephemeral if ephemeral > _FIRST_PORT + 1_000 else 65_536)
-    ports: dict[str, int] = {}
-    for port in random.sample(candidates, len(candidates)):
-        if len(ports) == len(_PORT_NAMES):
-            break
-        if is_free(port):
-            ports[_PORT_NAMES[len(ports)]] = port
-    return ports
+    taken: set[int] = set()
+    while len(taken) < len(_PORT_NAMES):
+        taken.add(free_port())
+    return dict(zip(_PORT_NAMES, taken, strict=True))
 
 
 def _servers(directory: Path, plan: _Plan, topics: Sequence[str] = TOPICS) -> list[Server]:
@@ -195,7 +188,7 @@ def _start_if_needed(server: Server, report: Callable[[str], None]) -> bool:
         return False
     if process is not None:
         report(f"{server.name}: its configuration or models have changed")
-        server.stop()
+        server.stop(grace_s=_GRACE_S)
     report(f"{server.name}: starting on {server.address}")
     server.start()
     return True
@@ -227,17 +220,19 @@ def _await(server: Server, *, fresh: bool, report: Callable[[str], None]) -> Non
             elif fresh:
                 raise Unavailable(server.name, f"does not serve: {seen}; the end of {server.log}:\n{server.log_tail()}") from seen
             report(f"{server.name}: {seen}; restarting")
-            server.stop()
+            server.stop(grace_s=_SICK_GRACE_S)
             server.start()
             fresh = True
             deadline = time.monotonic() + server.boot_s
         else:
+            processes.mark_served(server.pid_file)
             report(f"{server.name}: serves on {server.address}")
             return
 
 
 def _allowance_s(server: Server, *, fresh: bool) -> float:
-    """How long the server may go on not serving: a start's time, also for one that an interrupted `up` started."""
+    """How long the server may go on not serving: a start's time, also for one that an interrupted `up` left booting."""
     process = server.running()
-    rest_of_boot = server.boot_s - process.age_s() if process is not None else 0.0
-    return server.boot_s if fresh else max(server.patience_s, rest_of_boot)
+    if fresh or process is None:
+        return server.boot_s
+    return server.patience_s if process.served else max(server.patience_s, server.boot_s - process.age_s())

@@ -31,7 +31,6 @@ class TritonServer(Server):
 
     name = "triton"
     port_names = ("triton_grpc", "triton_http", "triton_metrics")
-    boot_s = 120.0
     patience_s = 60.0  # a canary waits its turn behind the batches of a busy worker
 
     def __init__(self, directory: Path, ports: Mapping[str, int], repository: Path) -> None:
@@ -86,9 +85,9 @@ class TritonServer(Server):
         shutil.copy2(source.tritonserver / "python_backend_stubs" / source.version / self.stub.name, self.stub)
         self.stub.chmod(0o755)
 
-    def stop(self) -> None:
-        """As every server; what a killed one leaves behind goes too."""
-        super().stop()
+    def stop(self, *, grace_s: float) -> None:
+        """As every server; the stubs and shared memory that a killed one leaves behind go too."""
+        super().stop(grace_s=grace_s)
         self.clear_leftovers()
 
     def clear_leftovers(self) -> None:

@@ -1,0 +1,75 @@
+"""Fixtures for every test: the real local stack, once per test session, and an environment of one's own on it.
+
+A session starts a stack in its temporary directory and ends it; xdist's processes share one. With TEST_STACK=<run directory>
+(say `.assay/stack` after `make stack-up`) a stack that already runs is used and left running.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from worker.clients import kafka
+from worker.local import stack as local_stack
+from worker.local.locks import exclusive
+from worker.local.server import free_port
+from worker.settings import KafkaSettings
+
+PARTITIONS = 3
+
+# What a developer has exported must not reach the settings under test, nor the commands that tests start.
+for _name in [name for name in os.environ if name.startswith("ASSAY_")]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that point the worker at a running Kafka, Redis and Triton. Shared: use names of your own on it."""
+    if warm := os.environ.get("TEST_STACK"):
+        yield local_stack.up(Path(warm)).env
+        return
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = shared / "shared-stack"
+    users, lock = shared / "shared-stack.users", shared / "shared-stack.lock"
+    with exclusive(lock, lambda: None):
+        env = local_stack.up(directory).env
+        users.write_text(str(_count(users) + 1))
+    yield env
+    with exclusive(lock, lambda: None):
+        users.write_text(str(_count(users) - 1))
+        if _count(users) == 0:
+            local_stack.down(directory, purge=True)
+
+
+def _count(users: Path) -> int:
+    return int(users.read_text()) if users.exists() else 0
+
+
+@pytest.fixture
+def worker_env(stack: dict[str, str]) -> dict[str, str]:
+    """A process environment on the shared stack with topics (3 partitions each), group, key prefix and HTTP port of its own."""
+    unique = uuid.uuid4().hex[:8]
+    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
+    kafka.create_topics(settings, topics.values(), PARTITIONS)
+    return {
+        **os.environ,
+        **stack,
+        **{f"ASSAY_KAFKA__{kind.upper()}_TOPIC": name for kind, name in topics.items()},
+        "ASSAY_KAFKA__GROUP_ID": f"g{unique}",
+        "ASSAY_REDIS__KEY_PREFIX": f"t{unique}:",
+        "ASSAY_HTTP__PORT": str(free_port()),
+    }
+
+
+@pytest.fixture
+def private_stack(tmp_path: Path) -> Iterator[Path]:
+    """The run directory of a stack for one test alone, not started yet: for tests that kill servers. Ended with the test."""
+    directory = tmp_path / "stack"
+    yield directory
+    local_stack.down(directory, purge=True)
