@@ -120,9 +120,9 @@ def stripe_mask(width: int, height: int, line_width: float, line_angle: float, l
     radians = math.radians(line_angle)
     distance = (1 - line_density) * min(width, height)
     across, down = np.arange(width)[None, :] - width / 2, np.arange(height)[:, None] - height / 2
-    phase = across * (math.sin(radians) / distance) - down * (math.cos(radians) / distance)
+    phase = across * (math.sin(radians) / distance) - down * (math.cos(radians) / distance) if line_angle else down * (-1 / distance)
     softness = (np.cos(2 * math.pi * phase) + 1) / 2
-    return softness > (math.cos(math.pi * line_width) + 1) / 2
+    return np.broadcast_to(softness > (math.cos(math.pi * line_width) + 1) / 2, (height, width))
 
 
 def overlay_stripes(

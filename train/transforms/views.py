@@ -1,0 +1,97 @@
+"""The eight views of a record: clean, transformed, global crop and local crop of its real and of one of its fakes.
+
+Every view is drawn from (run seed, epoch, record id, view) alone, so that results depend neither on the number of data
+workers nor on the order in which records are read. The same draws drive the PIL reference and the fast path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from train.losses import VIEWS, Terms
+from train.recipe import Views
+from train.transforms import fast
+from train.transforms.crops import center_crop, resize_tail, resized_crop, sample_box
+from train.transforms.operator import Step, TransformOperator
+
+GLOBAL_SIZE_PX = 224
+
+
+def view_rng(seed: int, epoch: int, record_id: str, view: str, occurrence: int = 0) -> np.random.Generator:
+    """The generator of one view; `occurrence` counts how often a record came in an epoch that is longer than the data."""
+    key = "\n".join([str(seed), str(epoch), str(occurrence), view, record_id])
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to one image for one view: a box resized to `size_px` (or None), T's steps, the tail."""
+
+    box: tuple[int, int, int, int] | None
+    steps: list[Step]
+    size_px: int
+    resize: bool
+
+
+def views_needed(terms: Terms) -> tuple[str, ...]:
+    """The views that these terms of the loss read."""
+    return {"both": VIEWS, "global_only": VIEWS[:4], "multiscale_only": VIEWS[4:]}[terms]
+
+
+def plan_view(view: str, width: int, height: int, recipe: Views, rng: np.random.Generator) -> Plan:
+    """Draw one view of an image of `width` x `height` pixels. The clean views have neither crop nor ops; the crops get both, as released."""
+    resize = recipe.tail == "resize248"
+    if view in ("real", "fake"):
+        return Plan(None, [], GLOBAL_SIZE_PX, resize)
+    operator = TransformOperator(recipe.max_ops)
+    if view.endswith("_T"):
+        return Plan(None, operator.sample(rng), GLOBAL_SIZE_PX, resize)
+    local = view.endswith("_local")
+    box = sample_box(width, height, recipe.local_scale if local else recipe.global_scale, rng)
+    return Plan(box, operator.sample(rng), recipe.local_size_px if local else GLOBAL_SIZE_PX, resize)
+
+
+def reference_view(image: Image.Image, plan: Plan) -> Tensor:
+    """uint8 [3, S, S] by the PIL reference."""
+    if plan.box is not None:
+        image = resized_crop(image, *plan.box, size=plan.size_px)
+    image = TransformOperator().apply(image, plan.steps)
+    pixels = resize_tail(image, plan.size_px) if plan.resize else center_crop(image, plan.size_px)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def fast_view(images: Tensor, plan: Plan) -> Tensor:
+    """uint8 [N, 3, S, S] of uint8 [N, 3, H, W] by the fast path, on the device that the images are on."""
+    if plan.box is not None:
+        images = fast.resized_crop(images, *plan.box, size=plan.size_px)
+    return fast.tail(fast.apply(images, plan.steps), plan.size_px, resize=plan.resize)
+
+
+def make_views(
+    real: Image.Image,
+    fake: Image.Image,
+    record_id: str,
+    recipe: Views,
+    *,
+    seed: int,
+    epoch: int,
+    occurrence: int = 0,
+    terms: Terms = "both",
+) -> Mapping[str, Tensor]:
+    """uint8 [3, S, S] under each name that `terms` needs; S is 224, or `local_size_px` for the local crops."""
+    images = {"real": real.convert("RGB"), "fake": fake.convert("RGB")}
+    tensors = {label: fast.to_tensor(image) for label, image in images.items()} if recipe.fast else {}
+    made: dict[str, Tensor] = {}
+    for view in views_needed(terms):
+        label = view.split("_", maxsplit=1)[0]
+        image = images[label]
+        plan = plan_view(view, image.width, image.height, recipe, view_rng(seed, epoch, record_id, view, occurrence))
+        made[view] = fast_view(tensors[label], plan)[0] if recipe.fast else reference_view(image, plan)
+    return made
