@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ HOST = "127.0.0.1"
 _FIRST_PORT = 15_000
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _KILL_S = 10.0  # for the kernel to end a killed process
+_POLL_S = 0.05
 _TAIL_LINES = 15
 _TAIL_BYTES = 16 * 1024
 
@@ -97,8 +99,13 @@ class Server(ABC):
 
     def start(self) -> processes.Process:
         """Prepare and start. Raises Unavailable when another program sits on a port of this stack."""
+        # The kernel closes a killed server's sockets only when the last of its threads is gone.
+        deadline = time.monotonic() + _KILL_S
         for port in self.ports.values():
-            if not is_free(port):
+            while not is_free(port):
+                if time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
+                    continue
                 raise Unavailable(
                     self.name,
                     f"port {port}, this stack's, is taken by another program; end that, or give the data up for new ports:"
