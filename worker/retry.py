@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from worker.errors import Stopping, Unavailable
+from worker.errors import AssayError, Stopping, Unavailable
 from worker.settings import RetrySettings
 
 T = TypeVar("T")
@@ -79,13 +79,21 @@ class Dependency:
         return self._state is not BreakerState.CLOSED
 
     def call(self, operation: Callable[[], T], stop: StopSignal) -> T:
-        """The result of `operation`, tried until it no longer raises Unavailable. Raises Stopping once `stop` is set."""
+        """The result of `operation`, tried until it no longer raises Unavailable. Raises Stopping once `stop` is set.
+
+        Any other error of ours (an image rejected, a call refused) is passed on, and is an answer: the server is there.
+        """
         while True:
             self._wait_for_turn(stop)
             try:
                 result = operation()
             except Unavailable as error:
                 self._failed(error)
+            except Stopping:
+                raise
+            except AssayError:
+                self.succeeded()
+                raise
             else:
                 self.succeeded()
                 return result
@@ -95,6 +103,7 @@ class Dependency:
         with self._lock:
             recovered = self._state is not BreakerState.CLOSED
             self._failures = 0
+            self._not_before = self._clock()  # what waits for its turn need not sit out a backoff that is over
             self._set_state(BreakerState.CLOSED)
         if recovered:
             log.info("dependency_recovered", dependency=self.name)
