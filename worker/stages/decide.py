@@ -14,10 +14,16 @@ def decide(scores: Scores, policy: Policy) -> tuple[Decision, list[str]]:
     score: float = getattr(scores, policy.head)
     shown = f"{policy.head} {_shown(score, policy)}"
     if score >= policy.fake_from:
-        return "fake", [f"{shown} >= {policy.fake_from:g}"]
+        return "fake", [f"{shown} >= {_exact(policy.fake_from)}"]
     if score < policy.real_below:
-        return "real", [f"{shown} < {policy.real_below:g}"]
-    return "review", [f"{policy.real_below:g} <= {shown} < {policy.fake_from:g}"]
+        return "real", [f"{shown} < {_exact(policy.real_below)}"]
+    return "review", [f"{_exact(policy.real_below)} <= {shown} < {_exact(policy.fake_from)}"]
+
+
+def _exact(limit: float) -> str:
+    """A threshold as the policy has it: 0.1234564 must not read as 0.123456 beside a score between the two."""
+    short = f"{limit:g}"
+    return short if float(short) == limit else repr(limit)
 
 
 def _shown(score: float, policy: Policy) -> str:
