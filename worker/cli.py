@@ -348,7 +348,7 @@ def bench(
     from worker.bench import report  # noqa: PLC0415
 
     settings = load_settings(config) if what != "decode" else settings_module.load(config)
-    report.run(what, settings, images=images, rounds=rounds, as_json=as_json, out=out, err=err)
+    report.run(what, settings, config, images=images, rounds=rounds, as_json=as_json, out=out, err=err)
 
 
 @command(examples="python -m worker schema verdict\npython -m worker schema asyncapi > asyncapi.json")

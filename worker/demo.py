@@ -52,7 +52,7 @@ def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> N
                 producer.close()
                 waiter.close()
         finally:
-            _stop_worker(worker)
+            stop_worker(worker)
     finally:
         if not keep and not ran_before:
             stack.down(directory)
@@ -91,7 +91,7 @@ def wait_until_ready(worker: subprocess.Popen[bytes], port: int, log_path: Path)
     raise Unavailable("worker", f"not ready within {WORKER_START_S:.0f} s ({last.strip()}); its log is {log_path}")
 
 
-def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
+def stop_worker(worker: subprocess.Popen[bytes]) -> None:
     """Drain it; a worker that does not end by itself is killed (what it had in work would be redelivered)."""
     if worker.poll() is None:
         worker.send_signal(signal.SIGTERM)

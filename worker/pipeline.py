@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,6 +39,7 @@ from worker.stages.decoding import Decode
 from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
 from worker.stages.publish import Publish
+from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.monitor import Monitor
@@ -58,7 +58,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics(certificates=_certificates(settings))
+        self.metrics = Metrics(certificates=certificate_files(settings))
         self.policy = load_policy(settings.policy.path)
         self._stop_requested = threading.Event()  # begin to drain
         self._stop = threading.Event()  # every room stops at once
@@ -392,9 +392,3 @@ class Pipeline:
             policy=self.policy.name,
             policy_version=self.policy.ref.version,
         )
-
-
-def _certificates(settings: Settings) -> list[Path]:
-    """The PEM files whose expiry operators want to see."""
-    groups = (settings.kafka, settings.redis, settings.triton)
-    return [path for group in groups for path in (group.ssl_ca_path, group.ssl_cert_path) if path is not None]

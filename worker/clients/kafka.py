@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,16 +77,72 @@ def _unavailable(settings: KafkaSettings) -> Iterator[None]:
         raise Unavailable("kafka", f"{', '.join(settings.bootstrap_servers)}: {_explain(settings, error)}") from error
 
 
-def is_reachable(settings: KafkaSettings, timeout_s: float = 1.0) -> bool:
-    """Does any bootstrap server accept a TCP connection? Cheap enough for a health check."""
-    for server in settings.bootstrap_servers:
-        host, _, port = server.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]") or server, int(port) if host else 9092), timeout_s).close()
-        except (OSError, ValueError):
-            continue
-        return True
-    return False
+class Probe:
+    """Does a broker answer? Asks for its API versions, which it tells before any authentication; keeps one connection.
+
+    A connection alone proves little: the kernel accepts it for a broker that hangs.
+    """
+
+    # ApiVersions version 0 without a client id: size, key 18, version, correlation id, length -1 (protocol guide)
+    _REQUEST = struct.pack(">ihhih", 10, 18, 0, 0, -1)
+
+    def __init__(self, settings: KafkaSettings, timeout_s: float = 2.0) -> None:
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._socket: socket.socket | None = None
+
+    def check(self) -> str:
+        """The broker that answered. Raises Unavailable."""
+        errors = []
+        for server in self._settings.bootstrap_servers:
+            for _ in range(2):  # a kept connection may have ended since: once more with a new one
+                kept = self._socket is not None
+                try:
+                    self._ask(server)
+                except (OSError, ValueError) as error:
+                    self.close()
+                    errors.append(f"{server}: {error}")
+                    if not kept or isinstance(error, TimeoutError):
+                        break
+                else:
+                    return server
+        raise Unavailable("kafka", "; ".join(dict.fromkeys(errors)))
+
+    def _ask(self, server: str) -> None:
+        if self._socket is None:
+            host, _, port = server.rpartition(":")
+            name = host.strip("[]")
+            connection = socket.create_connection((name, int(port)), self._timeout_s)
+            if "SSL" in self._settings.security_protocol:
+                connection = self._tls().wrap_socket(connection, server_hostname=name)
+            self._socket = connection
+        self._socket.sendall(self._REQUEST)
+        size = struct.unpack(">i", self._receive(4))[0]
+        self._receive(size)
+
+    def _receive(self, size: int) -> bytes:
+        assert self._socket is not None
+        data = b""
+        while len(data) < size:
+            more = self._socket.recv(size - len(data))
+            if not more:
+                raise ConnectionError("the connection was closed")
+            data += more
+        return data
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=_path(self._settings.ssl_ca_path))
+        context.check_hostname = self._settings.ssl_check_hostname
+        if self._settings.ssl_cert_path is not None:
+            secret = self._settings.ssl_key_password
+            password = secret.get_secret_value() if secret else None
+            context.load_cert_chain(self._settings.ssl_cert_path, self._settings.ssl_key_path, password)
+        return context
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -306,6 +364,16 @@ def create_topics(settings: KafkaSettings, names: Iterable[str], partitions: int
             for name in names:
                 with contextlib.suppress(TopicAlreadyExistsError):
                     admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(configs or {}))])
+        finally:
+            admin.close()
+
+
+def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Delete topics that a benchmark made."""
+    with _unavailable(settings):
+        admin = KafkaAdminClient(**_connection(settings))
+        try:
+            admin.delete_topics(list(names))
         finally:
             admin.close()
 

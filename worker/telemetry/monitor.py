@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from worker.clients.kafka import is_reachable
+from worker.clients.kafka import Probe
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import Unavailable
@@ -53,6 +53,7 @@ class Monitor:
         self._metrics = metrics
         self._assigned = assigned
         self._beat = beat
+        self._probe = Probe(settings.kafka)
         self._stop = threading.Event()
         self._seen: dict[str, tuple[bool, str]] = {}
         self._seen_at = float("-inf")
@@ -65,6 +66,7 @@ class Monitor:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+        self._probe.close()
 
     def livez(self) -> tuple[bool, dict[str, Any]]:
         """Does the poll loop move? It does while a dependency is away."""
@@ -104,10 +106,7 @@ class Monitor:
             return False, str(error)
 
     def _kafka(self) -> str:
-        servers = ", ".join(self._settings.kafka.bootstrap_servers)
-        if not is_reachable(self._settings.kafka):
-            raise Unavailable("kafka", f"{servers}: no broker accepts a connection")
-        return f"{servers} accepts connections"
+        return f"{self._probe.check()} answers"
 
     def _redis(self) -> str:
         self._store.ping()

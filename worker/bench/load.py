@@ -1,0 +1,107 @@
+"""Load for the benchmarks: topics of their own, images that no cache knows, and a worker as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker import settings as settings_module
+from worker.clients.kafka import Outgoing, Producer, create_topics, delete_topics
+from worker.demo import SAMPLES, free_port, stop_worker, wait_until_ready
+from worker.errors import SettingsError
+from worker.settings import Settings, variable
+
+PARTITIONS = 4
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def sample_images() -> list[bytes]:
+    """The JPEGs of the sample images: bytes behind a JPEG's end change its hash and not its picture."""
+    images = [path.read_bytes() for path in sorted(SAMPLES.rglob("*.jpg"))]
+    if not images:
+        raise SettingsError([f"bench: no sample images at {SAMPLES}: run it in a checkout"])
+    return images
+
+
+def unlike(image: bytes, number: int, size_bytes: int | None = None) -> bytes:
+    """The same picture with other bytes, padded to `size_bytes`."""
+    mark = b"%016d" % number
+    return image + mark + b"\0" * max(0, (size_bytes or 0) - len(image) - len(mark))
+
+
+@dataclass(frozen=True, slots=True)
+class BenchWorker:
+    """A running worker and what it was started with."""
+
+    pid: int
+    settings: Settings
+
+    def rss_bytes(self) -> tuple[int, int]:
+        """(now, peak) of the resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
+
+    def cpu_s(self) -> float:
+        """Processor seconds used so far."""
+        parts = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(parts[11]) + int(parts[12])) / _CLOCK_TICKS
+
+
+@contextlib.contextmanager
+def own_topics(settings: Settings) -> Iterator[Mapping[str, str]]:
+    """The variables that give a worker topics, a group and keys of its own; the topics are deleted at the end."""
+    name = f"assay-bench-{uuid.uuid4().hex[:8]}"
+    topics = {f"{kind}_topic": f"{name}.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    environment = {variable("kafka", field): topic for field, topic in topics.items()}
+    environment |= {
+        variable("kafka", "group_id"): name,
+        variable("kafka", "bootstrap_servers"): ",".join(settings.kafka.bootstrap_servers),
+        variable("redis", "url"): settings.redis.url.get_secret_value(),
+        variable("redis", "key_prefix"): f"{name}:",
+        variable("redis", "verdict_ttl"): "600",
+        variable("redis", "hash_ttl"): "600",
+        variable("triton", "url"): settings.triton.url,
+    }
+    create_topics(settings.kafka, topics.values(), PARTITIONS, {"retention.bytes": "-1", "max.message.bytes": str(settings.kafka.max_request_bytes)})
+    try:
+        yield environment
+    finally:
+        delete_topics(settings.kafka, list(topics.values()))
+
+
+@contextlib.contextmanager
+def worker(environment: Mapping[str, str], config: Path | None) -> Iterator[BenchWorker]:
+    """A worker that is ready; drained and ended at the end."""
+    port = free_port()
+    full = {**os.environ, **environment, variable("http", "port"): str(port), variable("log", "level"): "warning"}
+    arguments = ["--config", str(config)] if config else []
+    with tempfile.TemporaryDirectory(prefix="assay-bench-") as folder:
+        log_path = Path(folder) / "worker.log"
+        with log_path.open("wb") as log:
+            command = [sys.executable, "-m", "worker", "run", *arguments]
+            process = subprocess.Popen(command, env=full, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until_ready(process, port, log_path)
+            yield BenchWorker(process.pid, settings_module.load(config, full))
+        finally:
+            stop_worker(process)
+
+
+def produce(producer: Producer, topic: str, images: Iterator[tuple[str, bytes]]) -> None:
+    """Send all of `images` (id, bytes), some at a time."""
+    batch: list[Outgoing] = []
+    for image_id, data in images:
+        batch.append(Outgoing(topic, image_id.encode(), data, [("ce_id", image_id.encode())]))
+        if len(batch) >= 32:
+            producer.produce(batch)
+            batch = []
+    if batch:
+        producer.produce(batch)

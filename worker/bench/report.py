@@ -1,0 +1,48 @@
+"""`bench`: run a benchmark and show it, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from worker.bench import memory, throughput
+from worker.bench.decode import measure_decode
+from worker.settings import Settings
+
+THROUGHPUT_IMAGES = 320
+MEMORY_IMAGES = 2_000
+
+
+def run(what: str, settings: Settings, config: Path | None, *, images: int | None, rounds: int, as_json: bool, out: Console, err: Console) -> None:
+    """Measure `what` (throughput, memory or decode) and print it. Raises Unavailable where a server does not answer."""
+
+    def report(line: str) -> None:
+        err.print(line, markup=False, highlight=False)
+
+    document: dict[str, Any]
+    machine = {"cores": os.cpu_count()}
+    if what == "throughput":
+        found = throughput.measure(settings, config, images=images or THROUGHPUT_IMAGES, rounds=rounds, report=report)
+        document = {"rounds": [{**asdict(one), "ratio": one.ratio} for one in found], "median_ratio": throughput.median_ratio(found)}
+    elif what == "memory":
+        result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=report)
+        document = {**asdict(result), "within_bound": result.within}
+    else:
+        document = measure_decode()
+    if as_json:
+        print(json.dumps({"bench": what, "machine": machine, **document}))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in document.items():
+        if name == "rounds":
+            for number, one in enumerate(document["rounds"], 1):
+                table.add_row(f"round {number}", ", ".join(f"{key} {figure:.3g}" for key, figure in one.items()))
+        else:
+            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    out.print(table)

@@ -1,0 +1,130 @@
+"""How much of the model server's own speed reaches the user: the worker against Triton alone, in turn, on the same images.
+
+Both sides have as many calls in flight and as large batches as the settings say. Machines are shared and noisy, so each
+round measures both and the ratio is the result, not the rates.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from worker.bench import load
+from worker.clients.kafka import Producer, Reader
+from worker.clients.triton import Triton
+from worker.errors import Unavailable
+from worker.imaging import peek
+from worker.item import Pixels
+from worker.settings import Settings
+from worker.stages.decode import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One pair of measurements, images per second; `worker_cpu_ms`: processor time of the worker per image."""
+
+    triton_images_per_s: float
+    worker_images_per_s: float
+    worker_cpu_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.worker_images_per_s / self.triton_images_per_s
+
+
+def measure(settings: Settings, config: Path | None, *, images: int, rounds: int, report: Callable[[str], None]) -> list[Round]:
+    """`rounds` pairs over `images` images each. Raises Unavailable where a server does not answer."""
+    pictures = load.sample_images()
+    pixels = _decoded(settings, pictures)
+    triton = Triton(settings.triton, settings.intake.batch_max_items)
+    producer = Producer(settings.kafka)
+    found: list[Round] = []
+    try:
+        with load.own_topics(settings) as environment, load.worker(environment, config) as worker:
+            _worker_rate(worker, producer, pictures, images=settings.intake.batch_max_items * 2, first=0)  # warm-up
+            _triton_rate(triton, settings, pixels, settings.intake.batch_max_items * 2)
+            for number in range(rounds):
+                alone = _triton_rate(triton, settings, pixels, images)
+                cpu_before = worker.cpu_s()
+                through = _worker_rate(worker, producer, pictures, images=images, first=(number + 1) * 1_000_000)
+                found.append(Round(alone, through, (worker.cpu_s() - cpu_before) * 1000 / images))
+                report(f"round {number + 1}: Triton alone {alone:.1f} images/s, worker {through:.1f} images/s, ratio {found[-1].ratio:.3f}")
+    finally:
+        producer.close()
+        triton.close()
+    return found
+
+
+def median_ratio(rounds: list[Round]) -> float:
+    return statistics.median(one.ratio for one in rounds)
+
+
+def _decoded(settings: Settings, pictures: list[bytes]) -> Pixels:
+    """One batch of the same pictures as pixels."""
+    chosen = [pictures[number % len(pictures)] for number in range(settings.intake.batch_max_items)]
+    decoder = Decoder(settings.decode)
+    try:
+        return decoder.decode(chosen, [peek(data) for data in chosen]).pixels
+    finally:
+        decoder.close()
+
+
+def _triton_rate(triton: Triton, settings: Settings, pixels: Pixels, images: int) -> float:
+    """Images/s of Triton alone, as many calls in flight as the worker keeps."""
+    calls = max(1, images // len(pixels))
+    left = iter(range(calls))
+    lock = threading.Lock()
+    errors: list[Exception] = []
+
+    def run() -> None:
+        while True:
+            with lock:
+                if next(left, None) is None or errors:
+                    return
+            try:
+                triton.infer(np.ascontiguousarray(pixels))
+            except Exception as error:  # noqa: BLE001  # raised again below
+                errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(settings.triton.calls_in_flight)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return calls * len(pixels) / (time.perf_counter() - started)
+
+
+def _worker_rate(worker: load.BenchWorker, producer: Producer, pictures: list[bytes], *, images: int, first: int) -> float:
+    """Images/s from the first decision to the last: what is already in Kafka when the first one falls does not count as speed."""
+    kafka = worker.settings.kafka
+    reader = Reader(kafka, kafka.verdicts_topic, from_end=True)
+    try:
+        load.produce(
+            producer,
+            kafka.incoming_topic,
+            ((f"bench/{number}", load.unlike(pictures[number % len(pictures)], number)) for number in range(first, first + images)),
+        )
+        times: list[float] = []
+        deadline = time.monotonic() + 120
+        while len(times) < images:
+            for record in reader.poll(timeout_ms=200, max_records=500):
+                times.append(datetime.fromisoformat(json.loads(record.value or b"")["decided_at"]).timestamp())
+                deadline = time.monotonic() + 120
+            if time.monotonic() > deadline:
+                raise Unavailable("worker", f"{images - len(times)} verdicts have not come for 120 s")
+    finally:
+        reader.close()
+    times.sort()
+    at_first = sum(1 for moment in times if moment - times[0] < 0.02)  # the batch that falls first is where the clock starts
+    return (images - at_first) / max(times[-1] - times[0], 1e-9)
