@@ -97,7 +97,9 @@ def chosen_rows(collection: Path) -> list[dict[str, str]]:
 
 def write_licences(rows: list[dict[str, str]], collection: Path) -> None:
     repositories = sorted({row["repo"] for row in rows}, key=str.lower)
-    notes = {cells[1].strip(): cells[5].strip() for line in (collection / "LICENCES.md").read_text().splitlines() if len(cells := line.split("|")) > 6}
+    notes = {
+        cells[1].strip(): cells[5].strip() for line in (collection / "LICENCES.md").read_text().splitlines() if len(cells := line.split("|")) > 6
+    }
     lines = [
         "# Licences of the sample images",
         "",
