@@ -23,6 +23,22 @@ for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14
   if command -v "$candidate" >/dev/null && fits "$candidate"; then python=$(command -v "$candidate"); break; fi
 done
 
+# Debian's and Ubuntu's python3 come without pip and venv: their package of pip's wheel is unpacked below .assay, without root.
+system_pip() {
+  command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 1
+  local own=$PWD/.assay/pip package=python3-pip-whl
+  local private=(-o "Dir::State::lists=$own/lists" -o "Dir::Cache=$own/cache" -o Debug::NoLocking=1)
+  mkdir -p "$own/lists/partial" "$own/cache/archives/partial"
+  (
+    cd "$own"
+    apt-get -qq -o APT::Sandbox::User= download $package ||
+      { apt-get -qq -o APT::Sandbox::User= "${private[@]}" update && apt-get -qq -o APT::Sandbox::User= "${private[@]}" download $package; }
+    dpkg -x $package*.deb .
+  ) >/dev/null 2>&1 || return 1
+  local wheels=("$own"/usr/share/python-wheels/pip-*.whl)
+  echo "${wheels[0]}/pip"
+}
+
 uv=$(command -v uv || true)
 if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
   uv=$PWD/.assay/uv/bin/uv
@@ -35,8 +51,10 @@ if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
       "$any" -m pip install -q --target .assay/uv uv || uv=
     elif "$any" -m venv .assay/uv-venv >/dev/null 2>&1; then
       { .assay/uv-venv/bin/python -m pip install -q --target .assay/uv uv || uv=; } && rm -rf .assay/uv-venv
+    elif rm -rf .assay/uv-venv && pip=$(system_pip); then
+      "$any" "$pip" install -q --target .assay/uv uv || uv=
+      rm -rf .assay/pip
     else
-      rm -rf .assay/uv-venv
       fail "python3 has neither pip nor venv, and there is no uv; one of them: sudo apt-get install python3-pip (or python3-venv)"
     fi
   fi
