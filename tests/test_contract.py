@@ -78,7 +78,21 @@ def test_a_verdict_survives_json(verdict: Verdict) -> None:
 def test_a_verdict_has_the_fields_of_the_contract(verdict: Verdict) -> None:
     """The published document has these keys, in this order, and no others."""
     document = json.loads(verdict.to_json())
-    names = "schema verdict_id image_id sha256 decision reasons scores model policy image source decided_at timings_ms".split()
+    names = [
+        "schema",
+        "verdict_id",
+        "image_id",
+        "sha256",
+        "decision",
+        "reasons",
+        "scores",
+        "model",
+        "policy",
+        "image",
+        "source",
+        "decided_at",
+        "timings_ms",
+    ]
     assert list(document) == names
     assert document["schema"] == "assay.verdict/1"
     assert list(document["scores"]) == list(HEADS)
