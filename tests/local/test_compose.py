@@ -1,0 +1,58 @@
+"""deploy/compose.yaml, as far as it can be checked without a container engine."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from worker import settings
+from worker.local.kafka_server import MAX_RECORD_BYTES, PARTITIONS, TOPICS
+from worker.local.paths import CHECKOUT
+
+ONCE = {"topics", "models-cpu", "models-gpu"}
+
+
+@pytest.fixture(scope="module")
+def compose():
+    """The parsed file."""
+    return yaml.safe_load((CHECKOUT / "deploy" / "compose.yaml").read_text())
+
+
+def test_every_server_has_a_health_check_and_a_profile(compose):
+    """What goes on running says when it serves; everything belongs to `cpu`, `gpu` or both."""
+    for name, service in compose["services"].items():
+        assert name in ONCE or service["healthcheck"]["test"], name
+        assert set(service["profiles"]) <= {"cpu", "gpu"}, name
+
+
+def test_what_a_service_waits_for_exists_in_its_profiles(compose):
+    """A required dependency is there in every profile of the service; an optional one in some."""
+    services = compose["services"]
+    for name, service in services.items():
+        for dependency, condition in service.get("depends_on", {}).items():
+            there = set(services[dependency]["profiles"])
+            assert there >= set(service["profiles"]) or not condition.get("required", True), (name, dependency)
+
+
+def test_the_workers_variables_are_settings(compose):
+    """A misspelt variable or a bad value would be refused at the start of the container."""
+    loaded = settings.load(environ=compose["services"]["worker"]["environment"])
+    assert loaded.http.host == "0.0.0.0"
+    grace_s = int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > loaded.run.drain_timeout_s
+
+
+def test_kafka_is_the_one_of_the_local_stack(compose):
+    """Topics, partitions and the largest record are the same with containers as without."""
+    environment = compose["services"]["kafka"]["environment"]
+    assert environment["KAFKA_MESSAGE_MAX_BYTES"] == MAX_RECORD_BYTES
+    assert environment["KAFKA_NUM_PARTITIONS"] == PARTITIONS
+    script = compose["services"]["topics"]["command"][0]
+    assert all(topic in script for topic in TOPICS)
+    assert f"--partitions {PARTITIONS} " in script
+
+
+def test_ports_are_published_on_this_machine_alone(compose):
+    """Nothing listens on other addresses of the host: the servers have no passwords."""
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
