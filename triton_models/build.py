@@ -24,13 +24,15 @@ from typing import Any, Literal, get_args
 
 import onnx
 
-from triton_models import configuration, graph, weights
+from triton_models import configuration, graph, plan, weights
 from triton_models.configuration import MODELS
+from triton_models.plan import Compiler, PlanError
 from triton_models.weights import WeightsError
 
 Flavour = Literal["cpu", "tensorrt", "null"]
 CodeKind = Literal["fused", "ensemble"]
 MANIFEST = "MANIFEST.json"
+WEIGHTS_FOLDER = "weights"
 SCHEMA = "assay.models/1"
 NULL_VERSION = hashlib.sha256(b"assay null model").hexdigest()[:12]
 
@@ -47,14 +49,18 @@ class Options:
     code: CodeKind = "fused"
     instances: int = 1
     threads: int = 0  # per instance; 0 shares the cores out
+    timing_cache: Path | None = None  # folder of TensorRT's timing caches
 
 
-def build(source: Path | None, flavour: Flavour, out: Path, options: Options | None = None) -> dict[str, Any]:
+def build(source: Path | None, flavour: Flavour, out: Path, options: Options | None = None, compiler: Compiler | None = None) -> dict[str, Any]:
     """Write the repository `out` from the weights folder `source` (None for `null`) and return its manifest.
 
-    Raises WeightsError for a bad folder and BuildError for what the flavour lacks here; `out` is then as it was before.
+    `compiler`: for `tensorrt`, what builds the plans (this machine's when None). Raises WeightsError for a bad folder, PlanError
+    for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was before.
     """
     options = options or Options()
+    if flavour == "tensorrt":
+        compiler = compiler or plan.here()
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no model repository of ours (no {MANIFEST}); name another folder")
     model_version, graphs = _graphs(source, flavour, options)
@@ -63,9 +69,11 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
     try:
         draft.chmod(0o755)
         for name, model in graphs.items():
-            _write_model(draft, name, model, model_version, flavour, options)
+            _write_model(draft, name, model, model_version, options, compiler)
         if options.code == "ensemble":
             _write_ensemble(draft, model_version)
+        if source is not None:
+            _keep_weights(source, draft)
         manifest = {
             "schema": SCHEMA,
             "model_version": model_version,
@@ -73,6 +81,7 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
             "flavour": flavour,
             "precision": options.precision,
             "code": options.code,
+            "plans": {"tensorrt": compiler.trt.__version__, "capability": compiler.capability} if compiler else None,
             "files": {path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()},
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -83,7 +92,10 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
 
 
 def check(repository: Path) -> dict[str, Any]:
-    """The manifest of `repository` if every file is as it was built. Raises BuildError naming the first file that is not."""
+    """The manifest of `repository` if every file is as it was built and its plans are for this machine.
+
+    Raises BuildError naming the first file that is not, PlanError for plans of another TensorRT or GPU.
+    """
     path = repository / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
@@ -96,6 +108,9 @@ def check(repository: Path) -> dict[str, Any]:
             raise BuildError(f"{file}: the file is missing; build the repository again")
         if file_hash(file) != expected:
             raise BuildError(f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again")
+    if plans := manifest.get("plans"):
+        machine = plan.here()
+        plan.Key(plans["tensorrt"], plans["capability"], "").check(machine.trt.__version__, machine.capability)
     return manifest
 
 
@@ -143,17 +158,31 @@ def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[st
     return loaded.version, graphs
 
 
-def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: str, flavour: Flavour, options: Options) -> None:
+def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: str, options: Options, compiler: Compiler | None) -> None:
     folder = draft / name / str(configuration.version_number(model_version))
     folder.mkdir(parents=True)
     files = graph.write(model, folder / "model.onnx")
-    if flavour == "tensorrt":
-        raise BuildError("flavour tensorrt is built by triton_models.plan")
-    shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
-    hashes = {path.name: file_hash(path) for path in files}
-    threads = options.threads or max(1, cores() // options.instances)
-    text = configuration.python_model(name, model_version, hashes, instances=options.instances, threads=threads)
+    if compiler is None:
+        shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
+        hashes = {path.name: file_hash(path) for path in files}
+        threads = options.threads or max(1, cores() // options.instances)
+        text = configuration.python_model(name, model_version, hashes, instances=options.instances, threads=threads)
+    else:
+        key = compiler.key(file_hash(files[0]))
+        dims = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim][1:]
+        cache = options.timing_cache / f"trt{key.tensorrt}-cc{key.capability}.timings" if options.timing_cache else None
+        (folder / key.file_name).write_bytes(compiler.compile(files[0], dims, cache))
+        text = configuration.tensorrt_model(name, model_version, plan=key.file_name, capability=compiler.capability)
     (draft / name / "config.pbtxt").write_text(text)
+
+
+def _keep_weights(source: Path, draft: Path) -> None:
+    """A copy inside `code`, where Triton does not look: the repository can then be verified, and built anew, without its source."""
+    folder = draft / "code" / WEIGHTS_FOLDER
+    folder.mkdir(parents=True)
+    for name in (weights.ENCODER_FILE, weights.HEADS_FILE, *weights.CARD_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _write_ensemble(draft: Path, model_version: str) -> None:
@@ -174,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--code", choices=get_args(CodeKind), default="fused", help="`code` as one graph, or as an ensemble of its parts")
     parser.add_argument("--instances", type=int, default=Options.instances, help="CPU: copies of each model (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU: threads per copy (default: the cores, shared out)")
+    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick")
     parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")
     options = parser.parse_args(arguments)
     if (options.check is None) == (options.out is None):
@@ -182,9 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             manifest, where, verb = check(options.check), options.check, "is whole"
         else:
-            chosen = Options(options.precision, options.code, options.instances, options.threads)
+            chosen = Options(options.precision, options.code, options.instances, options.threads, options.timing_cache)
             manifest, where, verb = build(options.weights, options.flavour, options.out, chosen), options.out, "written"
-    except (WeightsError, BuildError) as error:
+    except (WeightsError, BuildError, PlanError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files")

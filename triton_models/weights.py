@@ -25,6 +25,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 ENCODER_FILE = "encoder.safetensors"
 HEADS_FILE = "heads.safetensors"
+CARD_FILES = ("card.json", "README.md")
 WIDTH, DEPTH, ATTENTION_HEADS, PATCH_PX, IMAGE_PX = 192, 12, 3, 16, 224
 TOKENS = (IMAGE_PX // PATCH_PX) ** 2 + 1
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red green blue, on a scale of 0 to 1

@@ -1,0 +1,145 @@
+"""From an ONNX graph to a TensorRT plan, and what a plan is bound to.
+
+A plan runs on one TensorRT version and one kind of GPU only, so it is keyed by both and by its graph, and
+`python -m triton_models.build --check` refuses one with another key. Written for TensorRT 10.12 and 11: no precision flag is
+set (11 has none), types stand in the graph and the network is strongly typed. The same code builds with TensorRT-RTX,
+whose parser and builder run without a GPU: that is how it is tested where there is none.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OLDEST = (10, 12)
+PROFILE = (1, 32, 256)  # images a request: least, what tactics are chosen for, most
+REBUILD = "build it where it is served: python -m triton_models.build --weights DIR --flavour tensorrt --out REPOSITORY"
+
+
+class PlanError(Exception):
+    """A plan that cannot be built or must not be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a plan is bound to. `capability` as NVIDIA writes it: `9.0` for an H100 or H200."""
+
+    tensorrt: str
+    capability: str
+    graph: str  # SHA-256 of the ONNX file
+
+    @property
+    def file_name(self) -> str:
+        """A plan's file name: another key is another file."""
+        return f"trt{self.tensorrt}-cc{self.capability}-{self.graph[:12]}.plan"
+
+    def check(self, tensorrt: str, capability: str) -> None:
+        """Raises PlanError unless the plan is for this TensorRT and this GPU."""
+        if (self.tensorrt, self.capability) != (tensorrt, capability):
+            raise PlanError(
+                f"the plan is for TensorRT {self.tensorrt} on compute capability {self.capability}, "
+                f"here are TensorRT {tensorrt} and {capability}; {REBUILD}"
+            )
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A TensorRT module and what it builds for. `target`: member of `ComputeCapability` to build for without a GPU (TensorRT-RTX only)."""
+
+    trt: Any
+    capability: str
+    target: str | None = None
+
+    def key(self, graph_hash: str) -> Key:
+        """The key of a plan built by this compiler."""
+        return Key(self.trt.__version__, self.capability, graph_hash)
+
+    def compile(self, graph: Path, dims: Sequence[int], cache: Path | None = None) -> bytes:
+        """See `compile_plan`."""
+        return compile_plan(self.trt, graph, dims, cache=cache, target=self.target)
+
+
+def here() -> Compiler:
+    """The compiler of this machine. Raises PlanError without TensorRT or a GPU."""
+    return Compiler(load_tensorrt(), gpu_capability())
+
+
+def load_tensorrt() -> Any:
+    """The `tensorrt` module of the serving image. Raises PlanError when it is absent or older than 10.12."""
+    try:
+        import tensorrt  # noqa: PLC0415 - only in the serving image
+    except ImportError as error:
+        raise PlanError(f"the tensorrt module is not here ({error}); run this inside the serving image (deploy/docker/triton.Dockerfile)") from error
+    if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < OLDEST:
+        raise PlanError(f"TensorRT {tensorrt.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed")
+    return tensorrt
+
+
+def gpu_capability() -> str:
+    """Compute capability of this machine's GPUs. Raises PlanError without a GPU, or with GPUs of several kinds."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise PlanError(f"no GPU is visible (nvidia-smi: {error}); a plan is built on the GPU that serves it") from error
+    kinds = sorted(set(answer.split()))
+    if len(kinds) != 1:
+        raise PlanError(f"GPUs of {len(kinds)} compute capabilities are visible ({', '.join(kinds)}); choose one kind with CUDA_VISIBLE_DEVICES")
+    return kinds[0]
+
+
+def compile_plan(
+    trt: Any, graph: Path, dims: Sequence[int], *, profile: tuple[int, int, int] = PROFILE, cache: Path | None = None, target: str | None = None
+) -> bytes:
+    """The serialised plan of `graph`, whose single input has the shape [N, *dims].
+
+    `trt`: the module `tensorrt` or `tensorrt_rtx`. `profile`: N at least, at its best, at most. `cache`: timing cache file,
+    read and written. `target`: see `Compiler`. Raises PlanError with what the parser or the builder says.
+    """
+    said = _recorder(trt)
+    builder = trt.Builder(said)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, said)
+    # By path, so that tensors stored beside the graph are found.
+    if not parser.parse_from_file(str(graph)):
+        problems = "; ".join(str(parser.get_error(index)).strip() for index in range(parser.num_errors))
+        raise PlanError(f"{graph}: TensorRT {trt.__version__} does not take the graph ({problems or said.last})")
+    if network.num_inputs != 1:
+        raise PlanError(f"{graph}: one input is expected, the graph has {network.num_inputs}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: scores are compared to 1e-4
+    shapes = builder.create_optimization_profile()
+    shapes.set_shape(network.get_input(0).name, *((size, *dims) for size in profile))
+    config.add_optimization_profile(shapes)
+    if target is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
+    if cache is not None:
+        timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise PlanError(f"{graph}: TensorRT {trt.__version__} could not build a plan ({said.last})")
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _recorder(trt: Any) -> Any:
+    """A logger that keeps the last error for the message of an exception."""
+
+    class Recorder(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.last = " ".join(message.split())
+
+    return Recorder()

@@ -1,0 +1,222 @@
+"""Proves that what a repository serves is the model in its weights: the same images through every form of it.
+
+    python -m triton_models.verify REPOSITORY [--server HOST:PORT] [--images FOLDER]
+
+Compared with float64 NumPy: PyTorch and scikit-learn (where installed), each ONNX graph, and the models of a running server,
+which on a GPU are the TensorRT plans. Prints the largest differences and the labels that changed; exit 1 past the tolerance:
+1e-4 for float32; for mixed precision scores within 0.01 and no label changed outside 0.45 to 0.55.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from triton_models import build, configuration, reference, weights
+from triton_models.build import BuildError
+from triton_models.plan import PlanError
+from triton_models.weights import IMAGE_PX, Array, WeightsError
+
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """`score`, `embedding` (in standard deviations of the embeddings): largest differences; labels may change within `margin` of 0.5."""
+
+    score: float
+    embedding: float
+    margin: float
+
+
+TOLERANCES = {"fp32": Tolerance(1e-4, 1e-4, 1e-4), "fp16": Tolerance(0.01, 0.05, 0.05), "bf16": Tolerance(0.01, 0.2, 0.05)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of the model against the reference. `failure`: why it gave nothing; `skipped`: why it was not asked."""
+
+    name: str
+    embedding: float | None = None
+    score: float | None = None
+    labels: int = 0
+    failure: str = ""
+    skipped: str = ""
+
+    def passes(self, tolerance: Tolerance) -> bool:
+        """Within the tolerance, or not asked."""
+        if self.skipped:
+            return True
+        differences = ((self.embedding, tolerance.embedding), (self.score, tolerance.score))
+        # Written so that NaN does not pass.
+        return not self.failure and not self.labels and all(value is None or value <= limit for value, limit in differences)
+
+
+def verify(repository: Path, *, server: str | None = None, images: reference.Images | None = None) -> list[Row]:
+    """Every form of the repository's model on `images` (the fixed set when None). Raises BuildError for a damaged repository."""
+    manifest = build.check(repository)
+    if manifest["flavour"] == "null":
+        raise BuildError(f"{repository}: the null flavour has no model to verify")
+    pixels = reference.images() if images is None else images
+    folder = repository / "code" / build.WEIGHTS_FOLDER
+    loaded = weights.load(folder)
+    compare = _Comparison(loaded, pixels, TOLERANCES[manifest["precision"]])
+    rows = [
+        compare.row("NumPy float64, version of the weights", lambda: _same_version(loaded.version, manifest["model_version"])),
+        compare.row("PyTorch + scikit-learn", lambda: _frameworks(folder, loaded, pixels), optional=True),
+        *_graphs(repository, manifest, compare),
+    ]
+    if server is None:
+        return [*rows, Row("server", skipped="no --server given")]
+    return [*rows, *_served(server, manifest, compare)]
+
+
+class _Comparison:
+    """The reference's embeddings and scores, and how far others are from them."""
+
+    def __init__(self, loaded: weights.Weights, pixels: reference.Images, tolerance: Tolerance) -> None:
+        self.pixels, self.tolerance = pixels, tolerance
+        self.embeddings = reference.embeddings(loaded, pixels)
+        self.scores = weights.reference_scores(loaded, self.embeddings)
+
+    def row(self, name: str, give: Callable[[], dict[str, Values]], *, optional: bool = False) -> Row:
+        """Compare what `give` returns: `embedding`, `scores` or both; `optional`: a missing library skips it."""
+        try:
+            values = give()
+        except ImportError as error:
+            return Row(name, skipped=f"{error.name} is not installed") if optional else Row(name, failure=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a form of the model raises is its row of the table
+            return Row(name, failure=" ".join(str(error).split())[:160])
+        expected: dict[str, Array] = {"embedding": self.embeddings, "scores": self.scores}
+        for key, value in values.items():
+            if value.shape != expected[key].shape:
+                return Row(name, failure=f"{key} has shape {list(value.shape)}, expected {list(expected[key].shape)}")
+        apart = {key: float(np.abs(value - expected[key]).max()) for key, value in values.items()}
+        spread = apart["embedding"] / self.embeddings.std() if "embedding" in apart else None
+        return Row(name, spread, apart.get("scores"), self._changed(values["scores"]) if "scores" in values else 0)
+
+    def _changed(self, scores: Values) -> int:
+        """Labels that differ from the reference's although its score is not within the margin of 0.5."""
+        clear = np.abs(self.scores - 0.5) > self.tolerance.margin
+        return int((((scores >= 0.5) != (self.scores >= 0.5)) & clear).sum())
+
+
+def _same_version(loaded: str, named: str) -> dict[str, Values]:
+    if loaded != named:
+        raise BuildError(f"the weights have version {loaded}, the manifest says {named}; build the repository again")
+    return {}
+
+
+def _frameworks(folder: Path, loaded: weights.Weights, pixels: reference.Images) -> dict[str, Values]:
+    embeddings = reference.torch_embeddings(folder, pixels)
+    return {"embedding": embeddings, "scores": reference.sklearn_scores(loaded, embeddings)}
+
+
+def _graphs(repository: Path, manifest: dict[str, Any], compare: _Comparison) -> list[Row]:
+    """Each model's ONNX graph by ONNX Runtime, heads on the reference's embeddings."""
+    rows = []
+    for name, (inputs, outputs) in configuration.MODELS.items():
+        path = repository / name / str(manifest["version_number"]) / "model.onnx"
+        if not path.is_file():
+            continue  # an ensemble
+        if manifest["precision"] == "bf16" and inputs == ("images",):
+            rows.append(Row(f"ONNX graph {name}", skipped="ONNX Runtime has no bfloat16 kernels on a CPU"))
+            continue
+        given = compare.pixels if inputs == ("images",) else compare.embeddings.astype(np.float32)
+        rows.append(compare.row(f"ONNX graph {name}", partial(_run_graph, path, given, outputs), optional=True))
+    return rows
+
+
+def _run_graph(path: Path, given: Values, outputs: tuple[str, ...]) -> dict[str, Values]:
+    import onnxruntime  # noqa: PLC0415 - not where only the server has it
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
+
+
+def _served(server: str, manifest: dict[str, Any], compare: _Comparison) -> list[Row]:
+    """Each model the server has ready, `code` in any case."""
+    from tritonclient import grpc  # noqa: PLC0415 - only with --server
+
+    rows = []
+    with closing(grpc.InferenceServerClient(server)) as client:
+        for name, (inputs, _) in configuration.MODELS.items():
+            try:
+                ready = client.is_model_ready(name)
+            except grpc.InferenceServerException as error:
+                return [Row(f"server {server}", failure=f"{error.message()}; is it running?")]
+            given = compare.pixels if inputs == ("images",) else compare.embeddings.astype(np.float32)
+            ask = partial(_ask, client, name, given, manifest["model_version"])
+            rows.append(compare.row(f"server {name}", ask) if ready or name == "code" else Row(f"server {name}", skipped="not loaded"))
+    return rows
+
+
+def _ask(client: Any, name: str, given: Values, model_version: str) -> dict[str, Values]:
+    from tritonclient import grpc  # noqa: PLC0415 - only with --server
+
+    (tensor_name,), outputs = configuration.MODELS[name]
+    serves = client.get_model_config(name).config.parameters["model_version"].string_value
+    if serves != model_version:
+        raise BuildError(f"the server serves version {serves or 'unknown'}, the repository holds {model_version}")
+    tensor = grpc.InferInput(tensor_name, list(given.shape), configuration.TENSORS[tensor_name][0].removeprefix("TYPE_"))
+    tensor.set_data_from_numpy(given)
+    answer = client.infer(name, [tensor], outputs=[grpc.InferRequestedOutput(output) for output in outputs], client_timeout=300)
+    return {output: answer.as_numpy(output) for output in outputs}
+
+
+def folder_images(folder: Path, most: int = 64) -> reference.Images:
+    """The central 224 x 224 of a folder's images (at most `most`, by name), black where smaller. Raises BuildError when there is none."""
+    from PIL import Image  # noqa: PLC0415 - only with --images
+
+    crops = []
+    for path in sorted(folder.rglob("*"))[: most * 4]:
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(crops) < most:
+            image = Image.open(path).convert("RGB")
+            left, top = (image.width - IMAGE_PX) // 2, (image.height - IMAGE_PX) // 2
+            crops.append(np.asarray(image.crop((left, top, left + IMAGE_PX, top + IMAGE_PX))))
+    if not crops:
+        raise BuildError(f"{folder}: no JPEG, PNG or WebP image there")
+    return np.stack(crops)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m triton_models.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="written by python -m triton_models.build")
+    parser.add_argument("--server", metavar="HOST:PORT", help="gRPC address of a server that serves it")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use instead of the fixed set")
+    options = parser.parse_args(arguments)
+    try:
+        rows = verify(options.repository, server=options.server, images=folder_images(options.images) if options.images else None)
+        manifest = build.check(options.repository)
+    except (BuildError, PlanError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    tolerance = TOLERANCES[manifest["precision"]]
+    print(f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model version {manifest['model_version']}")
+    print(f"{'':40}{'embedding':>12}{'score':>12}{'labels':>8}")
+    for row in rows:
+        numbers = "".join(f"{value:12.1e}" if value is not None else f"{'-':>12}" for value in (row.embedding, row.score))
+        verdict = (row.skipped and f"skipped: {row.skipped}") or row.failure or ("ok" if row.passes(tolerance) else "PAST THE TOLERANCE")
+        print(f"{row.name:40}{numbers}{row.labels:8}  {verdict}")
+    good = all(row.passes(tolerance) for row in rows)
+    print(
+        "the same model in every form"
+        if good
+        else f"NOT the same model: a score may differ by {tolerance.score:g} at most; do not serve this repository"
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
