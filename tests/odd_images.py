@@ -100,6 +100,21 @@ def corrupted(data: bytes, start: float, length: int, seed: int = 5) -> bytes:
     return bytes(out)
 
 
+def many_scans_jpeg(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: each repetition costs a pass over the whole image."""
+    data = encode(scene(400, 300), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+def tiff_with_tile(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
+    """A grey deflate TIFF with one tile, by hand; the tile may be larger than the image."""
+    body = zlib.compress(bytes(min(tile_width * tile_height, 100_000)))
+    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile_width), (323, tile_height), (324, 0), (325, len(body))]
+    offset = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, offset if tag == 324 else value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + body
+
+
 def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[EXIF_ORIENTATION] = orientation
@@ -141,6 +156,7 @@ def _jpegs() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "magic-only.jpg": (b"\xff\xd8\xff", NO_IMAGE, "three bytes"),
         "header-lies-larger.jpg": (with_jpeg_size(plain, 400, 3000), OK, "says ten times the height it has; libjpeg fills with grey"),
         "header-lies-huge.jpg": (with_jpeg_size(plain, 60000, 60000), TOO_MANY_PIXELS, "says 60000 x 60000"),
+        "scan-bomb.jpg": (many_scans_jpeg(300), CORRUPT, "300 scans, each of which walks over the whole image"),
         "header-zero.jpg": (with_jpeg_size(plain, 0, 0), NO_IMAGE, "says 0 x 0"),
     }
 
@@ -218,6 +234,8 @@ def _others() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "palette.tiff": (encode(photo.quantize(64), "TIFF"), OK, "palette TIFF"),
         "bilevel-g4.tiff": (encode(photo.convert("1"), "TIFF", compression="group4"), OK, "fax TIFF"),
         "multi-page.tiff": (encode(frames()[0], "TIFF", save_all=True, append_images=frames()[1:]), OK, "first page"),
+        "tile-larger-than-image.tiff": (tiff_with_tile(240, 230, 256, 256), OK, "one tile that reaches beyond the image"),
+        "tile-bomb.tiff": (tiff_with_tile(16, 16, 32768, 32768), CORRUPT, "a tile of a gigabyte for 16 x 16 pixels"),
         "truncated.tiff": (encode(photo, "TIFF")[:5000], CORRUPT, "5000 bytes"),
         "plain.gif": (encode(photo, "GIF"), OK, "GIF"),
         "animated.gif": (gif, OK, "first frame"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -28,6 +30,9 @@ _JPEG_SCAN = 0xDA
 _JPEG_SEGMENTS = _JPEG_FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+# A tile may be larger than a small image; 4096 x 4096 is beyond any that is in use.
+_MAX_SPARE_TILE_PX = 1 << 24
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _TRIED = {"jpeg": ["JPEG"], "png": ["PNG"], "webp": ["WEBP"], "bmp": ["BMP"], "tiff": ["TIFF"], "gif": ["GIF"], "avif": ["AVIF"]}
 
@@ -142,7 +147,18 @@ def _sniff(data: bytes) -> str | None:
 
 def _size_by_pillow(data: bytes, name: str) -> tuple[int, int]:
     with Image.open(io.BytesIO(data), formats=_TRIED[name]) as image:
-        return image.size
+        width, height = image.size
+        if name == "tiff":
+            _check_tiff_tile(image, width * height)
+        return width, height
+
+
+def _check_tiff_tile(image: Image.Image, pixels: int) -> None:
+    """The decoder makes room for a whole tile: 146 bytes that claim a tile of 32768 x 32768 for an image of 16 x 16 take 1 GB."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    tile = int(tags.get(_TIFF_TILE_WIDTH, 1)) * int(tags.get(_TIFF_TILE_LENGTH, 1))
+    if tile > max(4 * pixels, _MAX_SPARE_TILE_PX):
+        raise ValueError(f"a tile of {tile} pixels in an image of {pixels}")
 
 
 _READERS = {"jpeg": _jpeg_size, "png": _png_size, "webp": _webp_size, "gif": _gif_size}
@@ -172,7 +188,7 @@ def peek(data: bytes, *, stage: str = "intake") -> ImageInfo:
         except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
             unknown = name == "avif" and data[8:12] not in (b"avif", b"avis")
             reason = RejectReason.UNSUPPORTED_FORMAT if unknown else RejectReason.CORRUPT
-            raise Rejected(reason, f"the {name} header cannot be read ({type(error).__name__})", stage=stage) from None
+            raise Rejected(reason, f"the {name} header cannot be read ({type(error).__name__}: {error})"[:300], stage=stage) from None
     width, height = size
     if width < 1 or height < 1:
         raise Rejected(RejectReason.CORRUPT, f"the {name} header says {width} x {height} pixels", stage=stage)

@@ -174,7 +174,8 @@ def test_damaged_images_are_judged_as_pillow_judges_them(decoder, seed, where, c
     data = (seed[:at] + insert + seed[at + cut :])[:end]
     outcome = decode_one(decoder, data)
     if isinstance(outcome, Rejected):
-        if outcome.reason != RejectReason.TOO_MANY_PIXELS:
+        on_purpose = outcome.reason == RejectReason.TOO_MANY_PIXELS or "a tile of" in outcome.detail
+        if not on_purpose:
             assert reference_or_none(data) is None
     else:
         np.testing.assert_array_equal(outcome, reference(data))

@@ -28,6 +28,9 @@ from worker.settings import DecodeSettings
 CROP_PX = 224
 # Pixels decoded whole at the same time; a larger image is decoded alone. Pillow holds up to 4 bytes for each.
 WHOLE_AT_ONCE_PX = 32_000_000
+# Every scan of a progressive JPEG walks over the whole image; encoders write about ten. A file within the limits could hold
+# 400,000 and occupy the decoder for hours.
+MAX_JPEG_SCANS = 100
 _MAX_THREADS = 8
 _JPEG_BASELINE = (0xC0, 0xC1)
 # In a scan's data only stuffing (FF 00), restarts (FF D0 to D7) and fill (FF FF) may follow an FF; anything else ends it.
@@ -211,6 +214,8 @@ class Decoder:
 
 
 def _try_pillow(data: bytes) -> Pixels | Rejected:
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        return Rejected(RejectReason.CORRUPT, f"a JPEG of more than {MAX_JPEG_SCANS} scans", stage="decode")
     try:
         return decode_with_pillow(data)
     except MemoryError:
