@@ -27,8 +27,9 @@ setup-all: $(ALL) setup ## the same with training and the development tools
 demo: setup ## everything at once: stack, worker, sample images, verdict table
 	@$(PY) -m worker demo
 
-test: setup-all ## all tests; the integration tests start real servers and end them
-	@$(PY) -m pytest $(PYTEST)
+# Two processes: tests on servers (of which there is one set) in the one, the others beside them.
+test: setup-all ## all tests; those on real servers start them and end them
+	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 test-unit: setup-all ## the tests that need no servers
 	@$(PY) -m pytest -n 2 -m "not integration" $(PYTEST)

@@ -26,6 +26,13 @@ for _name in [name for name in os.environ if name.startswith("ASSAY_")]:
     del os.environ[_name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist the tests on servers run one after the other: two cores carry one set of servers."""
+    for item in items:
+        if item.get_closest_marker("integration"):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The variables that point the worker at a running Kafka, Redis and Triton. Shared: use names of your own on it."""
