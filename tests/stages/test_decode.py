@@ -240,6 +240,16 @@ def test_without_dali_pillow_decodes_everything(monkeypatch):
     np.testing.assert_array_equal(decoded.pixels[[0, 2, 3]], np.stack([reference(data[i]) for i in (0, 2, 3)]))
 
 
+def test_a_decoder_brings_no_torch_along():
+    """Torch stays out of the worker's process also where it is installed, and can be imported there afterwards."""
+    script = (
+        "import sys; from worker.settings import DecodeSettings; from worker.stages.decode import Decoder; "
+        "print(Decoder(DecodeSettings(device='cpu')).device, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["cpu", "False"]
+
+
 def test_a_gpu_that_is_asked_for_and_missing_is_a_wrong_setting(monkeypatch):
     """device=gpu without DALI stops with the name of the variable, instead of decoding slowly without a word."""
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)

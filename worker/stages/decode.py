@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,20 +109,32 @@ def _chunks(indices: Iterable[int], cost: Callable[[int], int]) -> Iterator[list
         yield chunk
 
 
+def _import_dali() -> tuple[Any, Any]:
+    """nvidia.dali.backend and the dynamic mode, which imports torch where it finds it, for type names alone: 6 s and 600 MB."""
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from nvidia.dali import backend  # noqa: PLC0415 - takes seconds, and is not there on every machine
+        from nvidia.dali.experimental import dynamic  # noqa: PLC0415
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+    return backend, dynamic
+
+
 class _Dali:
     """DALI in dynamic mode, bound to one device. A batch either decodes or raises as a whole."""
 
     def __init__(self, settings: DecodeSettings, threads: int) -> None:
         """Raises ImportError where DALI is not installed, SettingsError where the GPU asked for is not there."""
-        from nvidia.dali import backend  # noqa: PLC0415 - takes seconds, and is not there on every machine
-        from nvidia.dali.experimental import dynamic  # noqa: PLC0415
-
-        gpus = int(backend.GetCUDADeviceCount())  # type: ignore[attr-defined]  # from the compiled module, which has no types
+        backend, dynamic = _import_dali()
+        gpus = int(backend.GetCUDADeviceCount())
         if settings.device == "gpu" and not gpus:
             raise SettingsError(["ASSAY_DECODE__DEVICE=gpu: no CUDA device is visible; expected a GPU with its driver, or auto or cpu"])
         self.device = "gpu" if gpus and settings.device != "cpu" else "cpu"
         self._dynamic = dynamic
-        self._context = dynamic.EvalContext(num_threads=threads)  # type: ignore[no-untyped-call]
+        self._context = dynamic.EvalContext(num_threads=threads)
         # nvJPEG's own upsampling differs from libjpeg's; this option exists only there.
         self._options: dict[str, Any] = {"jpeg_fancy_upsampling": True} if self.device == "gpu" else {}
 
