@@ -224,3 +224,15 @@ def test_a_recycled_pid_is_never_taken_for_the_server(private_stack):
         stack.down(private_stack)
         assert bystander.poll() is None
         bystander.kill()
+
+
+def test_an_up_that_was_killed_is_taken_over(private_stack):
+    """The servers that a killed `up` has started are waited for by the next one, not started twice."""
+    code = f"from pathlib import Path; from worker.local import stack; stack.up(Path({str(private_stack)!r}), services=['redis', 'kafka'])"
+    with subprocess.Popen([sys.executable, "-c", code]) as command:
+        while stack.discover(private_stack) is None:
+            assert command.poll() is None
+        command.kill()
+    status = stack.up(private_stack, services=["redis", "kafka"])
+    assert len(processes_below(private_stack / "kafka")) == 1
+    assert pid_of(status, "kafka")

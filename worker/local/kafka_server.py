@@ -126,7 +126,7 @@ class KafkaServer(Server):
         if (self.data / "meta.properties").exists():
             return
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(self.directory / "server.properties")]
+        arguments = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id, "-c", str(self.directory / "server.properties")]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(self._java("-Xmx128m", *arguments), capture_output=True, text=True, check=False)
         if done.returncode != 0:
