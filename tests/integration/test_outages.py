@@ -1,0 +1,170 @@
+"""Servers that are not there, go away, hang or come back: the worker waits, says for whom, and rejects nothing for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import SHORT_SESSION
+from tests.integration.harness import Outside, Worker, running_worker, samples, unlike, wait_until
+from worker.clients import kafka
+from worker.local import stack as local_stack
+from worker.local.server import free_port
+from worker.settings import KafkaSettings
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+SERVICES = ("redis", "triton", "kafka")
+
+
+@pytest.fixture
+def env(private_stack: Path) -> dict[str, str]:
+    """The environment of a worker on a stack of its own, which the test may break."""
+    status = local_stack.up(private_stack)
+    return {**os.environ, **status.env, **SHORT_SESSION, **_names(), "ASSAY_HTTP__PORT": str(free_port())}
+
+
+def _names() -> dict[str, str]:
+    topics = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    return {**topics, "ASSAY_KAFKA__GROUP_ID": "assay-worker", "ASSAY_REDIS__KEY_PREFIX": "assay:"}
+
+
+def _pid(directory: Path, name: str) -> int:
+    service = local_stack.status(directory).services[name]
+    assert service is not None
+    return service.pid
+
+
+class Feed:
+    """Images that no cache knows, and the accounts at the end."""
+
+    def __init__(self, outside: Outside) -> None:
+        self.outside = outside
+        self.ids: list[str] = []
+        self._jpegs = [data for name, data in samples().items() if name.endswith(".jpg")]
+
+    def send(self, count: int) -> None:
+        for _ in range(count):
+            number = len(self.ids)
+            self.ids.append(f"image/{number}")
+            self.outside.send(self.ids[-1], unlike(self._jpegs[number % len(self._jpegs)], number))
+        self.outside.flush()
+
+    def check(self) -> None:
+        self.outside.wait_verdicts(self.ids, timeout_s=120)
+        wait_until(self.outside.all_committed, "every offset committed")
+        assert self.outside.rejections() == {}
+        assert {verdict["image_id"] for verdict in self.outside.verdicts()} == set(self.ids)
+
+
+def _unready_but_alive(worker: Worker) -> bool:
+    ready, live = worker.get("/readyz"), worker.get("/livez")
+    assert live is not None and live.is_success
+    return ready is not None and not ready.is_success
+
+
+def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
+    """kill -9, SIGSTOP and a dead model process, one after the other: not ready but alive, then everything is judged."""
+    outside = Outside(env)
+    feed = Feed(outside)
+    with running_worker(env, tmp_path / "worker.log") as worker:
+        for name in SERVICES:
+            feed.send(20)
+            os.kill(_pid(private_stack, name), signal.SIGKILL)
+            if name != "kafka":
+                feed.send(20)
+            wait_until(lambda: _unready_but_alive(worker), f"not ready without {name}", 10)
+            if name == "redis":
+                count = len(outside.records(outside.verdicts_topic))
+                time.sleep(1.0)  # not a wait for something: nothing may come
+                assert len(outside.records(outside.verdicts_topic)) == count, "a verdict record while Redis is away"
+            local_stack.up(private_stack)
+            wait_until(worker.is_ready, f"ready again with {name}")
+            feed.check()
+        for name in SERVICES:
+            os.kill(_pid(private_stack, name), signal.SIGSTOP)
+            try:
+                wait_until(lambda: _unready_but_alive(worker), f"not ready while {name} hangs", 10)
+            finally:
+                os.kill(_pid(private_stack, name), signal.SIGCONT)
+            wait_until(worker.is_ready, f"ready again with {name}")
+            feed.send(20)
+            feed.check()
+        os.kill(_stubs(_pid(private_stack, "triton"))[0], signal.SIGKILL)
+        feed.send(20)
+        feed.check()
+        assert worker.events("model_reloaded")
+        assert worker.terminate() == 0
+    outside.close()
+
+
+def _stubs(triton_pid: int) -> list[int]:
+    """The processes that run the server's Python models."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+        except (OSError, IndexError):
+            continue
+        if parent == triton_pid and b"python_backend_stub" in command:
+            found.append(int(folder.name))
+    return found
+
+
+def test_servers_may_come_after_the_worker(private_stack, tmp_path):
+    """Started before its servers the worker waits, alive and not ready, names them, and works once they are there."""
+    env = {**os.environ, **local_stack.up(private_stack).env, **SHORT_SESSION, **_names(), "ASSAY_HTTP__PORT": str(free_port())}
+    local_stack.down(private_stack)
+    worker = Worker(env, tmp_path / "worker.log")
+    wait_until(lambda: worker.events("waiting_for"), "the worker says for whom it waits")
+    assert worker.events("waiting_for")[0]["dependency"] == "redis"
+    assert _unready_but_alive(worker)
+    local_stack.up(private_stack)
+    worker.wait_ready()
+    outside = Outside(env)
+    feed = Feed(outside)
+    feed.send(10)
+    feed.check()
+    assert worker.terminate() == 0
+    outside.close()
+
+
+def test_a_server_that_never_comes_ends_the_wait(tmp_path):
+    """Past the start-up limit: exit 3, and the reason names the server; SIGTERM while waiting: exit 0."""
+    env = {
+        **os.environ,
+        "ASSAY_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "ASSAY_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
+        "ASSAY_TRITON__URL": f"127.0.0.1:{free_port()}",
+        "ASSAY_HTTP__PORT": str(free_port()),
+    }
+    impatient = Worker({**env, "ASSAY_RUN__STARTUP_TIMEOUT_S": "1"}, tmp_path / "impatient.log")
+    assert impatient.wait(60) == 3
+    assert "redis is not there" in impatient.log_tail()
+    patient = Worker(env, tmp_path / "patient.log")
+    wait_until(lambda: patient.events("waiting_for"), "waiting")
+    assert patient.terminate() == 0
+
+
+def test_the_topics_may_come_late(private_stack, tmp_path):
+    """A broker without the incoming topic is no error: the worker judges once the topic is made."""
+    status = local_stack.up(private_stack)
+    names = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"late.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    env = {**os.environ, **status.env, **SHORT_SESSION, **names, "ASSAY_KAFKA__GROUP_ID": "late", "ASSAY_REDIS__KEY_PREFIX": "late:"}
+    env["ASSAY_HTTP__PORT"] = str(free_port())
+    worker = Worker(env, tmp_path / "worker.log")
+    try:
+        wait_until(lambda: worker.events("model_version"), "the worker has started")
+        kafka.create_topics(KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2)
+        worker.wait_ready()
+        outside = Outside(env)
+        feed = Feed(outside)
+        feed.send(5)
+        feed.check()
+        outside.close()
+    finally:
+        assert worker.terminate() == 0
