@@ -1,0 +1,61 @@
+{{/* (dict "root" $ "base" name-of-the-service "rendezvous" host) */}}
+{{- define "assay.trainingJob" -}}
+{{- $t := .root.Values.training -}}
+{{- $labels := dict "root" .root "component" "training" -}}
+completionMode: Indexed
+completions: {{ $t.nodes }}
+parallelism: {{ $t.nodes }}
+backoffLimit: {{ $t.backoffLimit }}
+activeDeadlineSeconds: {{ $t.activeDeadlineSeconds }}
+ttlSecondsAfterFinished: {{ $t.ttlSecondsAfterFinished }}
+# A node that is drained is no failure of the run.
+podFailurePolicy:
+  rules:
+    - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
+template:
+  metadata:
+    labels: {{- merge (include "assay.labels" $labels | fromYaml) $t.podLabels | toYaml | nindent 6 }}
+    {{- with $t.podAnnotations }}
+    annotations: {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    {{- include "assay.podHead" (dict "root" .root "placed" $t) | nindent 4 }}
+    restartPolicy: Never
+    subdomain: {{ .base }}
+    terminationGracePeriodSeconds: 120
+    containers:
+      - name: training
+        image: {{ include "assay.image" (dict "root" .root "image" $t.image) }}
+        imagePullPolicy: {{ $t.image.pullPolicy }}
+        command: [torchrun]
+        args:
+          - --nnodes={{ $t.nodes }}
+          - --nproc-per-node={{ max 1 (int $t.gpusPerNode) }}
+          - --rdzv-backend=c10d
+          - --rdzv-endpoint={{ .rendezvous }}:29400
+          - --rdzv-id={{ .base }}
+          - --module
+          - train.main
+          {{- range $t.args }}
+          - {{ . | quote }}
+          {{- end }}
+        workingDir: /data
+        env:
+          - {name: HOME, value: /tmp}
+          - {name: TORCHINDUCTOR_CACHE_DIR, value: /tmp/torchinductor}
+        ports:
+          - {name: rendezvous, containerPort: 29400}
+        resources: {{- include "assay.resources" (dict "resources" $t.resources "gpu" .root.Values.gpu.resource "count" $t.gpusPerNode) | nindent 10 }}
+        securityContext: {{- include "assay.containerSecurity" . | nindent 10 }}
+        volumeMounts:
+          - {name: data, mountPath: /data}
+          - {name: tmp, mountPath: /tmp}
+          - {name: shared-memory, mountPath: /dev/shm}
+    volumes:
+      - name: data
+        persistentVolumeClaim: {claimName: {{ $t.dataClaimName }}}
+      - name: tmp
+        emptyDir: {sizeLimit: 4Gi}
+      - name: shared-memory
+        emptyDir: {medium: Memory, sizeLimit: {{ $t.sharedMemory }}}
+{{- end -}}

@@ -1,0 +1,125 @@
+{{/* Triton's containers and volumes, the same beside a worker and in a Deployment of its own. */}}
+
+{{- define "assay.gpuCount" -}}
+{{- ternary .Values.gpu.count 0 .Values.gpu.enabled -}}
+{{- end -}}
+
+{{/* Fetches the weights, builds and verifies the model repository; a built one is taken from the cache. */}}
+{{- define "assay.modelsContainer" -}}
+name: models
+image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) }}
+imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
+command: [python3, /opt/assay/prepare_models.py]
+args:
+  - --flavour={{ .Values.triton.flavour }}
+  - --precision={{ .Values.models.precision }}
+  - --out=/models/repository
+  {{- if eq .Values.models.source "image" }}
+  - --source={{ .Values.models.path }}
+  {{- else if eq .Values.models.source "pvc" }}
+  - --source={{ printf "/weights/%s" (trimPrefix "/" .Values.models.path) }}
+  {{- else if eq .Values.models.source "s3" }}
+  - --source={{ .Values.models.uri }}
+  {{- else }}
+  - --source=hub://{{ .Values.models.uri }}@{{ .Values.models.revision }}
+  {{- end }}
+  {{- with .Values.models.expectedVersion }}
+  - --expect={{ . }}
+  {{- end }}
+  {{- if .Values.models.cacheClaimName }}
+  - --cache=/cache
+  {{- end }}
+env:
+  - {name: HOME, value: /tmp}
+{{- with .Values.models.credentialsSecret }}
+envFrom:
+  - secretRef: {name: {{ . }}}
+{{- end }}
+resources: {{- include "assay.resources" (dict "resources" .Values.models.resources "gpu" .Values.gpu.resource "count" (include "assay.gpuCount" .)) | nindent 2 }}
+securityContext: {{- include "assay.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  - {name: models, mountPath: /models}
+  - {name: triton-tmp, mountPath: /tmp}
+  {{- if eq .Values.models.source "pvc" }}
+  - {name: weights, mountPath: /weights, readOnly: true}
+  {{- end }}
+  {{- if .Values.models.cacheClaimName }}
+  - {name: model-cache, mountPath: /cache}
+  {{- end }}
+{{- end -}}
+
+{{/* The server. Beside a worker only that worker may call it, so gRPC listens on loopback there. */}}
+{{- define "assay.tritonContainer" -}}
+{{- $sidecar := eq .Values.triton.mode "sidecar" -}}
+name: triton
+image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) }}
+imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
+{{- if $sidecar }}
+# A sidecar starts before the worker and is stopped after it: what the worker drains still gets its scores.
+restartPolicy: Always
+{{- end }}
+command: [tritonserver]
+args:
+  - --model-repository=/models/repository
+  - --model-control-mode=explicit
+  - --load-model={{ dig "triton" "model_name" "code" .Values.settings }}
+  - --disable-auto-complete-config
+  - --exit-timeout-secs=20
+  - --grpc-address={{ ternary "127.0.0.1" "0.0.0.0" $sidecar }}
+  - --grpc-port=8001
+  - --http-port=8000
+  - --metrics-port=8002
+  - --allow-gpu-metrics={{ .Values.gpu.enabled }}
+  {{- range .Values.triton.extraArgs }}
+  - {{ . | quote }}
+  {{- end }}
+env:
+  - {name: HOME, value: /tmp}
+ports:
+  {{- if not $sidecar }}
+  - {name: grpc, containerPort: 8001}
+  {{- end }}
+  - {name: triton-http, containerPort: 8000}
+  - {name: triton-metrics, containerPort: 8002}
+startupProbe:
+  httpGet: {path: /v2/health/ready, port: triton-http}
+  periodSeconds: 5
+  failureThreshold: {{ div .Values.triton.startupSeconds 5 }}
+livenessProbe:
+  httpGet: {path: /v2/health/live, port: triton-http}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /v2/health/ready, port: triton-http}
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- if not $sidecar }}
+lifecycle:
+  # Until every node has heard that this pod is no endpoint any more.
+  preStop: {sleep: {seconds: 10}}
+{{- end }}
+resources: {{- include "assay.resources" (dict "resources" .Values.triton.resources "gpu" .Values.gpu.resource "count" (include "assay.gpuCount" .)) | nindent 2 }}
+securityContext: {{- include "assay.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  - {name: models, mountPath: /models, readOnly: true}
+  - {name: triton-tmp, mountPath: /tmp}
+  - {name: shared-memory, mountPath: /dev/shm}
+{{- end -}}
+
+{{- define "assay.tritonVolumes" -}}
+- name: models
+  emptyDir: {sizeLimit: 2Gi}
+- name: triton-tmp
+  emptyDir: {sizeLimit: 1Gi}
+- name: shared-memory
+  emptyDir: {medium: Memory, sizeLimit: {{ .Values.triton.sharedMemory }}}
+{{- if eq .Values.models.source "pvc" }}
+- name: weights
+  persistentVolumeClaim: {claimName: {{ .Values.models.claimName }}, readOnly: true}
+{{- end }}
+{{- with .Values.models.cacheClaimName }}
+- name: model-cache
+  persistentVolumeClaim: {claimName: {{ . }}}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,86 @@
+{{/* What a schema cannot say: values that contradict each other. All problems at once, each with the value to change. */}}
+
+{{/* Pods beyond `pods` that a maxSurge allows: (dict "surge" "25%" "pods" 8) */}}
+{{- define "assay.surge" -}}
+{{- if kindIs "string" .surge -}}
+{{- ceil (divf (mulf (trimSuffix "%" .surge | float64) .pods) 100) -}}
+{{- else -}}
+{{- .surge -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "assay.validate" -}}
+{{- $v := .Values -}}
+{{- $problems := list -}}
+{{- $url := dig "triton" "url" "" $v.settings -}}
+{{- if and (eq $v.triton.mode "external") (not $url) -}}
+{{- $problems = append $problems "settings.triton.url: triton.mode=external needs the address of your Triton (host:port)" -}}
+{{- end -}}
+{{- if and (ne $v.triton.mode "external") $url -}}
+{{- $problems = append $problems (printf "settings.triton.url: the chart sets it with triton.mode=%s; remove it, or set triton.mode=external" $v.triton.mode) -}}
+{{- end -}}
+{{- if and (ne $v.triton.mode "external") (eq $v.triton.flavour "tensorrt") (not $v.gpu.enabled) -}}
+{{- $problems = append $problems "triton.flavour=tensorrt needs gpu.enabled=true; without a GPU set triton.flavour=cpu" -}}
+{{- end -}}
+{{- if and (eq $v.triton.flavour "cpu") $v.gpu.enabled (ne $v.triton.mode "external") -}}
+{{- $problems = append $problems "triton.flavour=cpu leaves the GPU idle; set gpu.enabled=false, or triton.flavour=tensorrt" -}}
+{{- end -}}
+{{- if and $v.gpu.worker (not $v.gpu.enabled) -}}
+{{- $problems = append $problems "gpu.worker=true needs gpu.enabled=true" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "pvc") (not $v.models.claimName) -}}
+{{- $problems = append $problems "models.claimName: models.source=pvc needs the claim that holds the weights" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "s3") (not (hasPrefix "s3://" $v.models.uri)) -}}
+{{- $problems = append $problems "models.uri: models.source=s3 needs s3://bucket/prefix" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "hub") (or (not $v.models.uri) (not $v.models.revision)) -}}
+{{- $problems = append $problems "models.uri, models.revision: models.source=hub needs organisation/repository and the commit to pin" -}}
+{{- end -}}
+{{- if and $v.secrets.existingSecret $v.secrets.values -}}
+{{- $problems = append $problems "secrets.values: with secrets.existingSecret name its keys under secrets.keys instead" -}}
+{{- end -}}
+{{- if and $v.secrets.keys (not $v.secrets.existingSecret) -}}
+{{- $problems = append $problems "secrets.keys: needs secrets.existingSecret" -}}
+{{- end -}}
+{{- if hasPrefix "SASL" (dig "kafka" "security_protocol" "PLAINTEXT" $v.settings) -}}
+{{- if not (and (dig "kafka" "sasl_username" "" $v.settings) (include "assay.hasSecret" (dict "root" . "name" "kafka.sasl_password"))) -}}
+{{- $problems = append $problems "settings.kafka.security_protocol: SASL needs settings.kafka.sasl_username and the secret kafka.sasl_password" -}}
+{{- end -}}
+{{- end -}}
+{{- range $server := list "kafka" "redis" "triton" -}}
+{{- with index $v.tls $server -}}
+{{- if ne (not .certKey) (not .keyKey) -}}
+{{- $problems = append $problems (printf "tls.%s: certKey and keyKey belong together" $server) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $scaled := ne $v.autoscaling.mode "none" -}}
+{{- $least := ternary $v.autoscaling.minReplicas $v.worker.replicas $scaled | int -}}
+{{- $most := ternary $v.autoscaling.maxReplicas $v.worker.replicas $scaled | int -}}
+{{- if lt $most $least -}}
+{{- $problems = append $problems "autoscaling.maxReplicas: must not be below autoscaling.minReplicas" -}}
+{{- end -}}
+{{- $surge := include "assay.surge" (dict "surge" $v.worker.rollout.maxSurge "pods" $most) | int -}}
+{{- $partitions := int $v.topic.partitions -}}
+{{- if and $partitions (gt (add $most $surge) $partitions) -}}
+{{- $problems = append $problems (printf "topic.partitions=%d: %d workers and %d more during a roll-out are too many: one without a partition never gets ready and the roll-out stops; raise the topic's partitions, or lower the workers, or set worker.rollout to maxSurge 0 and maxUnavailable 1" $partitions $most $surge) -}}
+{{- end -}}
+{{- range $name, $part := dict "worker" $v.worker "triton" $v.triton -}}
+{{- if and (has (toString $part.rollout.maxSurge) (list "0" "0%")) (has (toString $part.rollout.maxUnavailable) (list "0" "0%")) -}}
+{{- $problems = append $problems (printf "%s.rollout: maxSurge and maxUnavailable must not both be 0" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.pdb.enabled (gt $least 1) (ge (int $v.pdb.maxUnavailable) $least) -}}
+{{- $problems = append $problems (printf "pdb.maxUnavailable=%d: with %d workers a drain could take them all; lower it" (int $v.pdb.maxUnavailable) $least) -}}
+{{- end -}}
+{{- if and (eq $v.triton.mode "service") (gt (int $v.triton.replicas) 1) (ge (int $v.triton.pdb.maxUnavailable) (int $v.triton.replicas)) -}}
+{{- $problems = append $problems "triton.pdb.maxUnavailable: a drain could take every Triton; lower it" -}}
+{{- end -}}
+{{- if and $v.training.enabled (not $v.training.dataClaimName) -}}
+{{- $problems = append $problems "training.dataClaimName: training needs a claim for its data and its runs" -}}
+{{- end -}}
+{{- with $problems -}}
+{{- fail (printf "\n\nthe values do not fit together:\n  - %s\n" (join "\n  - " .)) -}}
+{{- end -}}
+{{- end -}}
