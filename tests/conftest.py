@@ -22,7 +22,7 @@ from worker.settings import KafkaSettings
 PARTITIONS = 3
 
 # What a developer has exported must not reach the settings under test, nor the commands that tests start.
-for _name in [name for name in os.environ if name.startswith("ASSAY_")]:
+for _name in [name for name in os.environ if name.startswith("ASSAY_") and "__" in name]:
     del os.environ[_name]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 MAX_LOG_BYTES = 20 * 1024 * 1024
 _POLL_S = 0.05
+_COLLECTED_S = 3.0
 
 # Held so that a child that died under a living parent is reaped instead of staying a zombie.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -55,6 +56,10 @@ class Process:
         while self.is_alive():
             if time.monotonic() > deadline:
                 return False
+            time.sleep(_POLL_S)
+        # Its last threads hold ports and files for a moment; then whoever adopted it has to collect it, which not every init does.
+        deadline = time.monotonic() + _COLLECTED_S
+        while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return True
 
