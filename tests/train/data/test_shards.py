@@ -1,0 +1,104 @@
+"""WebDataset shards: bytes kept, readable by the webdataset library, indexed, ordered."""
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from train.data.images import DataError
+from train.data.shards import SLOTS, D3Record, open_shards, write_shard
+from train.data.synthetic import synthetic_record
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_shard(tmp_path, number, (synthetic_record(number * 10 + index) for index in range(5)))
+    return tmp_path
+
+
+def test_original_bytes_come_back_at_their_offsets(shards: Path) -> None:
+    """Every image of every record is read by offset exactly as it was given."""
+    source = open_shards(shards)
+    assert len(source.ids) == 15
+    for record, identity in enumerate(source.ids):
+        original = synthetic_record(int(str(identity).rsplit("_", maxsplit=1)[1]))
+        for slot, name in enumerate(SLOTS):
+            assert source.key(record, slot).read() == original.images[name]
+
+
+def test_the_webdataset_library_reads_them(shards: Path) -> None:
+    """webdataset sees one sample a record, with images, caption, URL and details under their names."""
+    samples = list(webdataset.WebDataset(str(shards / "shard-000000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [synthetic_record(index).id for index in range(5)]
+    assert set(samples[0]) >= {"real.jpg", "gen_0.png", "gen_3.png", "caption.txt", "url.txt", "json"}
+    assert samples[2]["real.jpg"] == synthetic_record(2).images["real"]
+
+
+def test_foreign_shards_are_indexed_by_their_headers(shards: Path) -> None:
+    """Without an index file, and from a tar that someone else wrote, the same records are found."""
+    expected = [source.read() for source in (open_shards(shards).key(index, 0) for index in range(15))]
+    for path in shards.glob("*.npz"):
+        path.unlink()
+    again = open_shards(shards)
+    assert [again.key(index, 0).read() for index in range(15)] == expected
+    assert len(list(shards.glob("*.npz"))) == 3
+
+
+def test_manifest_entry_counts_and_hashes(tmp_path: Path) -> None:
+    """The entry of a shard has its records, images and bytes, and an unfinished file does not stay."""
+    entry = write_shard(tmp_path, 7, [synthetic_record(1), D3Record("x", {"real": synthetic_record(2).images["real"]}, "", "", {})])
+    assert (entry["shard"], entry["records"], entry["images"]) == ("shard-000007.tar", 2, 6)
+    assert entry["bytes"] == (tmp_path / "shard-000007.tar").stat().st_size
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_records_without_a_pair_are_counted(tmp_path: Path) -> None:
+    """A record without real or without fakes cannot be trained on; the count says so."""
+    lone = D3Record("lone", {"real": synthetic_record(1).images["real"]}, "", "", {})
+    write_shard(tmp_path, 0, [synthetic_record(0), lone])
+    assert open_shards(tmp_path).problems == {"incomplete": 1}
+    write_shard(tmp_path, 0, [lone])
+    with pytest.raises(DataError, match="no record"):
+        open_shards(tmp_path)
+
+
+def test_order_has_every_record_once_with_varying_fakes(shards: Path) -> None:
+    """An epoch is a permutation of the records, each with one of its own fakes; epochs differ, repeats do not."""
+    source = open_shards(shards, window=4)
+    first, same, other = (source.order(epoch, 1) for epoch in (0, 0, 1))
+    pairs = [first[index] for index in range(len(first))]
+    assert sorted(pair.id for pair in pairs) == sorted(str(identity) for identity in source.ids)
+    assert pairs == [same[index] for index in range(15)] != [other[index] for index in range(15)]
+    slots = Counter(int(slot) for epoch in range(80) for slot in source.order(epoch, 1).fake_slot)
+    assert set(slots) == {1, 2, 3, 4}
+    assert min(slots.values()) > 200
+
+
+def test_window_keeps_reading_local(shards: Path) -> None:
+    """With a window no larger than a shard, records of one shard come together."""
+    source = open_shards(shards, window=5)
+    sequence = source.shard_of[source.order(0, 3).records]
+    assert np.count_nonzero(np.diff(sequence)) == 2
+
+
+def test_split_is_by_record(shards: Path) -> None:
+    """Real and fakes of a record are on the same side, and both sides together are all."""
+    train, held = open_shards(shards).split(0.5)
+    assert not set(train.ids.tolist()) & set(held.ids.tolist())
+    assert len(train.ids) + len(held.ids) == 15
+    assert len(held.labelled()) == 5 * len(held.ids)
+
+
+def test_broken_tar_is_named(tmp_path: Path) -> None:
+    """A file that is no tar, and a tar without such members, are named."""
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DataError, match=r"bad\.tar"):
+        open_shards(tmp_path)
+    with tarfile.open(tmp_path / "bad.tar", "w"):
+        pass
+    with pytest.raises(DataError, match=r"bad\.tar"):
+        open_shards(tmp_path)

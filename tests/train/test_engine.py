@@ -1,0 +1,225 @@
+"""Training: exact resume, signals, bad numbers, data faults, early stop, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from train import engine
+from train.data.folder import scan_folder
+from train.data.loader import PairDataset, StepSampler, collate
+from train.data.records import Key, Labelled
+from train.data.synthetic import write_synthetic_folder
+from train.embed import Embedded, linear_probe
+from train.engine import TrainingDiverged, fit
+from train.recipe import Recipe, RecipeError, Views, load_recipe, recipe_to_toml
+from train.run_folder import read_metrics
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_synthetic_folder(folder, 8, size=64)
+    return folder
+
+
+def small(images: Path, *overrides: str) -> Recipe:
+    """A recipe that takes a few seconds: two epochs of two steps with the global terms alone, on few images."""
+    defaults = [f"data.source={images}", "data.workers=0", "data.validation_fraction=0.4", "loss.terms=global_only"]
+    defaults += ["training.batch_size=2", "training.steps_per_epoch=2", "optimisation.epochs=2", "optimisation.warmup_epochs=0"]
+    return load_recipe("smoke", [*defaults, *overrides])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoint.pt", weights_only=True)["encoder"]
+
+
+class StopAfter(threading.Event):
+    """Asks to stop after so many looks: a signal at a step of our choice."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_resumed_run_equals_the_uninterrupted_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of an epoch and resumed: weights and losses are the same, bit for bit."""
+    recipe = small(images)
+    whole = fit(recipe, tmp_path / "whole", console=QUIET)
+    assert (whole.status, whole.step) == ("finished", 4)
+
+    @contextmanager
+    def stop_at_third_step():
+        yield StopAfter(3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_stop_on_signal", stop_at_third_step)
+        stopped = fit(recipe, tmp_path / "parts", console=QUIET)
+    assert (stopped.status, stopped.step) == ("interrupted", 3)
+    assert fit(recipe, tmp_path / "parts", resume=True, console=QUIET).step == 4
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    losses = [[line["total"] for line in read_metrics(tmp_path / run) if line["kind"] == "step"] for run in ("whole", "parts")]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_run_folder_says_what_was_run(images: Path, tmp_path: Path) -> None:
+    """Recipe, environment, metrics and TensorBoard events are in the folder, and a second run is not written over it."""
+    recipe = small(images, "optimisation.epochs=1")
+    fit(recipe, tmp_path / "run", console=QUIET)
+    assert load_recipe(tmp_path / "run" / "recipe.toml") == recipe
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["packages"]["torch"] and facts["git"]["commit"]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    kinds = [line["kind"] for line in read_metrics(tmp_path / "run")]
+    assert kinds == ["step", "step", "probe"]
+    assert set(load_file(tmp_path / "run" / "best" / "encoder.safetensors")) == set(weights(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="--resume"):
+        fit(recipe, tmp_path / "run", console=QUIET)
+    with pytest.raises(RecipeError, match="nothing to resume"):
+        fit(recipe, tmp_path / "none", resume=True, console=QUIET)
+
+
+def test_corrupt_tiny_and_duplicate_images_do_not_stop_a_run(tmp_path: Path) -> None:
+    """The run finishes, having named and counted what it left out."""
+    write_synthetic_folder(tmp_path / "set", 6, size=64)
+    real = tmp_path / "set" / "real"
+    (real / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (real / "again.png").write_bytes((real / "0-00000.png").read_bytes())
+    Image.new("RGB", (5, 5)).save(real / "tiny.png")
+    console = Console(record=True, width=200)
+    result = fit(small(tmp_path / "set", "optimisation.epochs=1"), tmp_path / "run", console=console)
+    text = console.export_text()
+    assert result.status == "finished"
+    for name in ("broken.jpg", "again.png", "tiny.png"):
+        assert name in text
+    assert "1 corrupt, 1 duplicate, 1 tiny" in text
+
+
+def test_image_that_vanishes_later_is_replaced_and_noted(tmp_path: Path) -> None:
+    """An image lost after the scan costs its record only: the next one takes the place, the file is named in failed.txt."""
+    write_synthetic_folder(tmp_path, 3, size=64)
+    source, _ = scan_folder(tmp_path)
+    lost = source.order(0, 1)[0]
+    Path(lost.real.path).unlink()
+    batch = collate([PairDataset(source, Views(), "both", 1)[(0, 0)]])
+    assert batch.views["real"].shape == (1, 3, 224, 224)
+    assert len(batch.failed) == 1 and lost.id in batch.failed[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_reduced_precision_and_accumulation_train(precision: str, images: Path, tmp_path: Path) -> None:
+    """Half precisions run with the loss in float32, and accumulation makes one update of several micro-batches."""
+    recipe = small(images, f"training.precision={precision}", "training.accumulation_steps=2", "training.steps_per_epoch=1", "optimisation.epochs=1")
+    result = fit(recipe, tmp_path / "run", console=QUIET)
+    assert (result.status, result.step) == ("finished", 1)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step with a NaN loss changes no weight; too many in a row end the run with what to do next."""
+    recipe = small(images, "training.max_bad_steps=3", "training.steps_per_epoch=10")
+    torch.manual_seed(recipe.training.seed)
+    trainer = engine.Trainer(recipe, engine.Group(0, 1, torch.device("cpu")))
+    before = {name: tensor.clone() for name, tensor in trainer.encoder.state_dict().items()}
+    for parameter in trainer.encoder.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    assert trainer.update(good=True) is False
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.encoder.state_dict().items())
+    true_loss = engine.code_loss
+    monkeypatch.setattr(engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * float("nan")})
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*lr"):
+        fit(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_training_stops_when_the_probe_does_not_gain(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one."""
+    values = iter([0.6, 0.8, 0.7, 0.8])
+    monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
+    monkeypatch.setattr(engine, "embed_images", lambda *_: None)
+    recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.patience=2")
+    result = fit(recipe, tmp_path / "run", console=QUIET)
+    assert (result.status, result.epoch, result.best_auc) == ("early_stop", 4, 0.8)
+
+
+def test_sampler_positions_do_not_depend_on_ranks() -> None:
+    """Two ranks together take the positions that one rank with twice the batch takes, and a resumed one goes on where it was."""
+    one = list(StepSampler(4, 2, 3, 2))
+    two = [list(StepSampler(2, 2, 3, 2, rank, 2)) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*two, strict=True)] == one
+    assert list(StepSampler(4, 2, 3, 2, first_epoch=1, first_step=1)) == one[8:]
+    assert len(StepSampler(4, 2, 3, 2, first_epoch=1, first_step=1)) == len(one[8:])
+
+
+@pytest.mark.slow
+def test_two_processes_on_gloo_train_together(images: Path, tmp_path: Path) -> None:
+    """torchrun with two CPU processes finishes, one of them writes, and the losses are those of numbers."""
+    script = tmp_path / "two.py"
+    recipe = small(images, "optimisation.epochs=1", "training.device=cpu")
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
+    script.write_text(
+        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine import fit\nfrom train.recipe import load_recipe\n"
+        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), console=Console(quiet=True)))\n"
+    )
+    root = Path(engine.__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(tmp_path / "recipe.toml"), str(tmp_path / "run")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("status='finished'") == 2
+    steps = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == [1, 2]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
+    """A process that gets SIGTERM in training writes its checkpoint and exits 0; the run can be continued."""
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(small(images, "training.steps_per_epoch=500", "data.workers=1")))
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine import fit\nfrom train.recipe import load_recipe\n"
+        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), console=Console(quiet=True)), flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "recipe.toml"), str(run)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    waiting = threading.Event()
+    while process.poll() is None and not read_metrics(run):
+        waiting.wait(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "interrupted" in output
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["step"] == max(line["step"] for line in read_metrics(run)) >= 1
+
+
+def test_probe_needs_both_classes() -> None:
+    """Without both classes in both halves there is no AUC, and no error."""
+    images = [Labelled(str(index), Key("x"), 0, "real") for index in range(10)]
+    assert linear_probe(Embedded(images, torch.randn(10, 4).numpy(), [])) != linear_probe(Embedded(images, torch.randn(10, 4).numpy(), []))

@@ -1,0 +1,1 @@
+"""Images to train on and to measure with: folders, WebDataset shards, and D3 from its hub."""

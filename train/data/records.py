@@ -1,0 +1,95 @@
+"""What training and evaluation see of a data set: labelled images, and for each epoch an order of (real, fake) pairs.
+
+A source hands out keys (file, or file + offset + size), never pixels, so that it is small, can be sent to data processes, and
+any position of any epoch can be read on its own: that is what makes resuming exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+REAL, FAKE = 0, 1
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where an image's original bytes are: a file, or a part of it when `size_bytes` is given."""
+
+    path: str
+    offset: int = 0
+    size_bytes: int | None = None
+
+    def read(self) -> bytes:
+        """The original bytes. Raises OSError."""
+        with Path(self.path).open("rb") as file:
+            file.seek(self.offset)
+            return file.read() if self.size_bytes is None else file.read(self.size_bytes)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image for evaluation: `label` 1 = fake, `generator` is where it comes from, `group` the variant (`augm`, `no_augm` or empty)."""
+
+    id: str
+    key: Key
+    label: int
+    generator: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One record of an epoch: a real image and one fake."""
+
+    id: str
+    real: Key
+    fake: Key
+
+
+class EpochOrder(Protocol):
+    """The pairs of one epoch, in order; computed from (seed, epoch) alone."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pair: ...
+
+
+class Source(Protocol):
+    """A data set. `problems` counts what was left out, by kind."""
+
+    problems: dict[str, int]
+
+    def order(self, epoch: int, seed: int) -> EpochOrder: ...
+
+    def labelled(self) -> list[Labelled]: ...
+
+    def split(self, fraction: float) -> tuple[Source, Source]: ...
+
+
+def held_out(identity: str, fraction: float) -> bool:
+    """Whether a record belongs to the held-out part: decided by its id alone, so that a growing data set never moves a record."""
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < fraction * 2**64
+
+
+def shuffled(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """`length` numbers below `count`, in random order, each as often as the others (up to one)."""
+    rounds = [rng.permutation(count) for _ in range(-(-length // count))]
+    return np.concatenate(rounds)[:length]
+
+
+def limit_per_class(images: Sequence[Labelled], most: int, seed: int = 0) -> list[Labelled]:
+    """At most `most` images of each label, chosen at random but always the same, in the order of `images`."""
+    kept: set[int] = set()
+    for label in (REAL, FAKE):
+        indices = [index for index, image in enumerate(images) if image.label == label]
+        if len(indices) > most:
+            indices = np.random.default_rng(seed).choice(indices, most, replace=False).tolist()
+        kept.update(indices)
+    return [image for index, image in enumerate(images) if index in kept]

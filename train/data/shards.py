@@ -1,0 +1,204 @@
+"""WebDataset shards of D3 records: one real and up to four fakes each, in their original bytes, with captions and URL.
+
+`shard-000000.tar` is a plain tar that the webdataset library reads: `<id>.real.jpg`, `<id>.gen_0.png` …, `<id>.caption.txt`,
+`<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that any record is one seek
+away; shards from elsewhere are indexed by reading their tar headers once. `manifest.json` has counts and hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data.images import EXTENSIONS, BadImage, DataError, read_header
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, held_out
+
+MANIFEST = "manifest.json"
+SLOTS = ("real", "gen_0", "gen_1", "gen_2", "gen_3")
+_MEMBER = re.compile(r"^(?P<id>[^.]+)\.(?P<slot>real|gen_[0-3])\.[^.]+$")
+
+
+@dataclass(frozen=True)
+class D3Record:
+    """One record on its way into a shard: original bytes by slot, and text members."""
+
+    id: str
+    images: Mapping[str, bytes]
+    caption: str
+    url: str
+    details: Mapping[str, Any]
+
+
+def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[str, Any]:
+    """Write shard `number` with its index, atomically; returns its manifest entry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"shard-{number:06d}.tar"
+    partial = path.with_suffix(".tar.partial")
+    ids: list[str] = []
+    offsets: list[list[int]] = []
+    sizes: list[list[int]] = []
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in records:
+            row_offsets, row_sizes = [0] * len(SLOTS), [0] * len(SLOTS)
+            for slot, data in record.images.items():
+                index = SLOTS.index(slot)
+                row_offsets[index] = _add(tar, f"{record.id}.{slot}.{_extension(data)}", data)
+                row_sizes[index] = len(data)
+            _add(tar, f"{record.id}.caption.txt", record.caption.encode())
+            _add(tar, f"{record.id}.url.txt", record.url.encode())
+            hashes = {slot: hashlib.sha256(data).hexdigest() for slot, data in record.images.items()}
+            _add(tar, f"{record.id}.json", json.dumps({**record.details, "sha256": hashes}).encode())
+            ids.append(record.id)
+            offsets.append(row_offsets)
+            sizes.append(row_sizes)
+    _save_index(path, ids, offsets, sizes)
+    partial.replace(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    images = int(np.count_nonzero(np.array(sizes))) if sizes else 0
+    return {"shard": path.name, "records": len(ids), "images": images, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _extension(data: bytes) -> str:
+    try:
+        return EXTENSIONS.get(read_header(data).format, "img")
+    except BadImage:
+        return "img"
+
+
+def _index_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.npz")
+
+
+def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]]) -> None:
+    buffer = io.BytesIO()
+    shape = (-1, len(SLOTS))
+    np.savez_compressed(
+        buffer,
+        ids=np.array(ids, dtype=np.str_),
+        offsets=np.array(offsets, dtype=np.int64).reshape(shape),
+        sizes=np.array(sizes, dtype=np.int64).reshape(shape),
+    )
+    partial = shard.with_suffix(".index.partial")
+    partial.write_bytes(buffer.getvalue())
+    partial.replace(_index_path(shard))
+
+
+def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids [R], offsets [R, 5], sizes [R, 5]) of a shard, from its index or, without one, its tar headers. Raises DataError."""
+    index = _index_path(shard)
+    if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns - 10**9:
+        with np.load(index) as arrays:
+            return arrays["ids"], arrays["offsets"], arrays["sizes"]
+    rows: dict[str, tuple[list[int], list[int]]] = {}
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if match := _MEMBER.match(Path(member.name).name):
+                    offsets, sizes = rows.setdefault(match["id"], ([0] * len(SLOTS), [0] * len(SLOTS)))
+                    slot = SLOTS.index(match["slot"])
+                    offsets[slot], sizes[slot] = member.offset_data, member.size
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{shard}: {error}; write or copy the shard again") from error
+    if not rows:
+        raise DataError(f"{shard}: no members named <id>.real.<ext> or <id>.gen_<0-3>.<ext>")
+    _save_index(shard, list(rows), [row[0] for row in rows.values()], [row[1] for row in rows.values()])
+    return index_shard(shard)
+
+
+@dataclass
+class ShardSource:
+    """Records of a folder of shards; only those with a real image and at least one fake."""
+
+    shards: list[str]
+    ids: np.ndarray  # [R] text
+    shard_of: np.ndarray  # [R] int
+    offsets: np.ndarray  # [R, 5] bytes
+    sizes: np.ndarray  # [R, 5] bytes, 0 = absent
+    problems: dict[str, int]
+    window: int = 1000
+
+    def key(self, record: int, slot: int) -> Key:
+        return Key(self.shards[self.shard_of[record]], int(self.offsets[record, slot]), int(self.sizes[record, slot]))
+
+    def labelled(self) -> list[Labelled]:
+        return [
+            Labelled(f"{self.ids[record]}.{name}", self.key(record, slot), REAL if slot == 0 else FAKE, name)
+            for record in range(len(self.ids))
+            for slot, name in enumerate(SLOTS)
+            if self.sizes[record, slot]
+        ]
+
+    def order(self, epoch: int, seed: int) -> ShardOrder:
+        """Shards in random order, records shuffled within windows, one random fake of each record's."""
+        rng = np.random.default_rng([seed, epoch])
+        rank = rng.permutation(len(self.shards))
+        records = np.argsort(rank[self.shard_of], kind="stable")
+        for start in range(0, len(records), self.window):
+            rng.shuffle(records[start : start + self.window])
+        present = self.sizes[:, 1:] > 0
+        pick = (rng.random(len(self.ids)) * present.sum(axis=1)).astype(int)
+        return ShardOrder(self, records, 1 + (np.cumsum(present, axis=1) > pick[:, None]).argmax(axis=1))
+
+    def split(self, fraction: float) -> tuple[ShardSource, ShardSource]:
+        held = np.array([held_out(str(identity), fraction) for identity in self.ids], dtype=bool)
+        return self._part(~held, self.problems), self._part(held, {})
+
+    def _part(self, kept: np.ndarray, problems: dict[str, int]) -> ShardSource:
+        return ShardSource(self.shards, self.ids[kept], self.shard_of[kept], self.offsets[kept], self.sizes[kept], problems, self.window)
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """See ShardSource.order: `records` in order, and for every record the slot of its fake."""
+
+    source: ShardSource
+    records: np.ndarray
+    fake_slot: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Pair:
+        record = int(self.records[index])
+        return Pair(str(self.source.ids[record]), self.source.key(record, 0), self.source.key(record, int(self.fake_slot[record])))
+
+
+def open_shards(folder: str | Path, window: int = 1000) -> ShardSource:
+    """All shards (*.tar) of `folder`. Raises DataError if there is none or nothing in them can be paired."""
+    paths = sorted(Path(folder).glob("*.tar"))
+    if not paths:
+        raise DataError(f"{folder} holds no *.tar shards")
+    indexes = [index_shard(path) for path in paths]
+    ids = np.concatenate([index[0] for index in indexes])
+    shard_of = np.concatenate([np.full(len(index[0]), number) for number, index in enumerate(indexes)])
+    source = ShardSource(
+        [str(path) for path in paths],
+        ids,
+        shard_of,
+        np.concatenate([index[1] for index in indexes]),
+        np.concatenate([index[2] for index in indexes]),
+        {},
+        window,
+    )
+    whole = (source.sizes[:, 0] > 0) & (source.sizes[:, 1:] > 0).any(axis=1)
+    if not whole.any():
+        raise DataError(f"{folder}: no record has a real image and a fake")
+    incomplete = int((~whole).sum())
+    return source._part(whole, {"incomplete": incomplete} if incomplete else {})  # noqa: SLF001 - its own class

@@ -1,0 +1,37 @@
+"""The progress bar of training: images per second, time left and the loss, on stderr; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StepProgress:
+    """`step` after each training step, `note` for a line above the bar."""
+
+    def __init__(self, console: Console, *, total: int, done: int, enabled: bool) -> None:
+        columns = [TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")]
+        columns += [TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn()]
+        self._console, self._enabled = console, enabled
+        self._bar = Progress(*columns, console=console, disable=not enabled or not console.is_terminal)
+        self._task = self._bar.add_task("fit", total=total, completed=done, epoch=0, loss="", speed="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def step(self, epoch: int, losses: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        rate = f"{speed['images_per_s']:.0f} images/s, {speed['waiting_for_data']:.0%} waiting"
+        self._bar.update(self._task, advance=1, epoch=epoch, loss=shown, speed=rate)
+
+    def note(self, line: str) -> None:
+        if self._enabled:
+            self._console.print(line, highlight=False, soft_wrap=True)

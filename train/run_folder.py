@@ -1,0 +1,125 @@
+"""A run's folder: what was asked (recipe, git state, environment), what happened (JSONL, TensorBoard), where it stands (checkpoint).
+
+recipe.toml  environment.json  metrics.jsonl  tensorboard/  checkpoint.pt  best/encoder.safetensors  failed.txt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.recipe import Recipe, RecipeError, load_recipe, recipe_to_toml
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "webdataset")
+
+
+class RunFolder:
+    """Opens or makes `path`. Only the main process writes; the others read the checkpoint."""
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        self._tensorboard: Any = None
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write recipe and environment of a new run. Raises RecipeError if the folder holds a run already."""
+        if (self.path / CHECKPOINT).exists():
+            raise RecipeError([f"{self.path} holds a run already: continue it with --resume, or name another folder with --run"])
+        if self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "recipe.toml").write_text(recipe_to_toml(recipe))
+            (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            (self.path / METRICS).write_text("")
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was begun with. Raises RecipeError."""
+        return load_recipe(self.path / "recipe.toml")
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint in one step: a kill leaves the old one or the new one."""
+        if not self.writes:
+            return
+        partial = self.path / f"{CHECKPOINT}.partial"
+        with partial.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / CHECKPOINT)
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
+        """The checkpoint's state (tensors and numbers only). Raises RecipeError if there is none."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            raise RecipeError([f"{path} is not there: nothing to resume; start without --resume"])
+        return torch.load(path, map_location=device, weights_only=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run does again."""
+        path = self.path / METRICS
+        if self.writes and path.exists():
+            kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("step", 0) <= step]
+            path.write_text("".join(kept))
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One line in metrics.jsonl and the same numbers in TensorBoard."""
+        if not self.writes:
+            return
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "time_s": round(time.time(), 3), **values}) + "\n")
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def note_failed(self, lines: list[str]) -> None:
+        """Append records that could not be read."""
+        if self.writes and lines:
+            with (self.path / "failed.txt").open("a") as file:
+                file.writelines(f"{line}\n" for line in lines)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; an unfinished last line is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def environment() -> dict[str, Any]:
+    """Command, versions, machine and git state, for reading later."""
+    from importlib import metadata  # noqa: PLC0415
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed package has no repository
+    return result.stdout.strip()
