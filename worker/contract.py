@@ -127,7 +127,8 @@ Decision = Literal["real", "fake", "review"]
 class Verdict(BaseModel):
     """The verdict on one image, as published to `images.verdicts` and stored in Redis."""
 
-    model_config = ConfigDict(title="Assay verdict", populate_by_name=True)
+    # Whoever reads a verdict finds every field, `schema` too, although we need not say it when we make one.
+    model_config = ConfigDict(title="Assay verdict", populate_by_name=True, json_schema_serialization_defaults_required=True)
 
     schema_: Literal["assay.verdict/1"] = Field(default="assay.verdict/1", alias="schema")
     verdict_id: uuid.UUID = Field(description="UUID 5 of image id, sha256, model version and policy version")
