@@ -326,7 +326,8 @@ def variable(group: str, name: str) -> str:
     return f"{PREFIX}{group}{DELIMITER}{name}".upper()
 
 
-def _is_secret(field: FieldInfo) -> bool:
+def is_secret(field: FieldInfo) -> bool:
+    """May the setting hold a password? Then no message shows its value, and it may come from a file."""
     return "SecretStr" in str(field.annotation)
 
 
@@ -391,7 +392,7 @@ def _read_environment(environ: Mapping[str, str], values: dict[str, dict[str, An
         text = environ[key]
         if key in known:
             group, name, _ = known[key]
-        elif key.endswith("_FILE") and key.removesuffix("_FILE") in known and _is_secret(known[key.removesuffix("_FILE")][2]):
+        elif key.endswith("_FILE") and key.removesuffix("_FILE") in known and is_secret(known[key.removesuffix("_FILE")][2]):
             if key.removesuffix("_FILE") in environ:
                 problems.append(f"{key}: {key.removesuffix('_FILE')} is set too; set one of the two")
                 continue
@@ -424,6 +425,6 @@ def _describe(error: ValidationError, values: Mapping[str, Mapping[str, Any]], o
         group, name = location[0], location[1]
         field = by_name.get((group, name))
         where = origin.get((group, name), variable(group, name))
-        value = "(secret)" if field is not None and _is_secret(field) else repr(values.get(group, {}).get(name))
+        value = "(secret)" if field is not None and is_secret(field) else repr(values.get(group, {}).get(name))
         meaning = f" ({field.description.split('. ')[0].rstrip('.')})" if field is not None and field.description else ""
         yield f"{where}={value}: {message}{meaning}"
