@@ -65,7 +65,7 @@ def worker_env(stack: dict[str, str]) -> dict[str, str]:
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
     kafka.create_topics(settings, topics.values(), PARTITIONS)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("ASSAY_")},
         **stack,
         **{f"ASSAY_KAFKA__{kind.upper()}_TOPIC": name for kind, name in topics.items()},
         "ASSAY_KAFKA__GROUP_ID": f"g{unique}",
