@@ -28,7 +28,7 @@ from worker.offsets import OffsetTracker
 from worker.policy import Policy
 from worker.retry import Dependency
 from worker.settings import Settings
-from worker.stages.decoding import Decode
+from worker.stages.decode import Decode
 from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
 from worker.stages.publish import Publish

@@ -35,7 +35,7 @@ from worker.offsets import OffsetTracker
 from worker.policy import load_policy
 from worker.retry import BreakerState, Dependency
 from worker.settings import Settings
-from worker.stages.decoding import Decode
+from worker.stages.decode import Decode
 from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
 from worker.stages.publish import Publish

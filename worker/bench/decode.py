@@ -16,11 +16,11 @@ from typing import Any
 from PIL import Image
 
 from worker.contract import ImageInfo
+from worker.decoder import Decoder, central_region
 from worker.demo import SAMPLES
 from worker.errors import SettingsError
 from worker.imaging import peek
 from worker.settings import DecodeSettings
-from worker.stages.decode import Decoder, central_region
 
 BATCH = 32
 ROUNDS = 5

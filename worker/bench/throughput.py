@@ -20,11 +20,11 @@ import numpy as np
 from worker.bench import load
 from worker.clients.kafka import Producer, Reader
 from worker.clients.triton import Triton
+from worker.decoder import Decoder
 from worker.errors import Unavailable
 from worker.imaging import peek
 from worker.item import Pixels
 from worker.settings import Settings
-from worker.stages.decode import Decoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.odd_images import encode, odd_images, scene
+from worker import decoder as decoder_module
 from worker.contract import ImageInfo
+from worker.decoder import WHOLE_AT_ONCE_PX, Decoder, central_region, dali_decodes_exactly
 from worker.errors import Rejected, RejectReason, SettingsError
 from worker.imaging import check_limits, peek
 from worker.settings import DecodeSettings, LimitSettings
-from worker.stages import decode
-from worker.stages.decode import WHOLE_AT_ONCE_PX, Decoder, central_region, dali_decodes_exactly
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 GOLDEN = json.loads((TESTS / "golden" / "crops" / "cases.json").read_text())["center"]
 # Pillow about damaged metadata; pytest undoes the filter of imaging.py.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -194,7 +194,7 @@ def test_the_region_is_inside_the_image_and_central(width, height):
 @given(st.lists(st.integers(1, WHOLE_AT_ONCE_PX * 3), max_size=30))
 def test_pixels_decoded_at_once_are_bounded(costs):
     """Images are decoded in order, in runs within the bound; only an image larger than the bound exceeds it, alone."""
-    chunks = list(decode._chunks(range(len(costs)), costs.__getitem__))
+    chunks = list(decoder_module._chunks(range(len(costs)), costs.__getitem__))
     assert [i for chunk in chunks for i in chunk] == list(range(len(costs)))
     assert all(len(chunk) == 1 or sum(costs[i] for i in chunk) <= WHOLE_AT_ONCE_PX for chunk in chunks)
 
@@ -204,7 +204,7 @@ from tests.odd_images import encode
 from PIL import Image
 from worker.imaging import peek
 from worker.settings import DecodeSettings
-from worker.stages.decode import Decoder
+from worker.decoder import Decoder
 data = [encode(Image.new("RGB", (8000, 5000), "teal"), "PNG", compress_level=1), encode(Image.new("RGB", (300, 300), "teal"), "JPEG")] * 5
 infos = [peek(image) for image in data]
 decoder = Decoder(DecodeSettings(device="cpu", threads=4))
@@ -243,7 +243,7 @@ def test_without_dali_pillow_decodes_everything(monkeypatch):
 def test_a_decoder_brings_no_torch_along():
     """Torch stays out of the worker's process also where it is installed, and can be imported there afterwards."""
     script = (
-        "import sys; from worker.settings import DecodeSettings; from worker.stages.decode import Decoder; "
+        "import sys; from worker.settings import DecodeSettings; from worker.decoder import Decoder; "
         "print(Decoder(DecodeSettings(device='cpu')).device, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, capture_output=True, text=True, timeout=120, check=True)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import odd_images
+from worker.decoder import Decoder, dali_decodes_exactly, decode_with_pillow
 from worker.errors import Rejected
 from worker.imaging import check_limits, peek
 from worker.settings import DecodeSettings, LimitSettings
-from worker.stages.decode import Decoder, dali_decodes_exactly, decode_with_pillow
 
 SAMPLES = Path(__file__).parents[1] / "data"
 # The two inverse transforms and colour conversions round differently; more than this on average is another upsampling or a shift.
