@@ -1,6 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-unit test-integration lint format bench docs stack-up stack-down clean
+.NOTPARALLEL:
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy lint format bench docs stack-up stack-down clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -37,6 +38,9 @@ test-unit: setup-all ## the tests that need no servers
 test-integration: setup-all ## the tests on real servers
 	@$(PY) -m pytest -m integration $(PYTEST)
 
+test-deploy: setup-all ## the tests of deploy/ with the tools that are built from source first
+	@ASSAY_TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
+
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -50,7 +54,7 @@ bench: setup ## load and efficiency report
 	@$(PY) -m worker bench
 
 docs: $(ALL) ## write the generated pages
-	@$(PY) -m docs.generate
+	@$(PY) -m worker.docs
 
 stack-up: setup ## start Kafka, Redis and Triton here and leave them running
 	@$(PY) -m worker stack up
