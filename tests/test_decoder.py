@@ -263,7 +263,7 @@ def test_memory_trouble_rejects_no_image(monkeypatch, decoder):
     def exhausted(data: bytes) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(decode, "decode_with_pillow", exhausted)
+    monkeypatch.setattr(decoder_module, "decode_with_pillow", exhausted)
     data = odd_images()["plain.gif"].data
     with pytest.raises(MemoryError):
         decoder.decode([data], [peek(data)])
