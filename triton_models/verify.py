@@ -139,7 +139,9 @@ def _graphs(repository: Path, manifest: dict[str, Any], compare: _Comparison) ->
 def _run_graph(path: Path, given: Values, outputs: tuple[str, ...]) -> dict[str, Values]:
     import onnxruntime  # noqa: PLC0415 - not where only the server has it
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the serving model has the same cores
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
 

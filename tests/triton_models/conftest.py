@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 from tritonclient import grpc
 
 from train.release import import_release
@@ -23,6 +25,7 @@ from worker.local.triton_server import TritonServer
 CHECKOUT = Path(__file__).parents[2]
 DEMO = CHECKOUT / "triton_models" / "weights" / "demo"
 START_S = 60.0
+GRACE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class Serving:
         tensor.set_data_from_numpy(images)
         answer = self.client.infer(model, [tensor], outputs=[grpc.InferRequestedOutput(output) for output in outputs])
         return {output: answer.as_numpy(output) for output in outputs}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads() -> Iterator[None]:
+    """The machine is shared: spinning threads of NumPy and torch would wait for each other."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +120,7 @@ def serving(directory: Path, repository: Path, *, wait: bool = True) -> Iterator
         with closing(grpc.InferenceServerClient(server.address)) as client:
             yield Serving(server, repository, client)
     finally:
-        server.stop()
+        server.stop(grace_s=GRACE_S)
 
 
 def until_serving(server: TritonServer) -> None:

@@ -1,0 +1,98 @@
+"""Plans: every exported graph is taken by a TensorRT parser and built; a plan with another key is refused.
+
+TensorRT-RTX parses and builds without a GPU, through the same code that builds with TensorRT inside the serving image.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from triton_models import build, graph, plan, weights
+from triton_models.plan import Compiler, Key, PlanError
+from triton_models.weights import WIDTH, Weights
+
+IMAGE = (224, 224, 3)
+
+
+@pytest.fixture(scope="session")
+def rtx() -> ModuleType:
+    """TensorRT-RTX, of the extra `tensorrt-check`."""
+    return pytest.importorskip("tensorrt_rtx", reason="install the extra tensorrt-check")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["encoder", "fused"])
+def test_image_graphs_become_plans(rtx: ModuleType, small_weights: Weights, tmp_path: Path, name: str, precision: graph.Precision) -> None:
+    """Parsed and built with a dynamic batch of 1 to 256; half precision makes a smaller plan of the same weights."""
+    graph.write(getattr(graph, name)(small_weights, precision), tmp_path / "model.onnx")
+    made = plan.compile_plan(rtx, tmp_path / "model.onnx", IMAGE, target="SM89")
+    low, high = (20e6, 40e6) if precision == "fp32" else (10e6, 22e6)
+    assert low < len(made) < high
+
+
+def test_heads_become_a_plan(rtx: ModuleType, small_weights: Weights, tmp_path: Path) -> None:
+    """So do the heads, also with a bank that stands in its own file."""
+    rng = np.random.default_rng(0)
+    heads = small_weights.heads | {"knn.bank": rng.standard_normal((48_000, WIDTH)), "knn.labels": np.arange(48_000) % 2}
+    files = graph.write(graph.heads(weights.from_arrays(small_weights.encoder, heads)), tmp_path / "model.onnx")
+    assert len(files) == 2
+    made = plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), target="SM89")
+    assert len(made) > 48_000 * WIDTH * 4
+
+
+def test_a_foreign_graph_is_refused_with_the_parsers_words(rtx: ModuleType, small_weights: Weights, tmp_path: Path) -> None:
+    """An operator nobody knows is named in the error."""
+    model = graph.heads(small_weights)
+    model.graph.node[0].op_type = "Divination"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(PlanError, match="Divination"):
+        plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), target="SM89")
+
+
+def test_a_repository_of_plans_is_keyed(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensorrt flavour holds one plan per model, named by its key and found by Triton for that GPU alone; another machine is refused."""
+    compiler = Compiler(rtx, "8.9", "SM89")
+    options = build.Options(precision="fp16", timing_cache=tmp_path / "timings")
+    manifest = build.build(folder, "tensorrt", tmp_path / "models", options, compiler)
+    assert manifest["plans"] == {"tensorrt": rtx.__version__, "capability": "8.9"}
+    assert len(list((tmp_path / "timings").iterdir())) == 1
+    for name in ("code", "code_encoder", "code_heads"):
+        folder = tmp_path / "models" / name / str(manifest["version_number"])
+        key = compiler.key(build.file_hash(folder / "model.onnx"))
+        assert (folder / key.file_name).is_file()
+        configured = (tmp_path / "models" / name / "config.pbtxt").read_text()
+        assert f'cc_model_filenames [ {{ key: "8.9" value: "{key.file_name}" }} ]' in configured
+        assert 'backend: "tensorrt"' in configured
+        assert not list(folder.glob("*.py"))
+    monkeypatch.setattr(plan, "here", lambda: compiler)
+    assert build.check(tmp_path / "models") == manifest
+    monkeypatch.setattr(plan, "here", lambda: Compiler(rtx, "9.0"))
+    with pytest.raises(PlanError, match=r"compute capability 8\.9, here are .* 9\.0; build it where it is served: python -m triton_models\.build"):
+        build.check(tmp_path / "models")
+
+
+def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
+    """Only the exact version and capability pass, and every part of the key is in the file's name."""
+    key = Key("10.13.2.6", "9.0", "ab" * 32)
+    key.check("10.13.2.6", "9.0")
+    for other in (("10.13.3.9", "9.0"), ("11.0.0.1", "9.0"), ("10.13.2.6", "8.9")):
+        with pytest.raises(PlanError, match=r"python -m triton_models\.build"):
+            key.check(*other)
+    names = {Key(*parts).file_name for parts in (("1", "2", "a" * 64), ("2", "2", "a" * 64), ("1", "3", "a" * 64), ("1", "2", "b" * 64))}
+    assert len(names) == 4
+
+
+@pytest.mark.gpu
+def test_real_tensorrt_builds_and_serves_the_same_model(folder: Path, tmp_path: Path) -> None:
+    """On a GPU, inside the serving image: plans are built for this machine and pass the check."""
+    pytest.importorskip("tensorrt", reason="needs TensorRT: run inside the serving image on a GPU")
+    try:
+        plan.gpu_capability()
+    except PlanError as error:
+        pytest.skip(str(error))
+    manifest = build.build(folder, "tensorrt", tmp_path / "models", build.Options(precision="fp16"))
+    assert build.check(tmp_path / "models") == manifest
+    assert json.loads((tmp_path / "models" / build.MANIFEST).read_text())["plans"]["capability"] == plan.gpu_capability()

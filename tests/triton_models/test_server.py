@@ -1,0 +1,209 @@
+"""The CPU flavour on a real tritonserver: the golden numbers, every batch size, wrong requests, kills and damaged files."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, shared_memory
+
+from triton_models import build, weights
+from triton_models.weights import WIDTH, Weights
+
+pytestmark = pytest.mark.integration
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
+
+
+def test_golden_values_through_the_server(golden: Path, golden_weights: Weights, golden_server: Any) -> None:
+    """Embeddings within the golden tolerance, scores those of the published heads, from `code` and from its parts alike."""
+    images, expected = (np.load(golden / "encoder" / f"{name}.npz") for name in ("images", "expected"))
+    answer = golden_server.infer(images["images"])
+    assert np.abs(answer["embedding"] - expected["cls_features"]).max() < 2e-4
+    np.testing.assert_allclose(answer["scores"], weights.reference_scores(golden_weights, expected["cls_features_f64"]), atol=1e-4)
+    embedding = golden_server.infer(images["images"], "code_encoder", ("embedding",))["embedding"]
+    np.testing.assert_allclose(embedding, answer["embedding"], atol=2e-5)
+    data, known = (np.load(golden / "heads" / f"{name}.npz") for name in ("data", "expected"))
+    scores = golden_server.infer(data["test_X"], "code_heads", ("scores",))["scores"]
+    np.testing.assert_allclose(scores[:, 0], known["linear_predict_proba"][:, 1], atol=2e-6)
+    assert np.array_equal(scores[:, 2] >= 0.5, known["svm_predict"] == -1)
+
+
+def test_configuration_names_the_version(golden_weights: Weights, golden_server: Any) -> None:
+    """The parameter `model_version` of each model is the weights', and each answer carries it as a number."""
+    for name in ("code", "code_encoder", "code_heads"):
+        parameters = golden_server.client.get_model_config(name).config.parameters
+        assert parameters["model_version"].string_value == golden_weights.version
+    tensor = grpc.InferInput("images", [1, 224, 224, 3], "UINT8")
+    tensor.set_data_from_numpy(pixels(1))
+    answer = golden_server.client.infer("code", [tensor]).get_response()
+    assert f"{int(answer.model_version):012x}" == golden_weights.version
+
+
+@pytest.mark.parametrize("count", [1, 2, 33, 256])
+def test_every_batch_size_is_served(golden_server: Any, count: int) -> None:
+    """1 to 256 images a request; an image's scores do not depend on its company."""
+    images = pixels(count)
+    answer = golden_server.infer(images)
+    assert answer["embedding"].shape == (count, WIDTH) and answer["scores"].shape == (count, 3)
+    alone = golden_server.infer(images[-1:])
+    np.testing.assert_allclose(answer["scores"][-1:], alone["scores"], atol=1e-5)
+
+
+def test_scores_alone_may_be_asked_for(golden_server: Any) -> None:
+    """One graph gives either output without the other; an ensemble on 24.10 refuses that."""
+    assert set(golden_server.infer(pixels(1), outputs=("scores",))) == {"scores"}
+
+
+def test_concurrent_requests_get_their_own_rows(golden_server: Any) -> None:
+    """Requests that the server merges into one batch come apart again in the right order."""
+    images = pixels(12, seed=4)
+    expected = golden_server.infer(images)["scores"]
+    answers: dict[int, np.ndarray] = {}
+    sizes = [1, 2, 1, 3, 2, 3]
+    starts = np.cumsum([0, *sizes[:-1]])
+    threads = [
+        threading.Thread(
+            target=lambda start=start, size=size: answers.update({int(start): golden_server.infer(images[start : start + size])["scores"]})
+        )
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    got = np.concatenate([answers[int(start)] for start in starts])
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "says"),
+    [
+        ((257, 224, 224, 3), np.uint8, "batch"),
+        ((1, 224, 224, 4), np.uint8, "shape"),
+        ((1, 3, 224, 224), np.uint8, "shape"),
+        ((1, 100, 100, 3), np.uint8, "shape"),
+        ((1, 224, 224, 3), np.float32, "data-type|datatype|data type"),
+        ((224, 224, 3), np.uint8, "shape"),
+    ],
+)
+def test_a_wrong_request_is_refused_clearly(golden_server: Any, shape: tuple[int, ...], kind: type, says: str) -> None:
+    """Too many images, another size, layout or type: an error that says what is wrong, and the server serves on."""
+    tensor = grpc.InferInput("images", list(shape), "UINT8" if kind is np.uint8 else "FP32")
+    tensor.set_data_from_numpy(np.zeros(shape, kind))
+    with pytest.raises(InferenceServerException, match=says):
+        golden_server.client.infer("code", [tensor])
+    assert golden_server.infer(pixels(1))["scores"].shape == (1, 3)
+
+
+def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
+    """A client that hangs up in the middle of a request, or with its call cancelled, leaves a server that answers others."""
+    body = pixels(64).tobytes()
+    with socket.create_connection(("127.0.0.1", golden_server.server.ports["triton_http"]), 5) as hanging:
+        head = f"POST /v2/models/code/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: 2\r\nContent-Length: {len(body) + 2}\r\n\r\n{{}}"
+        hanging.sendall(head.encode() + body[:1_000_000])
+    tensor = grpc.InferInput("images", [64, 224, 224, 3], "UINT8")
+    tensor.set_data_from_numpy(pixels(64))
+    calls = [golden_server.client.async_infer("code", [tensor], callback=lambda **_: None) for _ in range(3)]
+    for call in calls:
+        call.cancel()
+    assert golden_server.infer(pixels(2))["scores"].shape == (2, 3)
+
+
+def test_what_waited_too_long_is_refused(golden_server: Any) -> None:
+    """A request whose own time-out passes in the queue is refused instead of being computed for nobody."""
+    busy = grpc.InferInput("images", [128, 224, 224, 3], "UINT8")
+    busy.set_data_from_numpy(pixels(128))
+    done = threading.Event()
+    golden_server.client.async_infer("code", [busy], callback=lambda **_: done.set())
+    late = grpc.InferInput("images", [1, 224, 224, 3], "UINT8")
+    late.set_data_from_numpy(pixels(1))
+
+    def ask() -> None:
+        for _ in range(20):  # the large request takes longer to arrive than the small one
+            golden_server.client.infer("code", [late], timeout=1000)
+
+    with pytest.raises(InferenceServerException, match=r"timeout|timed out|expired"):
+        ask()
+    assert done.wait(120)
+
+
+def test_a_killed_server_restarts_with_shared_memory_left_over(golden_folder: Path, tmp_path: Path, serve: Callable) -> None:
+    """After SIGKILL in mid-request, a client's shared-memory region still there, the server starts again and serves from it."""
+    build.build(golden_folder, "cpu", tmp_path / "models")
+    region, images = "left_over", pixels(4)
+    key = f"/assay_test_{os.getpid()}_left_over"
+    handle = shared_memory.create_shared_memory_region(region, key, images.nbytes)
+    try:
+        shared_memory.set_shared_memory_region(handle, [images])
+        with serve(tmp_path, tmp_path / "models") as first:
+            expected = first.infer(images)["scores"]
+            first.client.register_system_shared_memory(region, key, images.nbytes)
+            tensor = grpc.InferInput("images", list(images.shape), "UINT8")
+            tensor.set_shared_memory(region, images.nbytes)
+            first.client.async_infer("code", [tensor], callback=lambda **_: None)
+            first.server.running().signal(signal.SIGKILL)
+        with serve(tmp_path, tmp_path / "models") as second:
+            second.client.register_system_shared_memory(region, key, images.nbytes)
+            np.testing.assert_allclose(second.client.infer("code", [tensor]).as_numpy("scores"), expected, atol=1e-5)
+    finally:
+        shared_memory.destroy_shared_memory_region(handle)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "missing"])
+def test_a_damaged_graph_stops_the_start_with_one_line(folder: Path, tmp_path: Path, serve: Callable, damage: str) -> None:
+    """The server does not come up on a damaged file, and its log says in one line which file and what to do."""
+    manifest = build.build(folder, "cpu", tmp_path / "models")
+    graph = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
+    if damage == "missing":
+        graph.unlink()
+    else:
+        content = graph.read_bytes()
+        graph.write_bytes(content[: len(content) // 2] if damage == "truncated" else content[:-8] + b"\0" * 8)
+    with serve(tmp_path, tmp_path / "models", wait=False) as broken:
+        deadline = time.monotonic() + 60
+        while broken.server.running() is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert broken.server.running() is None
+        said = [line for line in broken.server.log.read_text().splitlines() if str(graph) in line]
+    assert any(("missing" if damage == "missing" else "damaged or replaced") in line and "python -m triton_models.build" in line for line in said)
+
+
+def test_a_damaged_new_version_leaves_the_old_one_serving(
+    golden_folder: Path, golden_weights: Weights, folder: Path, tmp_path: Path, serve: Callable
+) -> None:
+    """Loading a repository whose graph is damaged fails with the file's name; requests go on with the version before."""
+    build.build(golden_folder, "cpu", tmp_path / "models")
+    with serve(tmp_path, tmp_path / "models") as running:
+        before = running.infer(pixels(2))["scores"]
+        manifest = build.build(folder, "cpu", tmp_path / "models")
+        graph = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:1000])
+        with pytest.raises(InferenceServerException, match=r"model\.onnx"):
+            running.client.load_model("code")
+        np.testing.assert_array_equal(running.infer(pixels(2))["scores"], before)
+        assert running.client.get_model_config("code").config.parameters["model_version"].string_value == golden_weights.version
+
+
+def test_the_null_flavour_serves(tmp_path: Path, serve: Callable) -> None:
+    """Constant scores under the same names, for measuring everything but the model."""
+    build.build(None, "null", tmp_path / "models")
+    with serve(tmp_path, tmp_path / "models") as running:
+        assert (running.infer(pixels(5))["scores"] == 0.5).all()
+
+
+def test_the_ensemble_gives_the_same_scores(golden_folder: Path, golden_server: Any, tmp_path: Path, serve: Callable) -> None:
+    """`code` as an ensemble of its parts answers what the single graph answers; loading it loads the parts."""
+    build.build(golden_folder, "cpu", tmp_path / "models", build.Options(code="ensemble"))
+    with serve(tmp_path, tmp_path / "models") as running:
+        np.testing.assert_allclose(running.infer(pixels(3))["scores"], golden_server.infer(pixels(3))["scores"], atol=1e-5)
+        assert all(running.client.is_model_ready(name) for name in ("code_encoder", "code_heads"))

@@ -1,0 +1,188 @@
+"""Verification passes what is right and fails on every fault that was planted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from triton_models import build, reference, verify, weights
+from triton_models.weights import Weights
+
+IMAGES = reference.images()[[6, 11, 14]]  # smooth as a photograph, dark or bright as a whole, sharp stripes
+
+
+@pytest.fixture(scope="session")
+def repository(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden weights in the CPU flavour."""
+    out = tmp_path_factory.mktemp("verified") / "models"
+    build.build(golden_folder, "cpu", out)
+    return out
+
+
+def failed(rows: list[verify.Row]) -> list[str]:
+    return [row.name for row in rows if not row.passes(verify.TOLERANCES["fp32"])]
+
+
+def test_a_right_repository_passes(repository: Path) -> None:
+    """All graphs, PyTorch and scikit-learn agree with float64 far within the tolerance."""
+    rows = verify.verify(repository, images=IMAGES)
+    assert failed(rows) == []
+    assert [row.name for row in rows if row.skipped] == ["server"]
+    assert max(row.score for row in rows if row.score is not None) < 2e-5
+
+
+def constant(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)).astype(np.float32), name))
+
+
+def wrong_svm(model: onnx.ModelProto) -> None:
+    """P(real) instead of P(fake): the orientation that the released docstring suggests."""
+    for name in ("svm.dual_coef", "svm.intercept"):
+        constant(model, name, np.negative)
+
+
+def swapped_bank(model: onnx.ModelProto) -> None:
+    """Reals taken for fakes in the 1-NN."""
+    for node in model.graph.node:
+        if node.name == "knn":
+            node.input[0] = "knn/fake"
+
+
+def swapped_channels(model: onnx.ModelProto) -> None:
+    """BGR for RGB."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
+    before(model, "pixels", helper.make_node("Gather", ["images", "order"], ["bgr"], axis=3), "bgr")
+
+
+def no_normalisation(model: onnx.ModelProto) -> None:
+    """Pixels from 0 to 1, mean and deviation forgotten."""
+    constant(model, "mean", np.zeros_like)
+    constant(model, "inverse_std", lambda values: np.full_like(values, 1 / 255))
+
+
+def resized(model: onnx.ModelProto) -> None:
+    """Resize(248) + CenterCrop(224), the training tail, where the native pixels belong."""
+    add = model.graph.initializer.append
+    add(numpy_helper.from_array(np.array([1, 248 / 224, 248 / 224, 1], np.float32), "scales"))
+    for name, value in {"starts": [12, 12], "ends": [236, 236], "axes": [1, 2]}.items():
+        add(numpy_helper.from_array(np.array(value), name))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float_images"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Resize", ["float_images", "", "scales"], ["larger"], mode="linear"),
+        helper.make_node("Slice", ["larger", "starts", "ends", "axes"], ["cropped"]),
+    ]
+    for node in reversed(nodes):
+        before(model, "pixels", node, "cropped")
+
+
+def before(model: onnx.ModelProto, name: str, node: onnx.NodeProto, value: str) -> None:
+    """Put `node` in front and let the node called `name` read `value`."""
+    model.graph.node.insert(0, node)
+    next(each for each in model.graph.node if each.name == name).input[0] = value
+
+
+FAULTS = [wrong_svm, swapped_bank, swapped_channels, no_normalisation, resized]
+
+
+def plant(repository: Path, name: str, fault: Callable[[onnx.ModelProto], None]) -> None:
+    """Change a model's graph and make every hash agree again, as a faulty exporter would have."""
+    manifest: dict[str, Any] = json.loads((repository / build.MANIFEST).read_text())
+    path = repository / name / str(manifest["version_number"]) / "model.onnx"
+    old = build.file_hash(path)
+    model = onnx.load(path)
+    fault(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    configuration = repository / name / "config.pbtxt"
+    configuration.write_text(configuration.read_text().replace(old, build.file_hash(path)))
+    for changed in (path, configuration):
+        manifest["files"][changed.relative_to(repository).as_posix()] = build.file_hash(changed)
+    (repository / build.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails(repository: Path, tmp_path: Path, fault: Callable[[onnx.ModelProto], None]) -> None:
+    """SVM orientation, bank, channel order, normalisation, resizing: the faulty graph's row fails, the others do not."""
+    shutil.copytree(repository, tmp_path / "models")
+    plant(tmp_path / "models", "code", fault)
+    assert failed(verify.verify(tmp_path / "models", images=IMAGES)) == ["ONNX graph code"]
+
+
+def test_mixed_precision_does_not_hide_a_fault(repository: Path, tmp_path: Path) -> None:
+    """The wider tolerance of float16 lets rounding pass and still finds each of the faults."""
+    build.build(repository / "code" / build.WEIGHTS_FOLDER, "cpu", tmp_path / "half", build.Options(precision="fp16"))
+    tolerance = verify.TOLERANCES["fp16"]
+    assert all(row.passes(tolerance) for row in verify.verify(tmp_path / "half", images=IMAGES))
+    for fault in FAULTS:
+        shutil.copytree(tmp_path / "half", tmp_path / fault.__name__)
+        plant(tmp_path / fault.__name__, "code", fault)
+        rows = verify.verify(tmp_path / fault.__name__, images=IMAGES)
+        assert [row.name for row in rows if not row.passes(tolerance)] == ["ONNX graph code"], fault.__name__
+
+
+def test_nan_does_not_pass() -> None:
+    """A form of the model that answers NaN fails, whatever the comparison with NaN says."""
+    assert not verify.Row("x", embedding=float("nan"), score=0.0).passes(verify.TOLERANCES["fp32"])
+    assert not verify.Row("x", score=float("nan")).passes(verify.TOLERANCES["fp32"])
+    assert verify.Row("x", score=0.5e-4).passes(verify.TOLERANCES["fp32"])
+
+
+def test_other_weights_under_the_same_manifest_fail(repository: Path, folder: Path, tmp_path: Path) -> None:
+    """Weights swapped behind the manifest's back are found by their version."""
+    shutil.copytree(repository, tmp_path / "models")
+    kept = tmp_path / "models" / "code" / build.WEIGHTS_FOLDER
+    manifest = json.loads((tmp_path / "models" / build.MANIFEST).read_text())
+    for name in (weights.ENCODER_FILE, weights.HEADS_FILE):
+        shutil.copy(folder / name, kept / name)
+        manifest["files"][f"code/{build.WEIGHTS_FOLDER}/{name}"] = build.file_hash(kept / name)
+    (tmp_path / "models" / build.MANIFEST).write_text(json.dumps(manifest))
+    assert "NumPy float64, version of the weights" in failed(verify.verify(tmp_path / "models", images=IMAGES[:1]))
+
+
+def test_reference_is_the_released_code(golden: Path, golden_weights: Weights) -> None:
+    """The float64 forward pass that everything is compared with gives the golden float64 embeddings to 2e-5."""
+    images, expected = (np.load(golden / "encoder" / f"{name}.npz") for name in ("images", "expected"))
+    embedding = reference.embeddings(golden_weights, images["images"])
+    assert np.abs(embedding - expected["cls_features_f64"]).max() < 2e-5
+
+
+def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Path, command: Callable) -> None:
+    """Exit 0 with a table; exit 1 for a fault, for a server that is away, and with one line for a damaged repository."""
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(IMAGES):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    right = command("triton_models.verify", repository, "--images", tmp_path / "images")
+    assert right.returncode == 0, right.stdout + right.stderr
+    assert "the same model in every form" in right.stdout
+    shutil.copytree(repository, tmp_path / "models")
+    plant(tmp_path / "models", "code_heads", wrong_svm)
+    wrong = command("triton_models.verify", tmp_path / "models", "--images", tmp_path / "images")
+    assert wrong.returncode == 1
+    assert "ONNX graph code_heads" in wrong.stdout and "PAST THE TOLERANCE" in wrong.stdout
+    (tmp_path / "models" / "code" / "config.pbtxt").write_text("")
+    damaged = command("triton_models.verify", tmp_path / "models")
+    assert damaged.returncode == 1
+    assert "config.pbtxt: damaged" in damaged.stderr and len(damaged.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.integration
+def test_the_running_server_is_part_of_it(golden_server: Any, tmp_path: Path, serve: Callable) -> None:
+    """A server with the right model passes, one with a planted fault fails, one that is away fails."""
+    rows = verify.verify(golden_server.repository, server=golden_server.server.address, images=IMAGES)
+    assert failed(rows) == []
+    assert {row.name for row in rows if row.score is not None} >= {"server code", "server code_heads"}
+    shutil.copytree(golden_server.repository, tmp_path / "models")
+    plant(tmp_path / "models", "code", wrong_svm)
+    with serve(tmp_path / "server", tmp_path / "models") as faulty:
+        rows = verify.verify(tmp_path / "models", server=faulty.server.address, images=IMAGES)
+        assert failed(rows) == ["ONNX graph code", "server code"]
+    rows = verify.verify(tmp_path / "models", server=faulty.server.address, images=IMAGES[:1])
+    assert any(name.startswith("server") for name in failed(rows))
