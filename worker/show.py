@@ -79,13 +79,17 @@ def verdict_panel(verdict: Mapping[str, Any]) -> Panel:
     """One verdict, for the one who asks why."""
     table = Table(box=None, show_header=False, pad_edge=False)
     image, model, policy = verdict["image"], verdict["model"], verdict["policy"]
-    table.add_row("decision", Text(verdict["decision"], style=COLOURS[verdict["decision"]]))
-    table.add_row("because", "; ".join(verdict["reasons"]))
-    table.add_row("scores", "  ".join(f"{head} {score:.4f}" for head, score in verdict["scores"].items()))
-    table.add_row("model", f"{model['name']} {model['version']}")
-    table.add_row("policy", f"{policy['name']} {policy['version']}")
-    table.add_row("image", f"{image['format']}, {image['width']} x {image['height']} px, {image['bytes']} bytes")
-    table.add_row("sha256", verdict["sha256"])
-    table.add_row("decided", f"{verdict['decided_at']}, from {verdict['source']}")
-    table.add_row("verdict id", verdict["verdict_id"])
+    rows = (
+        ("decision", verdict["decision"]),
+        ("because", "; ".join(verdict["reasons"])),
+        ("scores", "  ".join(f"{head} {score:.4f}" for head, score in verdict["scores"].items())),
+        ("model", f"{model['name']} {model['version']}"),
+        ("policy", f"{policy['name']} {policy['version']}"),
+        ("image", f"{image['format']}, {image['width']} x {image['height']} px, {image['bytes']} bytes"),
+        ("sha256", verdict["sha256"]),
+        ("decided", f"{verdict['decided_at']}, from {verdict['source']}"),
+        ("verdict id", verdict["verdict_id"]),
+    )
+    for name, value in rows:  # Text: a bracket in a name must not be taken for markup
+        table.add_row(name, Text(value, style=COLOURS[value] if name == "decision" else ""))
     return Panel(table, title=Text(verdict["image_id"]), expand=False)
