@@ -1,0 +1,87 @@
+"""Query: by id, by hash or by file; what is wrong with the question, and what is not there."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from worker import query
+from worker.errors import NotFound, SettingsError
+from worker.settings import RedisSettings
+
+DOCUMENT = '{"decision": "fake"}'
+DATA = b"the image"
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+class StoreTwin:
+    """worker.clients.redis.Store with one verdict, on `a/b.jpg`."""
+
+    closed = 0
+
+    def __init__(self, _settings: RedisSettings) -> None:
+        pass
+
+    def latest_id(self, sha256: str) -> str | None:
+        return "a/b.jpg" if sha256 == SHA else None
+
+    def verdict(self, image_id: str) -> dict[str, str]:
+        return {"json": DOCUMENT, "decision": "fake"} if image_id == "a/b.jpg" else {}
+
+    def close(self) -> None:
+        StoreTwin.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    StoreTwin.closed = 0
+    monkeypatch.setattr(query, "Store", StoreTwin)
+
+
+def ask(image_id: str | None = None, sha256: str | None = None, file: Path | None = None) -> str:
+    return query.stored_verdict(RedisSettings(), image_id=image_id, sha256=sha256, file=file)
+
+
+def test_by_id_hash_and_file(tmp_path: Path) -> None:
+    """All three lead to the same document; a hash may be in upper case."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(DATA)
+    assert ask("a/b.jpg") == ask(sha256=SHA) == ask(sha256=SHA.upper()) == ask(file=path) == DOCUMENT
+    assert StoreTwin.closed == 4
+
+
+@pytest.mark.parametrize("question", [{"image_id": "other"}, {"sha256": "0" * 64}])
+def test_what_is_not_there(question: dict[str, str]) -> None:
+    """NotFound names what was asked for, and the connection is closed."""
+    with pytest.raises(NotFound, match=next(iter(question.values()))):
+        ask(**question)  # type: ignore[arg-type]
+    assert StoreTwin.closed == 1
+
+
+def test_a_file_of_other_bytes_is_not_found(tmp_path: Path) -> None:
+    """The bytes count, not the name."""
+    path = tmp_path / "b.jpg"
+    path.write_bytes(b"other")
+    with pytest.raises(NotFound):
+        ask(file=path)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"image_id": "a", "sha256": SHA},
+        {"image_id": "a", "file": Path("x")},
+        {"sha256": "abc"},
+        {"sha256": "g" * 64},
+        {"file": Path("/nowhere.jpg")},
+    ],
+)
+def test_wrong_questions(question: dict[str, str]) -> None:
+    """None or several at once, what is no hash, a file that is not there: one line each, and nothing is asked of Redis."""
+    with pytest.raises(SettingsError) as caught:
+        ask(**question)  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 1
+    assert StoreTwin.closed == 0
