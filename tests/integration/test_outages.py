@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import SHORT_SESSION
-from tests.integration.harness import Outside, Worker, running_worker, samples, unlike, wait_until
+from tests.integration.harness import REPO, Outside, Worker, running_worker, samples, unlike, wait_until
 from worker.clients import kafka
 from worker.local import stack as local_stack
 from worker.local.server import free_port
@@ -168,3 +170,28 @@ def test_the_topics_may_come_late(private_stack, tmp_path):
         outside.close()
     finally:
         assert worker.terminate() == 0
+
+
+def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
+    """Other models behind the same server: the running worker follows, and the same bytes are inferred again under the new version."""
+    repository = tmp_path / "models"
+    build = [sys.executable, "-m", "triton_models.build", "--flavour", "null", "--out", str(repository)]
+    subprocess.run(build, check=True, capture_output=True, cwd=REPO)
+    outside = Outside(env)
+    image = next(iter(samples(1).values()))
+    with running_worker(env, tmp_path / "worker.log") as worker:
+        outside.send("before", image)
+        outside.flush()
+        before = outside.wait_verdicts(["before"])["before"]
+        local_stack.up(private_stack, models=repository)
+        wait_until(lambda: len(worker.events("model_version")) == 2, "the worker follows")
+        wait_until(worker.is_ready, "ready again")
+        outside.send("after", image)
+        outside.flush()
+        after = outside.wait_verdicts(["after"])["after"]
+        assert after["source"] == "model"
+        assert after["sha256"] == before["sha256"]
+        assert after["model"]["version"] != before["model"]["version"]
+        entry = outside.redis.hgetall(f"{outside.prefix}image:{after['sha256']}")
+        assert {before["model"]["version"], after["model"]["version"]} <= entry.keys()
+    outside.close()
