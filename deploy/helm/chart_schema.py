@@ -140,8 +140,12 @@ def properties() -> dict[str, Schema]:
         ),
         "triton": obj(
             "The inference server.",
-            mode=choice("`sidecar`: in each worker's pod; `service`: a Deployment of its own; `external`: at `settings.triton.url`.",
-                        "sidecar", "service", "external"),
+            mode=choice(
+                "`sidecar`: in each worker's pod; `service`: a Deployment of its own; `external`: at `settings.triton.url`.",
+                "sidecar",
+                "service",
+                "external",
+            ),
             flavour=choice("`tensorrt`: plans, needs `gpu.enabled`; `cpu`: ONNX Runtime.", "tensorrt", "cpu"),
             image=image("Triton"),
             replicas=number("Pods in mode service.", 1),
@@ -205,7 +209,12 @@ def properties() -> dict[str, Schema]:
         ),
         "monitoring": obj(
             "Prometheus and Grafana.",
-            podMonitor=obj("Scraping, by the Prometheus operator.", enabled=flag("Make it."), interval=text("How often."), labels=labels("Labels that your Prometheus selects.")),
+            podMonitor=obj(
+                "Scraping, by the Prometheus operator.",
+                enabled=flag("Make it."),
+                interval=text("How often."),
+                labels=labels("Labels that your Prometheus selects."),
+            ),
             rules=obj(
                 "Alerts, by the Prometheus operator.",
                 enabled=flag("Make them."),
@@ -214,9 +223,16 @@ def properties() -> dict[str, Schema]:
                 disabled=array("Names of alerts to leave out.", {"type": "string"}),
                 runbookUrl=text("Where docs/runbook.md is published; the alert's name is appended as an anchor.", minLength=1),
             ),
-            dashboards=obj("Dashboards, for Grafana's sidecar.", enabled=flag("Make the ConfigMap."), labels=labels("Labels that the sidecar selects."), folder=text("Grafana folder.")),
+            dashboards=obj(
+                "Dashboards, for Grafana's sidecar.",
+                enabled=flag("Make the ConfigMap."),
+                labels=labels("Labels that the sidecar selects."),
+                folder=text("Grafana folder."),
+            ),
         ),
-        "helmTest": obj("`helm test`: send one image, wait for its verdict.", enabled=flag("Make the pod."), timeoutSeconds=number("How long to wait.", 1)),
+        "helmTest": obj(
+            "`helm test`: send one image, wait for its verdict.", enabled=flag("Make the pod."), timeoutSeconds=number("How long to wait.", 1)
+        ),
         "training": training(),
         "extraObjects": array("More objects, each a map or a template as text.", {"type": ["object", "string"]}),
     }

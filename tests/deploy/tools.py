@@ -141,7 +141,9 @@ def _install(name: str, make: Callable[[Path], None]) -> Path:
 
 def _run(command: list[str], cwd: Path | None = None, extra: Mapping[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, cwd=cwd, env=paths.environment_for_downloads() | dict(extra or {}), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, env=paths.environment_for_downloads() | dict(extra or {}), capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise Missing(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode != 0:

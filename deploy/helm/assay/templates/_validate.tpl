@@ -80,6 +80,9 @@
 {{- if and $v.training.enabled (not $v.training.dataClaimName) -}}
 {{- $problems = append $problems "training.dataClaimName: training needs a claim for its data and its runs" -}}
 {{- end -}}
+{{- if and $v.training.enabled $v.training.schedule (gt (int $v.training.nodes) 1) -}}
+{{- $problems = append $problems "training.nodes: a scheduled run has one node (its pods' names, at which several would meet, are not known beforehand)" -}}
+{{- end -}}
 {{- with $problems -}}
 {{- fail (printf "\n\nthe values do not fit together:\n  - %s\n" (join "\n  - " .)) -}}
 {{- end -}}

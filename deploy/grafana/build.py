@@ -1,0 +1,325 @@
+"""The Grafana dashboards as code: what each panel asks, where it stands; the JSON that Grafana loads lies in the chart.
+
+Each panel is one line of meaning: title, unit, PromQL, legend. Datasource and namespace are variables, so that one file serves
+every cluster. Run after a change:
+
+    python -m deploy.grafana.build [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "helm" / "assay" / "files" / "dashboards"
+COMMAND = "python -m deploy.grafana.build"
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+NS = 'namespace=~"$namespace"'
+WIDTH, HEIGHT, STAT_HEIGHT = 8, 8, 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel; `queries` are (PromQL, legend). `kind`: timeseries, stat, heatmap or table."""
+
+    title: str
+    queries: Sequence[tuple[str, str]]
+    unit: str = "short"
+    kind: str = "timeseries"
+    meaning: str = ""
+    width: int = WIDTH
+    stacked: bool = False
+    bad_from: float | None = None
+
+
+def rate(metric: str, by: str = "", labels: str = "") -> str:
+    """Sum of the rates per second, optionally by a label."""
+    group = f" by ({by})" if by else ""
+    selector = f"{NS},{labels}" if labels else NS
+    return f"sum{group} (rate({metric}{{{selector}}}[$__rate_interval]))"
+
+
+def quantile(q: float, metric: str, by: str, labels: str = "") -> str:
+    """A quantile of a histogram."""
+    return f"histogram_quantile({q}, {rate(metric + '_bucket', f'le, {by}' if by else 'le', labels)})"
+
+
+_HIT = 'result="hit"'
+FINISHED = f"{rate('assay_verdicts_total')} + {rate('assay_rejections_total')}"
+OVERVIEW: dict[str, list[Panel]] = {
+    "Now": [
+        Panel("Images/s", [(FINISHED, "")], "ops", "stat", "Verdicts and rejections.", 4),
+        Panel("Lag", [(f"sum(assay_consumer_lag_records{{{NS}}})", "")], "short", "stat", "Records waiting in Kafka.", 4, bad_from=10_000),
+        Panel(
+            "p95 in the worker",
+            [(quantile(0.95, "assay_stage_seconds", "", 'stage="total"'), "")],
+            "s",
+            "stat",
+            "First touch to verdict.",
+            4,
+            bad_from=5,
+        ),
+        Panel(
+            "Rejected", [(f"{rate('assay_rejections_total')} / ({FINISHED})", "")], "percentunit", "stat", "Share of the records.", 4, bad_from=0.05
+        ),
+        Panel("Workers", [(f"count(assay_build_info{{{NS}}})", "")], "short", "stat", "Scraped workers.", 4),
+        Panel(
+            "Not well",
+            [(f"count(assay_dependency_up{{{NS}}} == 0) or vector(0)", "")],
+            "short",
+            "stat",
+            "Probes of a dependency that fail.",
+            4,
+            bad_from=1,
+        ),
+    ],
+    "Flow": [
+        Panel("Images/s by decision", [(rate("assay_verdicts_total", "decision"), "{{decision}}")], "ops", stacked=True),
+        Panel("Rejections/s by reason", [(rate("assay_rejections_total", "reason") + " > 0", "{{reason}}")], "ops", stacked=True),
+        Panel("Lag by partition", [(f"sum by (partition) (assay_consumer_lag_records{{{NS}}})", "{{partition}}")]),
+        Panel("Records/s in and finished", [(rate("assay_records_consumed_total"), "in"), (FINISHED, "finished")], "ops"),
+        Panel("In and out, bytes", [(rate("assay_consumed_bytes_total"), "in"), (rate("assay_fetched_bytes_total"), "fetched by reference")], "Bps"),
+        Panel(
+            "Records in work",
+            [(f"sum by (pod) (assay_flow_items{{{NS}}})", "{{pod}}"), (f"max(assay_flow_items_limit{{{NS}}})", "limit of each")],
+            meaning="At the limit consumption pauses.",
+        ),
+        Panel(
+            "Bytes in work",
+            [(f"sum by (pod) (assay_flow_bytes{{{NS}}})", "{{pod}}"), (f"max(assay_flow_bytes_limit{{{NS}}})", "limit of each")],
+            "bytes",
+        ),
+    ],
+    "Time": [
+        Panel("p50 by stage", [(quantile(0.5, "assay_stage_seconds", "stage"), "{{stage}}")], "s"),
+        Panel("p95 by stage", [(quantile(0.95, "assay_stage_seconds", "stage"), "{{stage}}")], "s"),
+        Panel("p99 by stage", [(quantile(0.99, "assay_stage_seconds", "stage"), "{{stage}}")], "s"),
+        Panel("Images in a batch", [(rate("assay_batch_items_bucket", "le"), "{{le}}")], kind="heatmap"),
+        Panel("Bytes of a batch", [(rate("assay_batch_bytes_bucket", "le"), "{{le}}")], "bytes", kind="heatmap"),
+        Panel("Since the last finished record", [(f"time() - max by (pod) (assay_last_progress_timestamp_seconds{{{NS}}} > 0)", "{{pod}}")], "s"),
+    ],
+    "Cache and references": [
+        Panel(
+            "Cache hits",
+            [(f"{rate('assay_cache_lookups_total', labels=_HIT)} / {rate('assay_cache_lookups_total')}", "hits")],
+            "percentunit",
+        ),
+        Panel("Items that waited for an equal image", [(rate("assay_coalesced_items_total"), "coalesced")], "ops"),
+        Panel("References/s", [(rate("assay_fetches_total", "scheme, outcome") + " > 0", "{{scheme}} {{outcome}}")], "ops"),
+    ],
+    "Dependencies": [
+        Panel("Up", [(f"min by (dependency) (assay_dependency_up{{{NS}}})", "{{dependency}}")], meaning="1: every worker's probe is answered."),
+        Panel("Breakers", [(f"max by (dependency) (assay_breaker_state{{{NS}}})", "{{dependency}}")], meaning="0 closed, 1 half-open, 2 open."),
+        Panel(
+            "Failures and retries",
+            [
+                (rate("assay_dependency_failures_total", "dependency"), "{{dependency}} failed"),
+                (rate("assay_retries_total", "dependency"), "{{dependency}} tried again"),
+            ],
+            "ops",
+        ),
+        Panel("Paused workers", [(f"sum(assay_paused{{{NS}}})", "paused"), (rate("assay_pauses_total", "cause") + " > 0", "pauses/s: {{cause}}")]),
+        Panel("Partitions by worker", [(f"sum by (pod) (assay_assigned_partitions{{{NS}}})", "{{pod}}")], stacked=True),
+        Panel(
+            "Rebalances, commits",
+            [
+                (rate("assay_rebalances_total"), "rebalances"),
+                (rate("assay_commits_total"), "commits"),
+                (rate("assay_commit_failures_total"), "failed commits"),
+                (rate("assay_stale_results_total"), "stale results"),
+            ],
+            "ops",
+        ),
+    ],
+    "Triton": [
+        Panel(
+            "Calls/s",
+            [(rate("assay_triton_calls_total", "outcome"), "{{outcome}}"), (f"sum(assay_triton_calls_in_flight{{{NS}}})", "in flight")],
+            "ops",
+        ),
+        Panel(
+            "Images in an execution",
+            [(f"{rate('nv_inference_count', 'model')} / {rate('nv_inference_exec_count', 'model')}", "{{model}}")],
+            meaning="What dynamic batching gathers.",
+        ),
+        Panel(
+            "Queue and compute per request",
+            [
+                (f"{rate('nv_inference_queue_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}", "{{model}} queue"),
+                (f"{rate('nv_inference_compute_infer_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}", "{{model}} compute"),
+            ],
+            "µs",
+        ),
+        Panel("Refused and failed", [(rate("nv_inference_request_failure", "model"), "{{model}}")], "ops"),
+        Panel("GPU use", [(f"nv_gpu_utilization{{{NS}}}", "{{pod}}")], "percentunit", meaning="Nothing here on CPUs."),
+        Panel("GPU memory", [(f"nv_gpu_memory_used_bytes{{{NS}}}", "{{pod}}"), (f"max(nv_gpu_memory_total_bytes{{{NS}}})", "there is")], "bytes"),
+    ],
+    "Processes": [
+        Panel("Memory", [(f'process_resident_memory_bytes{{{NS},pod!=""}}', "{{pod}}")], "bytes"),
+        Panel("CPU", [(rate("process_cpu_seconds_total", "pod"), "{{pod}}")], "short", meaning="Cores."),
+        Panel(
+            "Days until a certificate expires",
+            [(f"(min by (path) (assay_tls_certificate_expiry_timestamp_seconds{{{NS}}}) - time()) / 86400", "{{path}}")],
+        ),
+    ],
+}
+
+_BELOW = 'head="linear",le="0.65"'
+_ABOVE_SHARE = f'1 - sum(rate(assay_scores_bucket{{{NS},{_BELOW}}}[{{span}}])) / sum(rate(assay_scores_count{{{NS},head="linear"}}[{{span}}]))'
+MODEL: dict[str, list[Panel]] = {
+    "In use": [
+        Panel(
+            "Models",
+            [(f"count by (name, version) (assay_model_info{{{NS}}} == 1)", "{{name}} {{version}}")],
+            meaning="Workers by model version.",
+            width=12,
+        ),
+        Panel(
+            "Policies",
+            [(f"count by (name, version) (assay_policy_info{{{NS}}} == 1)", "{{name}} {{version}}")],
+            meaning="Workers by policy version.",
+            width=12,
+        ),
+    ],
+    "Decisions": [
+        Panel(
+            "Share by decision",
+            [(f"{rate('assay_verdicts_total', 'decision')} / on () group_left () {rate('assay_verdicts_total')}", "{{decision}}")],
+            "percentunit",
+            stacked=True,
+            width=12,
+        ),
+        Panel(
+            "Linear score of 0.65 and above",
+            [(_ABOVE_SHARE.replace("{span}", "1h"), "last hour"), (_ABOVE_SHARE.replace("{span}", "1d"), "last day")],
+            "percentunit",
+            meaning="AssayScoreDrift compares these two.",
+            width=12,
+        ),
+    ],
+    "Scores": [
+        *(
+            Panel(f"Scores: {head}", [(rate("assay_scores_bucket", "le", f'head="{head}"'), "{{le}}")], kind="heatmap")
+            for head in ("linear", "knn", "svm")
+        ),
+        Panel("Median score by head", [(quantile(0.5, "assay_scores", "head"), "{{head}}")], "percentunit", width=12),
+        Panel(
+            "Heads: mean score",
+            [(f"{rate('assay_scores_sum', 'head')} / {rate('assay_scores_count', 'head')}", "{{head}}")],
+            "percentunit",
+            meaning="Heads that part ways point at images unlike those of the training.",
+            width=12,
+        ),
+    ],
+}
+
+
+def dashboard(uid: str, title: str, rows: dict[str, list[Panel]]) -> dict[str, Any]:
+    """The JSON model of a dashboard, 24 columns wide."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for row, members in rows.items():
+        panels.append(
+            {"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [], "gridPos": {"h": 1, "w": 24, "x": 0, "y": y}}
+        )
+        y += 1
+        x = height = 0
+        for panel in members:
+            if x + panel.width > 24:
+                x, y = 0, y + height
+            height = STAT_HEIGHT if panel.kind == "stat" else HEIGHT
+            panels.append(_panel(panel, len(panels) + 1) | {"gridPos": {"h": height, "w": panel.width, "x": x, "y": y}})
+            x += panel.width
+        y += height
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["assay"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "templating": {"list": [_datasource_variable(), _namespace_variable()]},
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def _panel(panel: Panel, number: int) -> dict[str, Any]:
+    targets = [
+        {"refId": chr(65 + index), "expr": expr, "legendFormat": legend or "__auto", "datasource": DATASOURCE, "editorMode": "code", "range": True}
+        | ({"format": "heatmap"} if panel.kind == "heatmap" else {})
+        for index, (expr, legend) in enumerate(panel.queries)
+    ]
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    if panel.bad_from is not None:
+        steps.append({"color": "red", "value": panel.bad_from})
+    defaults: dict[str, Any] = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
+    options: dict[str, Any] = {}
+    if panel.kind == "timeseries":
+        defaults |= {"min": 0, "custom": {"fillOpacity": 20, "showPoints": "never", "stacking": {"mode": "normal" if panel.stacked else "none"}}}
+        options = {
+            "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["mean", "lastNotNull"]},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        }
+    elif panel.kind == "stat":
+        options = {"colorMode": "value", "graphMode": "area", "reduceOptions": {"calcs": ["lastNotNull"]}}
+    else:
+        options = {"calculate": False, "yAxis": {"unit": panel.unit}, "color": {"mode": "scheme", "scheme": "Viridis"}}
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.meaning,
+        "datasource": DATASOURCE,
+        "targets": targets,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+    }
+
+
+def _datasource_variable() -> dict[str, Any]:
+    return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "hide": 0}
+
+
+def _namespace_variable() -> dict[str, Any]:
+    query = "label_values(assay_build_info, namespace)"
+    return {
+        "name": "namespace",
+        "type": "query",
+        "label": "Namespace",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": "namespace"},
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        # Also where nothing sets the label: outside Kubernetes.
+        "allValue": ".*",
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+    }
+
+
+DASHBOARDS = {"overview": ("assay-overview", "Assay: overview", OVERVIEW), "model": ("assay-model", "Assay: model", MODEL)}
+
+
+def main() -> int:
+    """Write the dashboards, or with --check exit 1 when one is not current."""
+    stale = 0
+    for name, (uid, title, rows) in DASHBOARDS.items():
+        path, content = OUT / f"assay-{name}.json", json.dumps(dashboard(uid, title, rows), indent=1, ensure_ascii=False) + "\n"
+        if "--check" not in sys.argv:
+            path.write_text(content)
+        elif not path.is_file() or path.read_text() != content:
+            print(f"{path.name} is not current; run {COMMAND}", file=sys.stderr)
+            stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

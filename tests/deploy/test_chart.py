@@ -1,0 +1,206 @@
+"""What every kind of installation must hold, on the manifests as helm renders them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.helm import generate
+from tests.deploy import chart
+from worker import settings
+from worker.local import paths
+from worker.pipeline import load_policy
+
+pytestmark = pytest.mark.usefixtures("helm")
+each_installation = pytest.mark.parametrize("name", chart.NAMES)
+
+
+def _worker(items: list[chart.Object]) -> chart.Object:
+    return next(item for item in chart.of_kind(items, "Deployment") if item["metadata"]["labels"]["app.kubernetes.io/component"] == "worker")
+
+
+def _settings(items: list[chart.Object], root: Path) -> settings.Settings:
+    pod = _worker(items)["spec"]["template"]["spec"]
+    return settings.load(environ=chart.environment(items, pod["containers"][0], pod, root))
+
+
+def test_generated_files_are_current() -> None:
+    """values.schema.json and README.md of the chart follow the worker's settings and the values."""
+    assert subprocess.run([sys.executable, "-m", "deploy.helm.generate", "--check"], cwd=paths.CHECKOUT, check=False).returncode == 0
+
+
+def test_every_value_has_a_schema_and_every_own_value_a_default() -> None:
+    """values.yaml and the schema name the same values, so that the README shows a default for each."""
+    defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    known = {path for path, _ in generate._walk(generate.schema())}
+
+    def leaves(node: Any, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+        if path in known or not isinstance(node, dict):
+            return {path}
+        return set().union(*(leaves(value, (*path, name)) for name, value in node.items()))
+
+    assert leaves(defaults) <= known
+    assert {path for path in known - leaves(defaults) if path[0] not in ("settings", "global")} == set()
+
+
+def test_every_setting_of_the_worker_can_be_set() -> None:
+    """A setting is a value of the chart, a secret, or set by the chart itself: none is forgotten."""
+    schema = generate.schema()["properties"]
+    for group, name, _ in settings.fields():
+        in_settings = name in schema["settings"]["properties"].get(group, {}).get("properties", {})
+        assert in_settings or generate.is_owned(group, name) or f"{group}.{name}" in schema["secrets"]["properties"]["values"]["properties"]
+
+
+@each_installation
+def test_worker_accepts_the_rendered_environment(name: str, tmp_path: Path) -> None:
+    """The worker's own parser takes what the pod would see: no misspelt variable, no value it would stop at."""
+    items = chart.objects(chart.manifest(name))
+    found = _settings(items, tmp_path)
+    assert found.http.host == "0.0.0.0"
+    load_policy(found.policy.path)
+
+
+def test_settings_arrive_unchanged(tmp_path: Path) -> None:
+    """Lists, large whole numbers, fractions, booleans and durations reach the worker as they were written."""
+    written = {
+        "kafka": {"bootstrap_servers": ["a:1", "b:2"], "ssl_check_hostname": False},
+        "limits": {"max_image_bytes": 123456789, "max_image_pixels": 2000000000},
+        "flow": {"low_water": 0.25, "max_bytes": 1073741824},
+        "redis": {"verdict_ttl": "90d", "hash_ttl": 0},
+        "cache": {"enabled": False},
+    }
+    found = _settings(chart.objects(chart.template(values={"settings": written})), tmp_path)
+    assert found.kafka.bootstrap_servers == ["a:1", "b:2"] and found.kafka.ssl_check_hostname is False
+    assert found.limits.max_image_bytes == 123456789 and found.limits.max_image_pixels == 2000000000
+    assert found.flow.low_water == 0.25 and found.flow.max_bytes == 1073741824
+    assert found.redis.verdict_ttl == 90 * 86400 and found.redis.hash_ttl == 0
+    assert found.cache.enabled is False
+
+
+def test_secret_settings_reach_the_worker_as_files(tmp_path: Path) -> None:
+    """Every secret setting comes from a mounted file, and the URL in the Secret replaces the one in the ConfigMap."""
+    keys = {name: name.replace(".", "-") for name in generate.secret_names()}
+    sasl = {"security_protocol": "SASL_SSL", "sasl_username": "u"}
+    values = {"secrets": {"existingSecret": "mine", "keys": keys}, "settings": {"kafka": sasl}}
+    items = chart.objects(chart.template(values=values))
+    found = _settings(items, tmp_path)
+    for name in keys:
+        group, field = name.split(".")
+        assert getattr(getattr(found, group), field).get_secret_value() == chart._secret_value(name)
+    assert chart.of_kind(items, "Secret") == []
+
+
+@each_installation
+def test_no_secret_outside_a_secret(name: str) -> None:
+    """No ConfigMap, variable or argument holds a password of the values file."""
+    values = yaml.safe_load((chart.CHART / "ci" / f"{name}-values.yaml").read_text())
+    words = list(values.get("secrets", {}).get("values", {}).values())
+    others = json.dumps([item for item in chart.objects(chart.manifest(name)) if item["kind"] != "Secret"])
+    assert [word for word in words if word in others] == []
+
+
+@each_installation
+def test_pods_are_restricted(name: str) -> None:
+    """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory limit."""
+    for where, pod in chart.pod_specs(chart.objects(chart.manifest(name))):
+        assert pod["automountServiceAccountToken"] is False, where
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        for container in chart.containers(pod):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] and security["runAsNonRoot"] and security["runAsUser"] > 0, where
+            assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}, where
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and "memory" in container["resources"]["limits"], where
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume], where
+
+
+@each_installation
+def test_drain_fits_into_the_grace_period(name: str, tmp_path: Path) -> None:
+    """preStop and the drain deadline end before the kubelet kills, with seconds left for the last commit."""
+    items = chart.objects(chart.manifest(name))
+    pod = _worker(items)["spec"]["template"]["spec"]
+    sleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert sleep + _settings(items, tmp_path).run.drain_timeout_s + 5 <= pod["terminationGracePeriodSeconds"]
+
+
+@each_installation
+def test_partitions_stay_served(name: str) -> None:
+    """Neither a roll-out nor a drain may take every pod of a Deployment that has more than one."""
+    items = chart.objects(chart.manifest(name))
+    scalers = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in chart.of_kind(items, "HorizontalPodAutoscaler", "ScaledObject")}
+    budgets = {json.dumps(item["spec"]["selector"]): item["spec"]["maxUnavailable"] for item in chart.of_kind(items, "PodDisruptionBudget")}
+    for deployment in chart.of_kind(items, "Deployment"):
+        spec, scaler = deployment["spec"], scalers.get(deployment["metadata"]["name"])
+        least = (scaler.get("minReplicas") or scaler["minReplicaCount"]) if scaler else spec["replicas"]
+        rolling = spec["strategy"]["rollingUpdate"]
+        assert least >= 1 and ("replicas" not in spec) == bool(scaler)
+        assert budgets[json.dumps(spec["selector"])] < max(least, 2)
+        assert rolling["maxUnavailable"] < max(least, 2) and (rolling["maxUnavailable"] or rolling["maxSurge"])
+
+
+@each_installation
+def test_sidecar_outlives_the_worker(name: str) -> None:
+    """Triton beside a worker is a native sidecar, started before and stopped after it, and shares its memory and its user."""
+    pod = _worker(chart.objects(chart.manifest(name)))["spec"]["template"]["spec"]
+    sidecars = [container for container in pod.get("initContainers", []) if container.get("restartPolicy") == "Always"]
+    variables = chart.objects(chart.manifest(name))
+    url = next(item["data"]["ASSAY_TRITON__URL"] for item in chart.of_kind(variables, "ConfigMap") if "ASSAY_TRITON__URL" in item.get("data", {}))
+    assert bool(sidecars) == (url == "127.0.0.1:8001")
+    for sidecar in sidecars:
+        mounts = [{mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]} for container in (sidecar, pod["containers"][0])]
+        assert mounts[0]["/dev/shm"] == mounts[1]["/dev/shm"]
+        assert "runAsUser" in sidecar["securityContext"]
+        assert sidecar["securityContext"]["runAsUser"] == pod["containers"][0]["securityContext"]["runAsUser"]
+
+
+@each_installation
+def test_pods_talk_only_to_what_is_named(name: str) -> None:
+    """Every pod of the release is under a policy for both directions, and none may reach every port of every address."""
+    items = chart.objects(chart.manifest(name))
+    selectors = [item["spec"]["podSelector"]["matchLabels"] for item in chart.of_kind(items, "NetworkPolicy")]
+    for item in chart.of_kind(items, "NetworkPolicy"):
+        assert item["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert all("ports" in rule or "to" in rule for rule in item["spec"]["egress"])
+    for item in chart.of_kind(items, "Deployment", "Job", "Pod"):
+        labels = item["metadata"]["labels"] if item["kind"] == "Pod" else item["spec"]["template"]["metadata"]["labels"]
+        assert [selector for selector in selectors if selector.items() <= labels.items()], item["metadata"]["name"]
+
+
+REFUSED = {
+    "unknown key": ({"worker": {"replica": 3}}, "replica"),
+    "misspelt setting": ({"settings": {"kafka": {"bootstrap_server": ["a:1"]}}}, "bootstrap_server"),
+    "impossible setting": ({"settings": {"intake": {"batch_max_items": 1000}}}, "256"),
+    "password in a ConfigMap": ({"settings": {"redis": {"url": "redis://:word@redis:6379/0"}}}, "url"),
+    "secret among the settings": ({"settings": {"kafka": {"sasl_password": "word"}}}, "sasl_password"),
+    "scale to zero": ({"autoscaling": {"mode": "keda", "minReplicas": 0}}, "minReplicas"),
+    "bad digest": ({"worker": {"image": {"digest": "sha256:12"}}}, "digest"),
+    "plans without a GPU": ({"gpu": {"enabled": False}}, "triton.flavour=cpu"),
+    "external without address": ({"triton": {"mode": "external"}}, "settings.triton.url"),
+    "more workers than partitions": ({"worker": {"replicas": 8}, "topic": {"partitions": 8}}, "one without a partition never gets ready"),
+    "SASL without password": ({"settings": {"kafka": {"security_protocol": "SASL_SSL"}}}, "kafka.sasl_password"),
+    "budget takes all": ({"pdb": {"maxUnavailable": 2}}, "a drain could take them all"),
+    "unpinned hub": ({"models": {"source": "hub", "uri": "a/b"}}, "models.revision"),
+    "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
+    "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
+    "half a certificate": ({"tls": {"kafka": {"secretName": "s", "certKey": "tls.crt"}}}, "certKey and keyKey"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_values_are_refused(case: str) -> None:
+    """A value that cannot work is refused before anything is installed, and the message names it."""
+    values, word = REFUSED[case]
+    with pytest.raises(chart.Refused, match=word):
+        chart.template(values=values)
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    """Values with several contradictions get one message with a line for each."""
+    with pytest.raises(chart.Refused) as refused:
+        chart.template(values={"gpu": {"enabled": False}, "training": {"enabled": True}, "pdb": {"maxUnavailable": 2}})
+    assert str(refused.value).count("\n  - ") == 3
