@@ -38,9 +38,6 @@ test-unit: setup-all ## the tests that need no servers
 test-integration: setup-all ## the tests on real servers
 	@$(PY) -m pytest -m integration $(PYTEST)
 
-test-deploy: setup-all ## the tests of deploy/ with the tools that are built from source first
-	@ASSAY_TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
-
 test-deploy: setup-all ## the chart, images, alerts and dashboards with every tool, a real API server included (first run: 15 min of builds)
 	@-$(PY) -m tests.deploy.tools static cluster
 	@ASSAY_TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
