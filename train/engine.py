@@ -32,7 +32,7 @@ from train.data.records import Labelled, Source, limit_per_class
 from train.distributed import Group, process_group
 from train.embed import embed_images, linear_probe
 from train.losses import code_loss, draw_permutation
-from train.model import Backbone, create_encoder, normalise, save_encoder
+from train.model import Backbone, create_encoder, load_encoder, normalise, save_encoder
 from train.progress import StepProgress
 from train.recipe import Recipe, recipe_to_toml
 from train.run_folder import RunFolder
@@ -92,7 +92,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, group: Group) -> None:
         self.recipe, self.group = recipe, group
         torch.manual_seed(recipe.training.seed)
-        self.encoder = create_encoder(any_size=recipe.views.local_size_px != 224).to(group.device)
+        self.encoder = create_encoder(any_size=recipe.views.local_size_px != 224)
+        if recipe.training.start_from:
+            self.encoder.load_state_dict(load_encoder(recipe.training.start_from).state_dict())
+        self.encoder.to(group.device)
         embedder = Embedder(self.encoder)
         self.model: nn.Module = DistributedDataParallel(embedder) if group.world > 1 else embedder
         groups = parameter_groups(self.encoder, recipe.optimisation.weight_decay)

@@ -91,6 +91,7 @@ class Training:
     steps_per_epoch: Annotated[int, Field(ge=0)] = 1700  # 0 = once through the data
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_from: str = ""  # weights folder whose encoder to begin with; empty = timm's random initialisation
     checkpoint_every_steps: Count = 500
     max_bad_steps: Count = 20  # consecutive non-finite losses before giving up
     image_cache_mb: Annotated[int, Field(ge=0)] = 0  # per data process: decoded images kept in memory, for small sets
@@ -114,6 +115,7 @@ class HeadFit:
     svm_nu: Annotated[float, Field(gt=0, le=1)] = 0.1
     svm_degree: Count = 3
     bank_limit: Count = 48_000  # rows of the 1-NN bank
+    transformed: bool = True  # fit on images under T, as the released heads were
     calibration_fraction: Fraction = 0.2  # of the embeddings, held out of the fit for the calibrated variant
 
 

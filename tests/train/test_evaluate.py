@@ -1,0 +1,204 @@
+"""Evaluation, export and report on a small set with known answers."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from train.data.folder import scan_folder
+from train.data.synthetic import write_synthetic_folder
+from train.degrade import SWEEPS
+from train.embed import embed_images
+from train.evaluate import Options, evaluate, family, headline
+from train.export import export
+from train.heads import Heads
+from train.model import Backbone, create_encoder, load_encoder, save_encoder, timm_backbone
+from train.report import write_report
+from triton_models import weights
+from triton_models.weights import WeightsError
+
+
+class Means(nn.Module):
+    """A stand-in backbone: the differences between neighbouring pixels, which is where the synthetic fakes differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        even, odd = (
+            (images[..., 1::2, :] - images[..., ::2, :]).abs().mean((1, 2, 3)),
+            (images[..., 2::2, :] - images[..., 1:-1:2, :]).abs().mean((1, 2, 3)),
+        )
+        return torch.stack([10 * even, 10 * odd, torch.ones_like(even)], 1)
+
+
+BACKBONE = Backbone("means", Means(), 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """D3's test layout with two generators in each group, a GIF, and one broken file in a place of its own."""
+    folder = tmp_path_factory.mktemp("d3_test")
+    for seed, group in enumerate(("augm", "no_augm")):
+        write_synthetic_folder(folder / "made", 12, seed=seed)
+        for index, path in enumerate(sorted((folder / "made" / "fake" / "upsampled").iterdir())):
+            target = folder / group / f"gen_{index % 2}"
+            target.mkdir(parents=True, exist_ok=True)
+            path.rename(target / path.name)
+        (folder / "made" / "real").rename(folder / group / "real")
+    Image.open(next((folder / "augm" / "real").iterdir())).convert("P").save(folder / "augm" / "real" / "palette.gif")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads(folder: Path) -> Heads:
+    images = scan_folder(folder)[0].images
+    embedded = embed_images(BACKBONE, images)
+    return Heads.fit(embedded.embeddings, embedded.labels)
+
+
+def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tmp_path: Path) -> None:
+    """Accuracies by group and generator, metrics with intervals, and one CSV row for each image, GIF included."""
+    images = scan_folder(folder)[0].images
+    results = evaluate(BACKBONE, heads, images, tmp_path, Options(resamples=50))
+    assert set(results["protocol"]) == {"augm", "no_augm"}
+    assert set(results["protocol"]["augm"]) == {"gen_0", "gen_1"}
+    assert results["protocol"]["augm"]["gen_0"]["knn"] == {"real": 1.0, "fake": 1.0, "all": 1.0}
+    names = {(row["group"], row["kind"], row["name"]) for row in results["rows"]}
+    assert {("augm", "all", "all"), ("augm", "family", "trained on"), ("no_augm", "generator", "gen_1")} <= names
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert len(rows) == len(images) == 49
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == {"real": 25, "fake": 24, "unreadable": 0}
+    assert np.load(tmp_path / "embeddings.npz")["scores"].shape == (49, 3)
+    assert len(headline(results)) == len(results["rows"])
+
+
+def test_unreadable_images_are_named_not_dropped(folder: Path, heads: Heads, tmp_path: Path) -> None:
+    """An image that cannot be read stands in the results with its reason."""
+    images = scan_folder(folder)[0].images
+    from dataclasses import replace
+
+    from train.data.records import Key
+
+    broken = replace(images[0], key=Key(str(tmp_path / "gone.png")))
+    said: list[str] = []
+    results = evaluate(BACKBONE, heads, [*images[1:], broken], tmp_path, Options(resamples=5), say=said.append)
+    assert results["images"]["unreadable"] == 1
+    assert "gone.png" in results["unreadable"][0] and "gone.png" in said[0]
+
+
+def test_robustness_sweeps_every_kind(folder: Path, heads: Heads, tmp_path: Path) -> None:
+    """Each kind and strength of degradation has metrics, and blur takes away what told the classes apart."""
+    images = scan_folder(folder)[0].images
+    results = evaluate(BACKBONE, heads, images, tmp_path, Options(resamples=5, robustness=True, sweep_images=8))
+    assert set(results["robustness"]) == {"none", *SWEEPS}
+    assert all(set(results["robustness"][kind]) == set(strengths) for kind, strengths in SWEEPS.items())
+    assert results["robustness"]["none"][""]["knn"]["auc"] == 1.0
+    assert results["robustness"]["blur radius, px"]["2.0"]["linear"]["auc"] < 1.0
+
+
+@pytest.mark.parametrize("size", [(40, 30), (300, 200), (1200, 900)])
+def test_degradations_keep_images_usable(size: tuple[int, int]) -> None:
+    """Every degradation gives an RGB image of the size that its name says."""
+    image = Image.effect_noise(size, 50).convert("RGB")
+    for kind, strengths in SWEEPS.items():
+        for strength, degrade in strengths.items():
+            made = degrade(image)
+            assert made.mode == "RGB"
+            if kind == "shorter side, px":
+                assert min(made.size) == int(strength)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gen_2", "trained on"),
+        ("sd-1.4", "trained on"),
+        ("sdxl-1.0", "trained on"),
+        ("sd-3.5-large", "unseen"),
+        ("stylegan3", "GAN"),
+        ("sdxl-juggernaut", "unseen"),
+    ],
+)
+def test_generators_fall_into_families(name: str, expected: str) -> None:
+    """D3's own generators, GANs and the rest are told apart by name."""
+    assert family(name) == expected
+
+
+def test_any_timm_backbone_embeds() -> None:
+    """Another architecture comes with its own size and normalisation; an unknown one is named."""
+    backbone = timm_backbone("resnet18", pretrained=False)
+    assert backbone.embed(torch.zeros(1, 3, backbone.size_px, backbone.size_px, dtype=torch.uint8)).shape == (1, 512)
+    with pytest.raises(WeightsError, match="no_such_model"):
+        timm_backbone("no_such_model")
+
+
+@pytest.fixture(scope="module")
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    save_encoder(create_encoder(), folder)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 80)
+    x = (rng.normal(size=(80, 192)) + y[:, None]).astype(np.float32)
+    Heads.fit(x, y).calibrate(x, y).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_export_is_served_as_it_was_trained(half: bool, weights_folder: Path, tmp_path: Path) -> None:
+    """The exported folder has graphs that compute what PyTorch computes, the version hash, and the calibration."""
+    card = export(weights_folder, tmp_path / "out", half=half)
+    assert card["model_version"] == weights.load(tmp_path / "out").version
+    assert (card["model_version"] == weights.load(weights_folder).version) is not half
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {"code.onnx", "code_encoder.onnx", "code_heads.onnx"}
+    assert Heads.load(tmp_path / "out").calibration
+    load_encoder(tmp_path / "out")
+    with pytest.raises(WeightsError, match="not empty"):
+        export(weights_folder, tmp_path / "out")
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch or run, and its headings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.scripts, self.images, self.tags = 0, 0, []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            if name in ("src", "href") and value and not value.startswith(("data:", "#")):
+                self.outside.append(value)
+            self.images += name == "src" and bool(value) and value.startswith("data:image/png")
+
+
+def test_report_is_one_page_that_needs_nothing_else(folder: Path, heads: Heads, tmp_path: Path) -> None:
+    """The page has every figure inside, fetches nothing, runs nothing, fits a phone, and escapes what it shows; the figures are also files."""
+    images = scan_folder(folder)[0].images
+    evaluate(BACKBONE, heads, images, tmp_path / "results", Options(resamples=5, robustness=True, sweep_images=4))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text('name = "<script>alert(1)</script>"\n')
+    lines = [{"kind": "step", "step": step, "total": 8 - step / 10, "lr": 1e-3} for step in range(1, 20)]
+    lines += [{"kind": "probe", "step": 10, "auc": 0.7}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page_path = write_report(tmp_path / "results", tmp_path / "report", run=run, data=scan_folder(folder)[0].images)
+    text = page_path.read_text()
+    page = Page()
+    page.feed(text)
+    assert page.outside == [] and page.scripts == 0
+    assert "&lt;script&gt;" in text
+    figures = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert figures >= {"tsne_label", "tsne_generator", "roc", "det", "histograms", "reliability", "robustness", "training", "shortcuts"}
+    assert page.images == len(figures)
+    assert 'name="viewport"' in text and "max-width: 100%" in text

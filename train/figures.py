@@ -1,0 +1,150 @@
+"""The report's figures, each a function from results to a matplotlib figure. Colours are told apart without hue (Okabe-Ito)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from scipy.stats import norm
+from sklearn.manifold import TSNE
+from sklearn.metrics import roc_curve
+
+from train.metrics import Ranked, calibration_bins
+from triton_models.weights import SCORES
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+TSNE_POINTS = 3000
+SHOWN_GENERATORS = 7
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def tsne(embeddings: np.ndarray, labels: np.ndarray, generators: np.ndarray) -> dict[str, Figure]:
+    """Two maps of at most 3,000 embeddings, by label and by generator (the paper's Figure 1). Empty below 5 images."""
+    if len(embeddings) < 5:
+        return {}
+    chosen = np.random.default_rng(0).permutation(len(embeddings))[:TSNE_POINTS]
+    perplexity = min(30.0, (len(chosen) - 1) / 3)
+    points = TSNE(n_components=2, init="random", random_state=0, perplexity=perplexity).fit_transform(embeddings[chosen])
+    labels, generators = labels[chosen], generators[chosen]
+    by_label, axes = _axes("Embeddings by label (t-SNE)", "", "")
+    for value, name in ((0, "real"), (1, "generated")):
+        axes.scatter(*points[labels == value].T, s=6, color=PALETTE[value], label=name)
+    axes.legend()
+    by_generator, axes = _axes("Embeddings by generator (t-SNE)", "", "")
+    axes.scatter(*points[labels == 0].T, s=6, color="#BBBBBB", label="real")
+    names, counts = np.unique(generators[labels == 1], return_counts=True)
+    for index, name in enumerate(names[np.argsort(-counts)]):
+        here = (labels == 1) & (generators == name)
+        last = index >= SHOWN_GENERATORS
+        color = PALETTE[-1] if last else PALETTE[index]
+        label = "_" if index > SHOWN_GENERATORS else ("others" if last else name)
+        axes.scatter(*points[here].T, s=6, color=color, marker="x" if last else "o", label=label)
+    axes.legend(fontsize=7)
+    return {"tsne_label": by_label, "tsne_generator": by_generator}
+
+
+def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    figure, axes = _axes("ROC", "false positive rate", "true positive rate")
+    for index, head in enumerate(SCORES):
+        false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
+        axes.plot(false_positive, true_positive, color=PALETTE[index], label=head)
+    axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
+    axes.legend()
+    return figure
+
+
+def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    figure, axes = _axes("DET (normal deviates)", "false positive rate", "miss rate")
+    for index, head in enumerate(SCORES):
+        false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
+        inside = (false_positive > 0) & (false_positive < 1) & (true_positive > 0) & (true_positive < 1)
+        axes.plot(norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), color=PALETTE[index], label=head)
+    ticks = np.array([0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95])
+    names = [f"{tick:.1%}".replace(".0%", "%") for tick in ticks]
+    axes.set_xticks(norm.ppf(ticks), names)
+    axes.set_yticks(norm.ppf(ticks), names)
+    axes.legend()
+    return figure
+
+
+def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    figure, panels = plt.subplots(1, len(SCORES), figsize=(9, 3), layout="constrained", sharey=True)
+    for index, (head, axes) in enumerate(zip(SCORES, panels, strict=True)):
+        for value, name in ((0, "real"), (1, "generated")):
+            chosen = scores[labels == value, index]
+            if len(chosen):
+                axes.hist(chosen, bins=40, range=(0, 1), weights=np.full(len(chosen), 1 / len(chosen)), alpha=0.6, color=PALETTE[value], label=name)
+        axes.set(title=head, xlabel="score = P(fake)")
+    panels[0].set_ylabel("share of images")
+    panels[0].legend()
+    return figure
+
+
+def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    figure, axes = _axes("Reliability", "score = P(fake)", "share of generated images")
+    for index, head in enumerate(SCORES):
+        total, score, share = calibration_bins(Ranked.of(labels, scores[:, index]))
+        axes.plot(score[total > 0], share[total > 0], "o-", color=PALETTE[index], label=head, markersize=4)
+    axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
+    axes.legend()
+    return figure
+
+
+def robustness(sweeps: Mapping[str, Any]) -> Figure:
+    kinds = [kind for kind in sweeps if kind != "none"]
+    figure, panels = plt.subplots(2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True)
+    for kind, axes in zip(kinds, panels.flat, strict=False):
+        for index, head in enumerate(SCORES):
+            plain = sweeps["none"][""][head]["auc"]
+            axes.plot(
+                list(sweeps[kind]), [entry[head]["auc"] for entry in sweeps[kind].values()], "o-", color=PALETTE[index], label=head, markersize=4
+            )
+            if plain is not None:
+                axes.axhline(plain, color=PALETTE[index], linestyle=":", linewidth=0.8)
+        axes.set(title=kind, ylim=(0, 1.02))
+        axes.grid(alpha=0.25)
+    panels[0, 0].set_ylabel("AUC (dotted: as received)")
+    panels[0, 0].legend()
+    return figure
+
+
+def training(metrics: list[dict[str, Any]]) -> Figure:
+    figure, axes = _axes("Training", "step", "loss")
+    steps = [line for line in metrics if line["kind"] == "step"]
+    for index, name in enumerate(name for name in steps[0] if name.startswith(("global_", "multiscale_")) or name == "total"):
+        axes.plot([line["step"] for line in steps], [line[name] for line in steps], color=PALETTE[index % len(PALETTE)], label=name, linewidth=1)
+    probes = [line for line in metrics if line["kind"] == "probe"]
+    if probes:
+        right = axes.twinx()
+        right.plot([line["step"] for line in probes], [line["auc"] for line in probes], "k^--", label="probe AUC", markersize=4)
+        right.set(ylabel="AUC of the linear probe", ylim=(0, 1))
+    axes.legend(fontsize=7)
+    return figure
+
+
+def shortcuts(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Formats and sizes by label: `counts` is what train.data.inspect.correlations gives."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for axes, name in zip(panels, ("format", "short side"), strict=True):
+        values = list(counts[name])
+        for offset, label in ((-0.2, "real"), (0.2, "fake")):
+            total = max(1, sum(entry.get(label, 0) for entry in counts[name].values()))
+            shares = [counts[name][value].get(label, 0) / total for value in values]
+            axes.bar(np.arange(len(values)) + offset, shares, 0.4, color=PALETTE[label == "fake"], label=label)
+        axes.set_xticks(np.arange(len(values)), values, rotation=30, ha="right", fontsize=8)
+        axes.set(title=name, ylabel="share of the class")
+    panels[0].legend()
+    return figure

@@ -1,0 +1,85 @@
+"""From a trained encoder and labelled images to a weights folder: embed, fit the three heads, calibrate on held-out images, save.
+
+python -m train.main heads --encoder runs/first/best --data TRAIN --out runs/first/weights
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from train.data.images import DataError
+from train.data.records import Labelled, held_out
+from train.embed import Embedded, embed_images
+from train.heads import FAKE, REAL, Heads
+from train.model import Backbone, code_backbone, save_encoder
+from train.recipe import HeadFit
+from train.transforms.operator import TransformOperator
+from triton_models import weights
+from triton_models.weights import SCORES
+
+
+def transformed(image: Image.Image) -> Image.Image:
+    """The image under T, drawn from its own pixels: the same image always becomes the same view."""
+    seed = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
+    operator = TransformOperator()
+    return operator.apply(image, operator.sample(np.random.default_rng(seed)))
+
+
+def fit_heads(backbone: Backbone, images: list[Labelled], recipe: HeadFit, *, say: Callable[[str], object] = str) -> tuple[Heads, dict[str, Any]]:
+    """Heads with both calibrations, and a card with counts and the AUC of each head on the held-out images.
+
+    Raises DataError if a class is missing among the images that can be read.
+    """
+    embedded = embed_images(backbone, images, transformed if recipe.transformed else None)
+    for line in embedded.failed:
+        say(f"left out: {line}")
+    apart = np.array([held_out(f"calibration {image.id}", recipe.calibration_fraction) for image in embedded.images], dtype=bool)
+    fitted, held = _part(embedded, ~apart), _part(embedded, apart)
+    try:
+        heads = Heads.fit(fitted.embeddings, fitted.labels, recipe)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    card: dict[str, Any] = {
+        "images": {"fitted": _counts(fitted), "calibration": _counts(held), "unreadable": len(embedded.failed)},
+        "transformed": recipe.transformed,
+    }
+    if len(set(held.labels.tolist())) == 2:
+        scores = heads.scores(held.embeddings)
+        card["calibration_auc"] = {head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(SCORES)}
+        heads = heads.calibrate(held.embeddings, held.labels)
+    else:
+        say("no calibration: the held-out images lack a class (heads.calibration_fraction)")
+    return heads, card
+
+
+def make_weights(encoder: Path, images: list[Labelled], recipe: HeadFit, out: Path, *, say: Callable[[str], object] = str) -> dict[str, Any]:
+    """Fit heads on the encoder in the folder `encoder` and write a whole weights folder `out`; returns its card.
+
+    Raises WeightsError for the encoder, DataError for the images or an `out` that is in use.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: name a new folder")
+    backbone = code_backbone(encoder)
+    heads, card = fit_heads(backbone, images, recipe, say=say)
+    save_encoder(backbone.module, out)
+    heads.save(out)
+    card = {"name": out.name, "model_version": weights.load(out).version, "encoder": str(encoder), **card}
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _part(embedded: Embedded, chosen: np.ndarray) -> Embedded:
+    images = [image for image, take in zip(embedded.images, chosen, strict=True) if take]
+    return Embedded(images, embedded.embeddings[chosen], [])
+
+
+def _counts(embedded: Embedded) -> dict[str, int]:
+    return {"real": int((embedded.labels == REAL).sum()), "fake": int((embedded.labels == FAKE).sum())}

@@ -1,0 +1,334 @@
+"""The command line of training: `python -m train.main`. Each command is a few lines that call a module beside this one.
+
+Without arguments it prints an overview with the next command to type. Exit codes: 0 done (also when stopped and saved), 1
+unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
+"""
+# ruff: noqa: PLC0415 - torch takes seconds to import, and `--help` and wrong usage should not
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+out_console, console = Console(), Console(stderr=True)
+
+OVERVIEW = """\
+Reproduces CoDE and measures it.
+
+  data inspect DIR            what is in a folder or in shards, and what gives the label away
+  data d3 SOURCE OUT          D3 (hub or parquet) + its real images -> WebDataset shards
+  data equalise DIR OUT       format, size and compression alike for both classes
+  fit                         train an encoder (recipes: {recipes})
+  heads                       linear, 1-NN and one-class SVM on its embeddings
+  evaluate, report            protocol, metrics with intervals, robustness; one HTML page
+  export, import-release      a folder that Triton serves; the published weights as arrays
+  bench                       views per second against the released pipeline's
+
+Next: {next}
+Every command has --help with an example; docs/training.md goes from nothing to a served model.
+"""
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the recipe; may be repeated.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A TOML file, or the name of one in train/recipes.")]
+
+
+class CalibrationKind(StrEnum):
+    """Which calibration of the heads to use."""
+
+    TEMPERATURE = "temperature"
+    ISOTONIC = "isotonic"
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the user can put right becomes one line for each problem and exit 2; a diverged run exit 1."""
+    from train.data.images import DataError
+    from train.recipe import RecipeError
+    from train.sklearn_pickle import UnsafePickleError
+    from triton_models.weights import WeightsError
+
+    try:
+        yield
+    except RecipeError as error:
+        for problem in error.problems:
+            console.print(f"recipe: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except (DataError, WeightsError, UnsafePickleError) as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """Reproduces CoDE from D3 and measures it."""
+    if context.invoked_subcommand is None:
+        recipes = ", ".join(sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.toml") if not path.stem.startswith("ablation")))
+        runs = sorted(Path("runs").glob("*/best/encoder.safetensors"))
+        step = (
+            "python -m train.main data inspect DIR"
+            if not runs
+            else f"python -m train.main heads --encoder {runs[-1].parent} --data DIR --out {runs[-1].parents[1]}/weights"
+        )
+        out_console.print(OVERVIEW.format(recipes=recipes, next=step), highlight=False, markup=False)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Path,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Counts, sizes and formats, and how strongly each tells the label. Example: `data inspect images/ --sheet contact.png`"""
+    from train.data.inspect import contact_sheet, gather, summary
+    from train.data.open import open_source
+
+    with _clear_errors():
+        source = open_source(folder, console=console)
+        images = source.labelled()
+        facts = summary(gather(images)) | {"left_out": source.problems}
+        if sheet is not None:
+            facts["contact_sheet"] = contact_sheet(images, sheet)
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        return
+    table = Table("property", "tells the label (Cramer's V)", "values: real / fake")
+    for name, strength in facts["label_given_away_by"].items():
+        values = sorted(facts["counts"][name].items(), key=lambda item: -sum(item[1].values()))[:6]
+        table.add_row(name, f"{strength:.2f}", ", ".join(f"{value}: {row.get('real', 0)}/{row.get('fake', 0)}" for value, row in values))
+    out_console.print(table)
+    for warning in facts["warnings"]:
+        out_console.print(f"[yellow]{warning}[/yellow]")
+
+
+@data_app.command("d3")
+def data_d3(
+    source: Annotated[str, typer.Argument(help="hf://elsaEU/ELSA_D3, or a parquet file or folder in its schema.")],
+    out: Path,
+    split: Annotated[str, typer.Option(help="Split on the hub.")] = "train",
+    records: Annotated[int, typer.Option(help="Records per shard.", min=1)] = 5000,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many rows.", min=1)] = None,
+    concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
+    timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
+) -> None:
+    """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was. Example: `data d3 hf://elsaEU/ELSA_D3 shards/ --split validation`"""
+    from train.data.d3 import DownloadLimits, build_shards
+
+    with _clear_errors():
+        limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s)
+        manifest = build_shards(source, out, split=split, records_per_shard=records, limit=limit, limits=limits, console=console)
+    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key != "shards"}))
+
+
+@data_app.command("folder")
+def data_folder(folder: Path, min_side_px: Annotated[int, typer.Option(min=1)] = 32) -> None:
+    """Check a folder (real/..., fake/<generator>/...): every file decoded, what is left out named. Example: `data folder images/`"""
+    from train.data.open import open_source
+
+    with _clear_errors():
+        open_source(folder, min_side_px=min_side_px, console=out_console)
+
+
+@data_app.command("equalise")
+def data_equalise(
+    folder: Path,
+    out: Path,
+    held_out: Annotated[float, typer.Option(help="Part kept aside in original bytes.", min=0, max=0.9)] = 0.25,
+    max_per_generator: Annotated[int, typer.Option(min=1)] = 90,
+    seed: int = 0,
+) -> None:
+    """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""
+    from train.data.equalise import equalise_folder
+    from train.data.images import DataError
+    from train.data.open import open_source
+
+    with _clear_errors():
+        if out.exists() and any(out.iterdir()):
+            raise DataError(f"{out} is not empty: name a new folder")
+        images = open_source(folder, min_side_px=32, console=console).labelled()
+        out_console.print_json(json.dumps(equalise_folder(images, out, held_out_fraction=held_out, max_per_generator=max_per_generator, seed=seed)))
+
+
+@app.command()
+def fit(
+    recipe: RecipeName = "paper",
+    run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --run, with the recipe it was begun with.")] = False,
+) -> None:
+    """Train an encoder. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`; several GPUs: `torchrun --nproc-per-node 4 -m train.main fit ...`"""
+    from train.engine import TrainingDiverged
+    from train.engine import fit as train_encoder
+    from train.recipe import RecipeError, load_recipe
+    from train.run_folder import RunFolder
+
+    with _clear_errors():
+        if resume and overrides:
+            raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
+        chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
+        try:
+            result = train_encoder(chosen, run, resume=resume, console=console)
+        except TrainingDiverged as error:
+            _say(str(error))
+            raise typer.Exit(1) from error
+    _say(
+        f"{result.status} after {result.step} steps, best probe AUC {result.best_auc:.4f}, {result.failed_records} records replaced; {run}/best holds the encoder"
+    )
+    if result.status == "interrupted":
+        _say(f"continue with: python -m train.main fit --run {run} --resume")
+    else:
+        _say(f"next: python -m train.main heads --encoder {run}/best --data {chosen.data.source} --out {run}/weights")
+
+
+@app.command()
+def heads(
+    encoder: Annotated[Path, typer.Option(help="Folder with encoder.safetensors, say RUN/best.")],
+    data: Annotated[Path, typer.Option(help="Labelled images to fit on: a folder or shards.")],
+    out: Annotated[Path, typer.Option(help="The weights folder to make.")],
+    recipe: RecipeName = "paper",
+    overrides: Overrides = None,
+) -> None:
+    """Fit the three heads and their calibration. Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`"""
+    from train.data.open import open_source
+    from train.fit_heads import make_weights
+    from train.recipe import load_recipe
+
+    with _clear_errors():
+        chosen = load_recipe(recipe, overrides or [])
+        images = open_source(data, min_side_px=chosen.data.min_side_px, console=console).labelled()
+        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say)))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="D3's test layout, real/ + fake/<generator>/, or shards.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, scores.csv, embeddings.npz.")],
+    weights: Annotated[Path | None, typer.Option(help="A weights folder.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm:<name> instead of a weights folder; needs --fit-on.")] = None,
+    fit_on: Annotated[Path | None, typer.Option(help="Images on which the heads of --backbone are fitted.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
+    calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
+    robustness: Annotated[bool, typer.Option(help="Also JPEG, WebP, size, blur, crop and sharing sweeps.")] = False,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 1000,
+) -> None:
+    """Measure a model. Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`"""
+    from train.data.images import DataError
+    from train.data.open import open_source
+    from train.evaluate import Options, headline
+    from train.evaluate import evaluate as measure
+    from train.fit_heads import fit_heads
+    from train.heads import Heads
+    from train.model import code_backbone, timm_backbone
+    from train.recipe import HeadFit
+
+    with _clear_errors():
+        if (weights is None) == (backbone is None):
+            raise DataError("give either --weights DIR or --backbone timm:<name>")
+        if weights is not None:
+            body, fitted = code_backbone(weights), Heads.load(weights)
+        else:
+            if fit_on is None or not str(backbone).startswith("timm:"):
+                raise DataError("--backbone is timm:<name> and needs --fit-on DIR, on which its heads are fitted")
+            body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
+            fitted, _ = fit_heads(body, open_source(fit_on, console=console).labelled(), HeadFit(), say=_say)
+        options = Options(calibration.value if calibration else None, resamples, robustness)
+        try:
+            results = measure(body, fitted, open_source(data, console=console).labelled(), out, options, say=_say)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    columns = [f"{head} {metric}" for head in ("linear", "knn", "svm") for metric in ("AUC", "bal. acc.")]
+    table = Table("images", "fakes", *columns)
+    for line in headline(results):
+        table.add_row(*line)
+    out_console.print(table)
+    _say(f"next: python -m train.main report --results {out} --out {out}/report")
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="What evaluate wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the figures.")],
+    run: Annotated[Path | None, typer.Option(help="The run, for curves and recipe.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data, for the check of shortcuts.")] = None,
+) -> None:
+    """One self-contained HTML page. Example: `report --results results/first --run runs/first --out report/`"""
+    from train.data.open import open_source
+    from train.report import write_report
+
+    with _clear_errors():
+        images = open_source(data, console=console).labelled() if data else None
+        out_console.print(str(write_report(results, out, run=run, data=images)), soft_wrap=True)
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Option(help="The weights folder that heads or import-release made.")],
+    out: Annotated[Path, typer.Option(help="New folder, say triton_models/weights/mine.")],
+    half: Annotated[bool, typer.Option(help="Store the encoder as float16.")] = False,
+) -> None:
+    """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out triton_models/weights/mine`"""
+    from train.export import export as export_weights
+
+    with _clear_errors():
+        card: dict[str, Any] = export_weights(weights, out, half=half)
+    out_console.print_json(json.dumps(card))
+    _say(f"next: python -m triton_models.build --weights {out} --flavour cpu --out REPOSITORY")
+
+
+@app.command("import-release")
+def import_release(
+    source: Annotated[str, typer.Argument(help="Folder with the published files, or hf://aimagelab/CoDE.")],
+    destination: Path,
+) -> None:
+    """The published CoDE weights as arrays. Example: `import-release downloads/CoDE weights/code`"""
+    from train.release import import_release as convert
+
+    _say(
+        "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as data: nothing in them runs, and anything "
+        "beyond the expected estimators is refused. Take them from a source you trust all the same."
+    )
+    with _clear_errors():
+        made = convert(source, destination)
+    out_console.print((made / "card.json").read_text(), end="", highlight=False, markup=False)
+    _say(f"next: python -m train.main evaluate --weights {made} --data DIR --out results/code")
+
+
+@app.command()
+def bench(
+    data: Annotated[Path, typer.Option(help="Labelled images whose views are made.")],
+    augly_python: Annotated[Path | None, typer.Option(help="A Python that has augly 1.0.0; else it is looked for in this one.")] = None,
+    processes: Annotated[int, typer.Option(help="0 = one per core.", min=0)] = 0,
+    records: Annotated[int, typer.Option(help="Records whose eight views are made by each process.", min=1)] = 40,
+    train_steps: Annotated[int, typer.Option(help="Training steps to time afterwards; 0 = none.", min=0)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Views per second against augly's, in one run. Example: `bench --data tests/data/images --augly-python .assay/augly/bin/python`"""
+    from train.bench import measure
+
+    with _clear_errors():
+        result = measure(data, augly_python, processes=processes, records=records, train_steps=train_steps)
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    else:
+        out_console.print_json(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m train.main")
