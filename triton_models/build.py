@@ -96,13 +96,8 @@ def check(repository: Path) -> dict[str, Any]:
 
     Raises BuildError naming the first file that is not, PlanError for plans of another TensorRT or GPU.
     """
-    path = repository / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        files: dict[str, str] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build") from error
-    for name, expected in files.items():
+    manifest = read_manifest(repository)
+    for name, expected in manifest["files"].items():
         file = repository / name
         if not file.is_file():
             raise BuildError(f"{file}: the file is missing; build the repository again")
@@ -111,6 +106,18 @@ def check(repository: Path) -> dict[str, Any]:
     if plans := manifest.get("plans"):
         machine = plan.here()
         plan.Key(plans["tensorrt"], plans["capability"], "").check(machine.trt.__version__, machine.capability)
+    return manifest
+
+
+def read_manifest(repository: Path) -> dict[str, Any]:
+    """The manifest of `repository`. Raises BuildError when it cannot be read."""
+    path = repository / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build") from error
+    if manifest.get("schema") != SCHEMA:
+        raise BuildError(f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m triton_models.build")
     return manifest
 
 

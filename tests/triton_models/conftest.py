@@ -167,6 +167,14 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", module, *map(str, arguments)]
-        return subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=280)
+        return subprocess.run(
+            argv,
+            cwd=CHECKOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
 
     return run

@@ -1,0 +1,142 @@
+"""Versions in operation on a real server: in place of the old one under traffic, beside it, and back."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tritonclient import grpc
+
+from triton_models import build, rollout, weights
+from triton_models.build import BuildError
+from triton_models.rollout import RolloutError
+
+pytestmark = pytest.mark.integration
+IMAGES = np.random.default_rng(3).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def candidate(folder: Path, tmp_path: Path) -> Path:
+    """A repository of other weights, with clearly other scores."""
+    arrays = load_file(folder / weights.HEADS_FILE)
+    arrays["linear.intercept"] += 2
+    save_file(arrays, folder / weights.HEADS_FILE)
+    build.build(folder, "cpu", tmp_path / "candidate")
+    return tmp_path / "candidate"
+
+
+@pytest.fixture
+def live(folder: Path, tmp_path: Path, serve: Callable) -> Iterator[Any]:
+    """A server on a repository of its own."""
+    build.build(folder, "cpu", tmp_path / "live" / "models")
+    with serve(tmp_path / "live", tmp_path / "live" / "models") as running:
+        yield running
+
+
+@pytest.fixture
+def versions(live: Any, candidate: Path) -> tuple[str, str]:
+    """Old and new model version."""
+    return build.check(live.repository)["model_version"], build.check(candidate)["model_version"]
+
+
+def served(live: Any, model: str = "code") -> tuple[str, np.ndarray]:
+    """Version and scores of one answer."""
+    tensor = grpc.InferInput("images", list(IMAGES.shape), "UINT8")
+    tensor.set_data_from_numpy(IMAGES)
+    answer = live.client.infer(model, [tensor])
+    return f"{int(answer.get_response().model_version):012x}", answer.as_numpy("scores")
+
+
+def test_a_load_and_a_roll_back_under_traffic_lose_nothing(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """While versions change no request fails, and each answer's version is that of its scores."""
+    old, new = versions
+    expected = {old: served(live)[1]}
+    stop, answers, errors = threading.Event(), [], []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(served(live))
+            except Exception as error:  # noqa: BLE001 - the test says that there is none
+                errors.append(error)
+
+    traffic = threading.Thread(target=ask)
+    traffic.start()
+    try:
+        assert rollout.load(live.client, live.repository, candidate) == new
+        expected[new] = served(live)[1]
+        assert rollout.back(live.client, live.repository) == old
+    finally:
+        stop.set()
+        traffic.join(60)
+    assert errors == []
+    assert {version for version, _ in answers} >= {old, new}
+    assert np.abs(expected[old] - expected[new]).max() > 0.1
+    for version, scores in answers:
+        np.testing.assert_allclose(scores, expected[version], atol=1e-5)
+
+
+def test_back_and_forth(live: Any, candidate: Path, versions: tuple[str, str], command: Callable) -> None:
+    """The commands: load, back, back again; status tells serving, folder and previous; the parameter follows."""
+    old, new = versions
+    where = ("--repository", live.repository, "--server", live.server.address)
+    loaded = command("triton_models.rollout", "load", *where, "--new", candidate)
+    assert loaded.returncode == 0, loaded.stderr
+    assert rollout.versions(live.client, live.repository) == {"serving": new, "shadow": None, "folder": new, "previous": old}
+    assert command("triton_models.rollout", "back", *where).returncode == 0
+    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": None, "folder": old, "previous": new}
+    status = command("triton_models.rollout", "status", *where)
+    assert f"serving   {old}" in status.stdout and f"previous  {new}" in status.stdout
+    assert command("triton_models.rollout", "load", *where).returncode == 2
+
+
+def test_two_versions_side_by_side(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """`code_shadow` answers with the new version while `code` keeps the old one, also through a load; then it goes."""
+    old, new = versions
+    assert rollout.shadow(live.client, live.repository, candidate) == new
+    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, new)
+    rollout.load(live.client, live.repository, candidate)
+    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (new, new)
+    rollout.unshadow(live.client, live.repository)
+    assert rollout.versions(live.client, live.repository)["shadow"] is None
+    with pytest.raises(RolloutError, match="no shadow version"):
+        rollout.unshadow(live.client, live.repository)
+
+
+def test_a_damaged_candidate_is_refused_before_anything_changes(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """A file that differs from the candidate's manifest stops the roll-out; folder and server stay."""
+    graph = next(candidate.glob("code/*/model.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1])
+    for action in (rollout.load, rollout.shadow):
+        with pytest.raises(BuildError, match=r"model\.onnx: damaged"):
+            action(live.client, live.repository, candidate)
+    assert rollout.versions(live.client, live.repository) == {"serving": versions[0], "shadow": None, "folder": versions[0], "previous": None}
+
+
+def test_a_candidate_that_the_server_cannot_load_is_taken_back(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """A graph with the right hash that does not open: the error names it, the old folder and version are back."""
+    graph = next(candidate.glob("code/*/model.onnx"))
+    old_hash = build.file_hash(graph)
+    graph.write_bytes(b"not a graph")
+    configuration = candidate / "code" / "config.pbtxt"
+    configuration.write_text(configuration.read_text().replace(old_hash, build.file_hash(graph)))
+    manifest = json.loads((candidate / build.MANIFEST).read_text())
+    for path in (graph, configuration):
+        manifest["files"][path.relative_to(candidate).as_posix()] = build.file_hash(path)
+    (candidate / build.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RolloutError, match=r"model\.onnx.*the version before is back"):
+        rollout.load(live.client, live.repository, candidate)
+    with pytest.raises(RolloutError, match=r"model\.onnx.*nothing has changed"):
+        rollout.shadow(live.client, live.repository, candidate)
+    assert served(live)[0] == versions[0]
+    assert rollout.versions(live.client, live.repository)["folder"] == versions[0]
+
+
+def test_nothing_to_go_back_to(live: Any) -> None:
+    """Without a version before, `back` says so."""
+    with pytest.raises(RolloutError, match="no version before"):
+        rollout.back(live.client, live.repository)

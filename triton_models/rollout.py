@@ -1,0 +1,199 @@
+"""Another version into a running server, beside the one that serves or in its place, and back again with one command.
+
+    python -m triton_models.rollout status   --repository LIVE --server HOST:PORT
+    python -m triton_models.rollout shadow   --repository LIVE --server HOST:PORT --new REPOSITORY    serve it too, as `code_shadow`
+    python -m triton_models.rollout unshadow --repository LIVE --server HOST:PORT
+    python -m triton_models.rollout load     --repository LIVE --server HOST:PORT --new REPOSITORY    serve it instead
+    python -m triton_models.rollout back     --repository LIVE --server HOST:PORT                     undo the last load or back
+
+LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
+LIVE.previous. Triton answers with the old version until the new one is loaded, and keeps it if loading fails; then the
+folder is put back too. Every answer carries its version, so the worker follows by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from triton_models import build
+from triton_models.build import MANIFEST, BuildError
+from triton_models.configuration import MODELS
+from triton_models.plan import PlanError
+from triton_models.weights import IMAGE_PX
+
+SHADOW = "code_shadow"
+DEADLINE_S = 300.0  # a TensorRT plan with a large bank loads slowly from a network disk
+
+
+class RolloutError(Exception):
+    """A version that did not come to serve; the message says why, and the one before serves on."""
+
+
+def load(client: Any, live: Path, new: Path) -> str:
+    """Serve the repository `new` in place of `live`'s content; returns its model version.
+
+    Raises BuildError or PlanError when `new` is damaged or for another machine, RolloutError when the server does not take it;
+    in each case `live` and the server are as before.
+    """
+    manifest = build.check(new)
+    build.check(live)
+    previous = previous_of(live)
+    draft = Path(tempfile.mkdtemp(prefix=f".{live.name}.", dir=live.parent))
+    shutil.copytree(new, draft, dirs_exist_ok=True)
+    if (live / SHADOW).is_dir():
+        shutil.copytree(live / SHADOW, draft / SHADOW)
+    shutil.rmtree(previous, ignore_errors=True)
+    live.rename(previous)
+    draft.rename(live)
+    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _exchange(live, previous))
+
+
+def back(client: Any, live: Path) -> str:
+    """Serve the version before the last `load` (or `back`) again; returns its model version. Raises as `load` does."""
+    previous = previous_of(live)
+    if not (previous / MANIFEST).is_file():
+        raise RolloutError(f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`")
+    manifest = build.check(previous)
+    _exchange(live, previous)
+    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _exchange(live, previous))
+
+
+def shadow(client: Any, live: Path, new: Path) -> str:
+    """Serve `new`'s `code` beside the serving one, as `code_shadow`; returns its model version. Raises as `load` does."""
+    manifest = build.check(new)
+    if manifest["code"] != "fused":
+        raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
+    shutil.rmtree(live / SHADOW, ignore_errors=True)
+    shutil.copytree(new / "code", live / SHADOW, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
+    configuration = live / SHADOW / "config.pbtxt"
+    configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
+    try:
+        _touch(live / SHADOW)
+        client.load_model(SHADOW, client_timeout=DEADLINE_S)
+        return _canary(client, SHADOW, str(manifest["model_version"]))
+    except (InferenceServerException, RolloutError) as error:
+        shutil.rmtree(live / SHADOW)
+        raise RolloutError(f"{new}: the server does not serve it ({_text(error)}); nothing has changed") from error
+
+
+def unshadow(client: Any, live: Path) -> None:
+    """Stop serving `code_shadow`. Raises RolloutError when there is none."""
+    if not (live / SHADOW).is_dir():
+        raise RolloutError(f"{live}: no shadow version is there")
+    client.unload_model(SHADOW)
+    shutil.rmtree(live / SHADOW)
+
+
+def versions(client: Any, live: Path) -> dict[str, str | None]:
+    """Model versions by place: `serving`, `shadow`, `folder` (what a restart would serve) and `previous`; None where nothing is."""
+    found: dict[str, str | None] = {"serving": _served_version(client, "code"), "shadow": _served_version(client, SHADOW)}
+    for place, folder in (("folder", live), ("previous", previous_of(live))):
+        found[place] = str(build.read_manifest(folder)["model_version"]) if (folder / MANIFEST).is_file() else None
+    return found
+
+
+def previous_of(live: Path) -> Path:
+    """Where the version before stands."""
+    return live.with_name(f"{live.name}.previous")
+
+
+def _load_or(client: Any, live: Path, version: str, *, undo: Callable[[], None]) -> str:
+    try:
+        _load_ready(client, live)
+        return _canary(client, "code", version)
+    except (InferenceServerException, RolloutError) as error:
+        undo()
+        _load_ready(client, live)
+        raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); the version before is back") from error
+
+
+def _load_ready(client: Any, live: Path) -> None:
+    """Load `code` anew, and whichever of its parts the server has loaded: parts first, since an ensemble names their version."""
+    ready = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
+    for name in (*ready, "code"):
+        _touch(live / name)
+        client.load_model(name, client_timeout=DEADLINE_S)
+
+
+def _touch(folder: Path) -> None:
+    """Triton takes a model for unchanged, and answers success, unless something in its folder is newer than at the last load."""
+    for path in folder.rglob("*"):
+        os.utime(path)
+
+
+def _canary(client: Any, name: str, version: str) -> str:
+    """One grey image through the model; its answer must have numbers and come from `version`."""
+    tensor = grpc.InferInput("images", [1, IMAGE_PX, IMAGE_PX, 3], "UINT8")
+    tensor.set_data_from_numpy(np.full((1, IMAGE_PX, IMAGE_PX, 3), 128, np.uint8))
+    answer = client.infer(name, [tensor], client_timeout=DEADLINE_S)
+    scores = answer.as_numpy("scores")
+    served = f"{int(answer.get_response().model_version):012x}"
+    if scores is None or scores.shape != (1, 3) or not np.isfinite(scores).all():
+        raise RolloutError("its answer has no scores")
+    if served != version:
+        raise RolloutError(f"version {served} answers")
+    return version
+
+
+def _served_version(client: Any, name: str) -> str | None:
+    if not client.is_model_ready(name):
+        return None
+    return str(client.get_model_config(name).config.parameters["model_version"].string_value)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{one.name}.", dir=one.parent))
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m triton_models.rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("status", "shadow", "unshadow", "load", "back"))
+    parser.add_argument("--repository", type=Path, required=True, metavar="LIVE", help="the folder that the server serves")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="its gRPC address")
+    parser.add_argument("--new", type=Path, metavar="REPOSITORY", help="for shadow and load: a repository written by triton_models.build")
+    options = parser.parse_args(arguments)
+    if (options.new is not None) != (options.action in ("shadow", "load")):
+        parser.error(f"{options.action}: --new REPOSITORY {'is needed' if options.new is None else 'has no meaning here'}")
+    try:
+        with closing(grpc.InferenceServerClient(options.server)) as client:
+            match options.action:
+                case "load":
+                    load(client, options.repository, options.new)
+                case "back":
+                    back(client, options.repository)
+                case "shadow":
+                    shadow(client, options.repository, options.new)
+                case "unshadow":
+                    unshadow(client, options.repository)
+            for place, version in versions(client, options.repository).items():
+                print(f"{place:10}{version or '-'}")
+    except (RolloutError, BuildError, PlanError, InferenceServerException) as error:
+        print(f"error: {_text(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
