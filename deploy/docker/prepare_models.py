@@ -1,0 +1,130 @@
+"""Fetches the weights, builds the model repository that this Triton serves, verifies it, and keeps it for the next pod.
+
+The chart's init container runs it in the serving image, because a TensorRT plan works only with the TensorRT version and the
+kind of GPU that built it. The cache key holds both, with the weights' version, so that a claim may be shared by unlike nodes.
+
+    python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit --flavour cpu|tensorrt
+                              --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16]
+
+Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from triton_models import build, plan, weights
+
+FILES = (weights.ENCODER_FILE, weights.HEADS_FILE)
+
+
+class PrepareError(Exception):
+    """Weights that cannot be had or are not the expected ones; the message says what to change."""
+
+
+def fetch(source: str, work: Path) -> Path:
+    """The folder with the weights' files. Raises PrepareError where the source has none."""
+    if source.startswith("s3://"):
+        return _from_s3(source, work)
+    if source.startswith("hub://"):
+        return _from_hub(source, work)
+    return Path(source)
+
+
+def _from_s3(source: str, work: Path) -> Path:
+    import boto3  # noqa: PLC0415 - only where the weights lie in a bucket
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    parts = urlsplit(source)
+    client = boto3.client("s3")
+    for name in FILES:
+        try:
+            client.download_file(parts.netloc, f"{parts.path.strip('/')}/{name}".lstrip("/"), str(work / name))
+        except (BotoCoreError, ClientError) as error:
+            raise PrepareError(f"{source.rstrip('/')}/{name}: {error}; look at models.uri and models.credentialsSecret") from error
+    return work
+
+
+def _from_hub(source: str, work: Path) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where the weights lie on a hub
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    repository, _, revision = source.removeprefix("hub://").rpartition("@")
+    try:
+        snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_dir=work)
+    except (HfHubHTTPError, OSError) as error:
+        raise PrepareError(f"{source}: {error}; look at models.uri, models.revision and models.credentialsSecret") from error
+    return work
+
+
+def cache_key(version: str, flavour: build.Flavour, precision: str) -> str:
+    """The folder's name in the cache: weights, precision, and for plans what they are bound to."""
+    if flavour != "tensorrt":
+        return f"{version}-{flavour}-{precision}"
+    bound = plan.here().key(version)
+    return f"{version}-{flavour}-{precision}-trt{bound.tensorrt}-cc{bound.capability}"
+
+
+def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Options, cache: Path | None, expected: str | None) -> str:
+    """Put a verified repository at `out`; returns one line that says where it came from.
+
+    Raises PrepareError, WeightsError, BuildError or PlanError.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        folder = fetch(source, Path(work))
+        version = weights.load(folder).version
+        if expected and version != expected:
+            raise PrepareError(f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change one of the two")
+        kept = cache / cache_key(version, flavour, options.precision) if cache else None
+        if kept and kept.is_dir():
+            shutil.copytree(kept, out)
+            build.check(out)
+            return f"{out}: model version {version} from the cache ({kept.name})"
+        build.build(folder, flavour, out, options)
+    build.check(out)
+    if kept:
+        keep(out, kept)
+    return f"{out}: model version {version} built ({flavour})"
+
+
+def keep(repository: Path, kept: Path) -> None:
+    """Copy the repository into the cache, whole or not at all; when another pod was quicker, its copy stays."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=kept.parent, prefix=f".{kept.name}."))
+    try:
+        shutil.copytree(repository, draft, dirs_exist_ok=True)
+        draft.chmod(0o755)
+        if not kept.exists():
+            draft.rename(kept)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit")
+    parser.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--out", type=Path, required=True, help="model repository to write")
+    parser.add_argument("--expect", help="model version that the weights must have")
+    parser.add_argument("--cache", type=Path, help="folder that keeps built repositories")
+    given = parser.parse_args()
+    # The init container is started again after a failure, with what it left.
+    shutil.rmtree(given.out, ignore_errors=True)
+    try:
+        print(prepare(given.source, given.out, given.flavour, build.Options(precision=given.precision), given.cache, given.expect))
+    except (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError) as error:
+        shutil.rmtree(given.out, ignore_errors=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
