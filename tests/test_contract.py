@@ -7,10 +7,10 @@ import json
 import uuid
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.properties import given
 from worker.contract import (
     HEADS,
     REFERENCE_CONTENT_TYPE,

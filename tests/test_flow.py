@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.properties import given
 from worker.errors import Stopping
 from worker.flow import Flow, HandOver
 from worker.settings import MIB, FlowSettings

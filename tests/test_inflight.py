@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import given
 from worker.contract import ImageInfo, Record, Scores
 from worker.errors import Rejected, RejectReason
 from worker.inflight import PublishOrder, SingleFlight

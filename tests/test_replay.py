@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import given
 from worker import replay
 from worker.clients.kafka import Outgoing
 from worker.contract import Headers, Record, rejection_headers

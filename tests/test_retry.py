@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import given
 from worker.errors import AssayError, Rejected, RejectReason, Stopping, Unavailable
 from worker.retry import BreakerState, Dependency, backoff_s
 from worker.settings import RetrySettings

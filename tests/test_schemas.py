@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
 from jsonschema import Draft202012Validator, ValidationError
 
+from tests.properties import given
 from tests.test_contract import verdicts
 from worker.contract import REFERENCE_CONTENT_TYPE, REJECTION_HEADERS, VERDICT_TYPE, Verdict
 from worker.errors import RejectReason

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import given
 from worker.errors import SettingsError
 from worker.settings import Group, chosen, fields, load, variable
 

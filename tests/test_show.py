@@ -6,9 +6,9 @@ import io
 import json
 
 import pytest
-from hypothesis import given
 from rich.console import Console
 
+from tests.properties import given
 from tests.test_contract import verdicts
 from tests.test_send import verdict_record
 from worker import show

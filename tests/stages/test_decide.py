@@ -6,9 +6,10 @@ import re
 import uuid
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example
 from hypothesis import strategies as st
 
+from tests.properties import given
 from worker.contract import HEADS, ImageInfo, Record, Scores
 from worker.item import Item
 from worker.policy import Policy

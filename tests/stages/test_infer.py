@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.properties import given
 from tests.twins import VERSION, TritonTwin, Workbench, record, settings, tensor, wait_for
 from worker.clients.triton import InferenceFailed
 from worker.contract import Scores
