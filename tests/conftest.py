@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from worker.clients import kafka
@@ -20,6 +21,11 @@ from worker.local.server import free_port
 from worker.settings import KafkaSettings
 
 PARTITIONS = 3
+
+# The same examples in every run, so that a change and not chance decides; HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("search", max_examples=5_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # What a developer has exported must not reach the settings under test, nor the commands that tests start.
 for _name in [name for name in os.environ if name.startswith("ASSAY_") and "__" in name]:
