@@ -43,7 +43,7 @@ class FlowMachine(RuleBasedStateMachine):
     @rule(data=st.data(), size=st.integers(0, MIB // 3))
     def grow(self, data: st.DataObject, size: int) -> None:
         self.held[data.draw(st.integers(0, len(self.held) - 1))] += size
-        self.flow.grow(size)
+        self.flow.hold_fetched(size)
         self.update()
 
     @precondition(lambda self: self.held)
@@ -52,7 +52,7 @@ class FlowMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.held) - 1))
         size = data.draw(st.integers(0, self.held[index]))
         self.held[index] -= size
-        self.flow.shrink(size)
+        self.flow.let_go_fetched(size)
         self.update()
 
     @precondition(lambda self: self.held)
@@ -107,31 +107,40 @@ def test_bytes_alone_fill_it() -> None:
     """Two large images count for more than their number."""
     flow = Flow(FlowSettings(max_items=100, max_bytes=MIB, low_water=0.5))
     flow.admit(10)
-    flow.grow(MIB)
+    flow.hold_fetched(MIB)
     assert flow.is_full
-    flow.shrink(MIB)
+    flow.let_go_fetched(MIB)
     assert not flow.is_full
 
 
-def test_a_fetch_waits_for_room_and_hears_the_stop() -> None:
-    """A fetch begins once bytes are below the high mark; a stop ends its wait."""
+def test_a_fetch_waits_for_fetched_images_and_hears_the_stop() -> None:
+    """A fetch begins once fetched images have made room; a stop ends its wait."""
     flow = Flow(FlowSettings(max_items=100, max_bytes=MIB))
-    flow.admit(MIB)
+    flow.admit(10)
+    flow.hold_fetched(MIB)
     stop, passed = threading.Event(), threading.Event()
 
     def wait() -> None:
-        flow.wait_below_high(stop)
+        flow.wait_to_fetch(stop)
         passed.set()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     assert not passed.wait(0.05)
-    flow.release(MIB)
+    flow.let_go_fetched(MIB)
     assert passed.wait(PATIENCE_S)
-    flow.admit(MIB)
+    flow.hold_fetched(MIB)
     stop.set()
     with pytest.raises(Stopping):
-        flow.wait_below_high(stop)
+        flow.wait_to_fetch(stop)
+
+
+def test_a_fetch_does_not_wait_for_records_that_may_wait_for_it() -> None:
+    """Inline images fill the flow: a fetch begins all the same, they may stand behind it in the line of their id."""
+    flow = Flow(FlowSettings(max_items=100, max_bytes=MIB))
+    flow.admit(MIB)
+    assert flow.is_full
+    flow.wait_to_fetch(threading.Event())
 
 
 def test_a_hand_over_keeps_order_and_loses_nothing_between_threads() -> None:

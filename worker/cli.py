@@ -118,11 +118,11 @@ def run(
     processes: Annotated[int, typer.Option(min=1, max=256, help="Workers on this host; they share the partitions, ports count up.")] = 1,
 ) -> None:
     """Consume images until SIGTERM or SIGINT, then drain and exit 0."""
+    settings = load_settings(config)  # before the imports below, which take seconds: a wrong variable is told at once
     from worker import processes as several  # noqa: PLC0415
     from worker.pipeline import Pipeline  # noqa: PLC0415
     from worker.telemetry.logs import configure  # noqa: PLC0415
 
-    settings = load_settings(config)
     configure(settings.log.level, settings.log.format)
     if processes > 1:
         raise typer.Exit(several.run(settings, processes))

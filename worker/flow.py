@@ -27,6 +27,7 @@ class Flow:
         self._low_bytes = max(1, int(settings.max_bytes * settings.low_water))
         self._changed = threading.Condition()
         self._full = False
+        self._fetched_bytes = 0
         self.items = 0
         self.bytes = 0
 
@@ -36,14 +37,16 @@ class Flow:
             self.items += 1
             self._add_bytes(size_bytes)
 
-    def grow(self, size_bytes: int) -> None:
-        """Count bytes that came later (a fetched reference)."""
+    def hold_fetched(self, size_bytes: int) -> None:
+        """Count the bytes that a reference led to. They are let go once decoded, whatever else waits."""
         with self._changed:
+            self._fetched_bytes += size_bytes
             self._add_bytes(size_bytes)
 
-    def shrink(self, size_bytes: int) -> None:
-        """Count bytes that are no longer held, of a record that goes on."""
+    def let_go_fetched(self, size_bytes: int) -> None:
+        """Count fetched bytes no longer, of a record that goes on."""
         with self._changed:
+            self._fetched_bytes -= size_bytes
             self.bytes -= size_bytes
             self._update()
 
@@ -63,10 +66,13 @@ class Flow:
         """Records that may still be admitted before the high mark."""
         return max(0, self.max_items - self.items)
 
-    def wait_below_high(self, stop: StopSignal) -> None:
-        """Wait until the bytes under way are below the high mark. Raises Stopping once `stop` is set."""
+    def wait_to_fetch(self, stop: StopSignal) -> None:
+        """Wait while the high mark is reached and fetched images are part of it. Raises Stopping once `stop` is set.
+
+        Only those, because they go away by themselves: the records under way may be waiting for this very fetch.
+        """
         with self._changed:
-            while self.bytes >= self.max_bytes:
+            while self.bytes >= self.max_bytes and self._fetched_bytes > 0:
                 if stop.is_set():
                     raise Stopping("stopped while waiting for room")
                 self._changed.wait(0.1)

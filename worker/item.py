@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from worker.contract import ImageInfo, Record, Scores
 from worker.errors import Rejected
+from worker.flow import Flow
 from worker.telemetry.tracing import ItemTrace
 
 Pixels = npt.NDArray[np.uint8]
@@ -37,6 +38,18 @@ class Item:
     rejected: Rejected | None = None
     decode_ms: float | None = None
     infer_ms: float | None = None
+
+    def hold_fetched(self, flow: Flow) -> None:
+        """Count the bytes that a reference led to; they are held beside the record's own."""
+        self.held_bytes += len(self.data)
+        flow.hold_fetched(len(self.data))
+
+    def let_go_fetched(self, flow: Flow) -> None:
+        """The encoded image is no longer needed; the record itself stays, a rejection carries it."""
+        fetched = self.held_bytes - len(self.record.value or b"")
+        self.data = b""
+        self.held_bytes -= fetched
+        flow.let_go_fetched(fetched)
 
     @property
     def origin(self) -> str:

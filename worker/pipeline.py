@@ -39,6 +39,7 @@ from worker.stages.decode import Decode
 from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
 from worker.stages.publish import Publish
+from worker.stages.shadow import Shadow
 from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
 from worker.telemetry.metrics import Metrics
@@ -168,6 +169,7 @@ class Pipeline:
             publish=publish_inbox,
             metrics=metrics,
             stop=stop,
+            shadow=self._open_shadow(),
         )
         decode = Decode(settings.decode, flow=self.flow, inbox=decode_inbox, infer=infer_inbox, publish=publish_inbox, stop=stop)
         self._intake = Intake(
@@ -339,6 +341,17 @@ class Pipeline:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _open_shadow(self) -> Shadow | None:
+        """The room of the shadow model, where a share of the traffic is meant for it."""
+        settings = self.settings.shadow
+        if not settings.share:
+            return None
+        beside = self.settings.triton.model_copy(update={"model_name": settings.model_name, "shared_memory": "off", "reload_unhealthy": False})
+        triton = Triton(beside, self.settings.intake.batch_max_items)
+        shadow = Shadow(settings, triton=triton, store=self._store, policy=self.policy, metrics=self.metrics, stop=self._stop)
+        self._open("shadow", shadow.run)
+        return shadow
 
     def _wait_for(self, dependency: Dependency, operation: Callable[[], Any], deadline: float | None) -> Any:
         """The result of `operation` once the dependency is there. Raises Unavailable past the deadline, Stopping on a signal."""

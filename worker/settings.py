@@ -246,6 +246,22 @@ class PolicySettings(Group):
     path: Path | None = Field(default=None, description="Policy as a TOML file; the built-in default when unset (docs/policy.md).")
 
 
+class ShadowSettings(Group):
+    """A second model version beside the one that decides, on a sample of the traffic."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the inferred images that the shadow model scores too, for comparison; it never decides. 0: off.",
+    )
+    model_name: str = Field(default="code_shadow", min_length=1, description="Name of the shadow model on the same server (docs/models.md).")
+    waiting_batches: PositiveInt = Field(
+        default=4, description="Sampled batches that may wait for the shadow model; beyond that they are dropped and counted."
+    )
+    stream_max_items: PositiveInt = Field(default=100_000, description="Comparisons kept in the Redis stream `assay:shadow:<model>`, about.")
+
+
 class HttpSettings(Group):
     """Metrics and health."""
 
@@ -305,6 +321,7 @@ class Settings(Group):
     references: ReferenceSettings = ReferenceSettings()
     cache: CacheSettings = CacheSettings()
     policy: PolicySettings = PolicySettings()
+    shadow: ShadowSettings = ShadowSettings()
     http: HttpSettings = HttpSettings()
     retry: RetrySettings = RetrySettings()
     log: LogSettings = LogSettings()

@@ -195,3 +195,30 @@ def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
         entry = outside.redis.hgetall(f"{outside.prefix}image:{after['sha256']}")
         assert {before["model"]["version"], after["model"]["version"]} <= entry.keys()
     outside.close()
+
+
+def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path):
+    """With a share of 1 every image is scored by both models; verdicts are the first model's, the stream holds every comparison."""
+    live, new = tmp_path / "live", tmp_path / "new"
+    for folder, flavour in ((live, "cpu"), (new, "null")):
+        subprocess.run(
+            [sys.executable, "-m", "triton_models.build", "--flavour", flavour, "--out", str(folder)], check=True, capture_output=True, cwd=REPO
+        )
+    address = local_stack.up(private_stack, models=live).env["ASSAY_TRITON__URL"]
+    rollout = [sys.executable, "-m", "triton_models.rollout", "shadow", "--repository", str(live), "--server", address, "--new", str(new)]
+    subprocess.run(rollout, check=True, capture_output=True, cwd=REPO)
+    outside = Outside(env)
+    images = samples(20)
+    with running_worker(env, tmp_path / "worker.log", ASSAY_SHADOW__SHARE="1") as worker:
+        outside.send_all(images)
+        verdicts = outside.wait_verdicts(images)
+        wait_until(lambda: worker.metric("assay_shadow_images_total", outcome="compared") == len(images), "every image compared")
+        assert len({verdict["model"]["version"] for verdict in verdicts.values()}) == 1
+        entries = [fields for _, fields in outside.redis.xrange(f"{outside.prefix}shadow:code_shadow")]
+        assert {entry["image_id"] for entry in entries} == set(images)
+        for entry in entries:
+            verdict = verdicts[entry["image_id"]]
+            assert float(entry["score_linear"]) == verdict["scores"]["linear"] and entry["decision"] == verdict["decision"]
+            assert entry["model"] == verdict["model"]["version"] != entry["shadow_model"]
+        assert worker.terminate() == 0
+    outside.close()

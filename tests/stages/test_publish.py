@@ -166,7 +166,6 @@ def test_followers_end_with_their_leader() -> None:
     assert {verdict.scores for verdict in bench.store.verdicts.values()} == {scores(0.0)}
 
 
-@pytest.mark.xfail(strict=True, reason="Publish holds the leader behind its own follower: both wait for ever; a held leader must land at once")
 def test_a_leader_does_not_wait_for_its_own_follower() -> None:
     """A reference that was sent twice: the second is fetched first and leads, the first follows it and stands before it in the line of its id."""
     bench = Workbench()

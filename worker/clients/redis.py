@@ -156,6 +156,14 @@ class Store:
                 raise Unavailable("redis", str(result)) from result
         return foreign
 
+    def add_comparisons(self, model_name: str, comparisons: Sequence[dict[str, str]], max_items: int) -> None:
+        """Append to the stream of a shadow model, which keeps about `max_items`."""
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=False)
+            for comparison in comparisons:
+                pipeline.xadd(f"{self._settings.key_prefix}shadow:{model_name}", comparison, maxlen=max_items, approximate=True)
+            pipeline.execute()
+
     def verdict(self, image_id: str) -> dict[str, str]:
         """The stored hash of a verdict; empty where there is none."""
         with self._unavailable():

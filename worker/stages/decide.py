@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
+
 from worker.contract import Decision, ModelRef, PolicyRef, Scores, Timings, Verdict, verdict_id
 from worker.item import Item
 from worker.policy import Policy
+
+
+def to_scores(row: np.ndarray) -> Scores:
+    """float32 [3] -> Scores, each the shortest decimal that is this float32, so that JSON carries no false digits.
+
+    Raises ValueError for a number that is no probability.
+    """
+    linear, knn, svm = (min(max(float(str(value)), 0.0), 1.0) if np.isfinite(value) else value for value in row)
+    return Scores(linear=linear, knn=knn, svm=svm)
 
 
 def decide(scores: Scores, policy: Policy) -> tuple[Decision, list[str]]:

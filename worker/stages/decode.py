@@ -56,7 +56,7 @@ class Decode:
         elapsed_ms = (time.monotonic() - started) * 1000
         for item in items:
             item.decode_ms = elapsed_ms
-            self._let_go(item)
+            item.let_go_fetched(self._flow)
         bad = []
         for index, rejected in decoded.failures.items():
             items[index].rejected = rejected
@@ -67,10 +67,3 @@ class Decode:
         if good:
             pixels = decoded.pixels if not bad else np.ascontiguousarray(decoded.pixels[good])
             self._infer.put(Batch([items[index] for index in good], pixels), self._stop)
-
-    def _let_go(self, item: Item) -> None:
-        """The pixels are enough from here on; the record itself stays, a rejection needs it."""
-        fetched = item.held_bytes - len(item.record.value or b"")
-        item.data = b""
-        item.held_bytes -= fetched
-        self._flow.shrink(fetched)

@@ -13,12 +13,13 @@ import numpy as np
 import structlog
 
 from worker.clients.triton import Inference, InferenceFailed, Triton
-from worker.contract import Scores
 from worker.errors import Rejected, RejectReason, Stopping, Unavailable
 from worker.flow import HandOver
 from worker.item import Batch, Item, Pixels
 from worker.retry import Dependency, StopSignal
 from worker.settings import TritonSettings
+from worker.stages.decide import to_scores
+from worker.stages.shadow import Shadow
 from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -75,15 +76,6 @@ class ModelWatch:
         return version
 
 
-def to_scores(row: np.ndarray) -> Scores:
-    """float32 [3] -> Scores, each the shortest decimal that is this float32, so that JSON carries no false digits.
-
-    Raises ValueError for a number that is no probability.
-    """
-    linear, knn, svm = (min(max(float(str(value)), 0.0), 1.0) if np.isfinite(value) else value for value in row)
-    return Scores(linear=linear, knn=knn, svm=svm)
-
-
 class Infer:
     """The third room; `run` is the body of each of `calls_in_flight` threads."""
 
@@ -97,7 +89,9 @@ class Infer:
         publish: HandOver[list[Item]],
         metrics: Metrics,
         stop: StopSignal,
+        shadow: Shadow | None = None,
     ) -> None:
+        self._shadow = shadow
         self._settings = settings
         self._dependency = dependency
         self._watch = watch
@@ -114,6 +108,8 @@ class Infer:
                 if batch is not None:
                     assert batch.pixels is not None
                     self._judge(batch.items, batch.pixels)
+                    if self._shadow is not None:
+                        self._shadow.offer(batch.items, batch.pixels)
                     self._publish.put(batch.items, self._stop)
         except Stopping:
             return

@@ -63,6 +63,7 @@ class Intake:
         self._stop = stop
         self._batch: list[Item] = []
         self._batch_bytes = 0
+        self._broken: Exception | None = None  # a defect in the pool, for `run` to end with
         self.inbox: HandOver[list[Item]] = HandOver()
         self._pool = ThreadPoolExecutor(settings.references.concurrency, thread_name_prefix="fetch")
 
@@ -70,7 +71,9 @@ class Intake:
         """Work until `stop` is set."""
         try:
             while not self._stop.is_set():
-                pieces = self.inbox.get_all(self._time_left_s())
+                if self._broken is not None:
+                    raise self._broken
+                pieces = self.inbox.get_all(min(IDLE_S, self._time_left_s()))
                 self._take([item for piece in pieces for item in piece])
                 if self._batch and self._time_left_s() <= 0:
                     self._send()
@@ -90,7 +93,12 @@ class Intake:
             except Rejected as rejected:
                 item.rejected = rejected
                 ended.append(item)
-        leaders = [item for item in images if self._single_flight.join(item)]
+        leaders = []
+        for item in images:
+            if self._single_flight.join(item):
+                leaders.append(item)
+            else:
+                item.let_go_fetched(self._flow)
         self._metrics.coalesced_items.inc(len(images) - len(leaders))
         for item, hit in zip(leaders, self._look_up(leaders), strict=True):
             if hit:
@@ -104,6 +112,8 @@ class Intake:
                 ended.append(item)
             else:
                 self._add(item)
+        for item in ended:
+            item.let_go_fetched(self._flow)
         if ended:
             self._publish.put(ended, self._stop)
 
@@ -146,17 +156,19 @@ class Intake:
         scheme = reference.uri.partition(":")[0].lower()
         started = time.monotonic()
         try:
-            self._flow.wait_below_high(self._stop)
+            self._flow.wait_to_fetch(self._stop)
             item.data = self._fetched(reference)
         except Rejected as rejected:
             item.rejected = rejected
             outcome = "rejected"
         except Stopping:
             return
+        except Exception as error:  # noqa: BLE001  # leaves the room like any other defect
+            self._broken = error
+            return
         else:
             outcome = "ok"
-            item.held_bytes += len(item.data)
-            self._flow.grow(len(item.data))
+            item.hold_fetched(self._flow)
             self._metrics.fetched_bytes.labels(scheme=scheme).inc(len(item.data))
         if scheme in ("file", "https", "s3"):  # a label must not be a producer's free choice
             self._metrics.fetches.labels(scheme=scheme, outcome=outcome).inc()

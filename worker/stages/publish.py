@@ -7,6 +7,7 @@ go into the cache, so that the new owner's redo is cheap). Whatever is away is w
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -80,8 +81,15 @@ class Publish:
 
     def _in_turn(self, items: Sequence[Item]) -> list[Item]:
         """Those whose turn it is; the others are held until the record before them has ended."""
-        ready = [item for item in items if self._order.is_first(item)]
-        self._held.update(set(items) - set(ready))
+        ready: list[Item] = []
+        waiting = deque(items)
+        while waiting:
+            item = waiting.popleft()
+            if self._order.is_first(item):
+                ready.append(item)
+            else:
+                self._held.add(item)
+                waiting.extend(self._single_flight.land(item))  # one of its followers may be the very item it waits for
         return ready
 
     def _publish(self, items: Sequence[Item]) -> list[Item]:

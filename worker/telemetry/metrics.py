@@ -125,6 +125,24 @@ class Metrics:
         )
         self.fetched_bytes = self._counter("fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",))
 
+        # Shadow model: a second version on a sample of the traffic.
+        self.shadow_images = self._counter(
+            "shadow_images",
+            "Images sampled for the shadow model, outcome compared, dropped (it is behind) or failed.",
+            unit="images",
+            labels=("outcome",),
+        )
+        self.shadow_decisions = self._counter(
+            "shadow_decisions",
+            "Decisions of the model in use beside what the shadow model would have decided.",
+            unit="images",
+            labels=("decision", "shadow"),
+        )
+        self.shadow_score_difference = self._histogram(
+            "shadow_score_difference", "Absolute difference of the two models' scores.", unit="1", buckets=_SCORE_BUCKETS, labels=("head",)
+        )
+        self.shadow_model_info = self._gauge("shadow_model_info", "1 for the shadow model.", unit="1", labels=("name", "version"))
+
         # What runs.
         self.model_info = self._gauge("model_info", "1 for the model in use.", unit="1", labels=("name", "version"))
         self.policy_info = self._gauge("policy_info", "1 for the policy in use.", unit="1", labels=("name", "version"))
@@ -173,6 +191,11 @@ class Metrics:
             self.triton_calls.labels(outcome=outcome)
         for head in ("linear", "knn", "svm"):
             self.scores.labels(head=head)
+            self.shadow_score_difference.labels(head=head)
+        for outcome in ("compared", "dropped", "failed"):
+            self.shadow_images.labels(outcome=outcome)
+        for decision, shadow in itertools.product(("real", "fake", "review"), repeat=2):
+            self.shadow_decisions.labels(decision=decision, shadow=shadow)
         for stage in STAGES:
             self.stage_seconds.labels(stage=stage)
         for scheme in ("file", "https", "s3"):
