@@ -200,10 +200,9 @@ def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
 def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path):
     """With a share of 1 every image is scored by both models; verdicts are the first model's, the stream holds every comparison."""
     live, new = tmp_path / "live", tmp_path / "new"
+    build = [sys.executable, "-m", "triton_models.build", "--weights", "triton_models/weights/demo"]
     for folder, flavour in ((live, "cpu"), (new, "null")):
-        subprocess.run(
-            [sys.executable, "-m", "triton_models.build", "--flavour", flavour, "--out", str(folder)], check=True, capture_output=True, cwd=REPO
-        )
+        subprocess.run([*build, "--flavour", flavour, "--out", str(folder)], check=True, capture_output=True, cwd=REPO)
     address = local_stack.up(private_stack, models=live).env["ASSAY_TRITON__URL"]
     rollout = [sys.executable, "-m", "triton_models.rollout", "shadow", "--repository", str(live), "--server", address, "--new", str(new)]
     subprocess.run(rollout, check=True, capture_output=True, cwd=REPO)

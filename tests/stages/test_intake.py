@@ -250,6 +250,20 @@ def test_a_storage_that_is_away_is_waited_for() -> None:
     assert {place: storage.is_away for place, storage in bench.storages.items()} == {"s3://bucket": False}
 
 
+def test_a_defect_in_a_fetch_ends_the_room() -> None:
+    """What a fetch breaks with unexpectedly leaves the room like any other defect: no record is lost in silence."""
+
+    class Broken:
+        def fetch(self, _reference: ImageReference) -> bytes:
+            raise ZeroDivisionError
+
+    bench = Workbench()
+    intake = bench.intake(Broken())
+    bench.take(reference(0, {"uri": "s3://bucket/key"}))  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        intake.run()
+
+
 def test_a_storage_that_comes_back_with_a_refusal_is_back() -> None:
     """After an outage the object turns out to be gone: the image is rejected, and consumption does not stay paused for it."""
     bench = Workbench()
