@@ -22,11 +22,10 @@ import numpy.typing as npt
 import timm
 import torch
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.svm import OneClassSVM
 from torchvision.transforms.functional import center_crop
 
+from train.heads import Heads
 from triton_models import weights
 from triton_models.weights import FAKE, IMAGE_PX, MEAN, REAL, SCORES, STD
 
@@ -59,24 +58,6 @@ def embed(encoder: dict[str, npt.NDArray[np.float16]], images: npt.NDArray[np.ui
     return np.concatenate(parts)
 
 
-def fit_heads(x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """The three heads with the released hyper-parameters on embeddings [N, 192] and labels [N] (1 = fake), as arrays."""
-    linear = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced", random_state=42).fit(x, y)
-    svm = OneClassSVM(nu=0.1, kernel="poly", gamma="auto").fit(x[y == REAL])
-    return {
-        "linear.coef": linear.coef_[0].astype(np.float64),
-        "linear.intercept": linear.intercept_.astype(np.float64),
-        "knn.bank": x.astype(np.float32),
-        "knn.labels": y.astype(np.int64),
-        "svm.support_vectors": svm.support_vectors_.astype(np.float64),
-        "svm.dual_coef": svm.dual_coef_[0],
-        "svm.intercept": svm.intercept_,
-        "svm.gamma": np.array([1.0 / x.shape[1]]),
-        "svm.coef0": np.array([svm.coef0]),
-        "svm.degree": np.array([float(svm.degree)]),
-    }
-
-
 def make(data: Path, out: Path) -> dict[str, Any]:
     """Write the weights folder `out` from the images of `data` and return its card."""
     with (data / "MANIFEST.csv").open() as file:
@@ -86,7 +67,7 @@ def make(data: Path, out: Path) -> dict[str, Any]:
     held_out = np.array([row["sha256"][0] in HELD_OUT_DIGITS for row in rows])
     encoder = random_encoder()
     embeddings = embed(encoder, images)
-    saved = weights.save(out, encoder, fit_heads(embeddings[~held_out], labels[~held_out]))
+    saved = weights.save(out, encoder, Heads.fit(embeddings[~held_out], labels[~held_out]).arrays)
     scores = weights.reference_scores(saved, embeddings[held_out])
     card = {
         "name": "demo",

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,13 @@ def graphs(folder: Path, rounds: int, batch: int = 16) -> dict[str, tuple[float,
 def _onnxruntime(model: bytes) -> dict[str, Callable[[reference.Images], Any]]:
     import onnxruntime  # noqa: PLC0415
 
-    variants = {}
+    variants: dict[str, Callable[[reference.Images], Any]] = {}
     for name in ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        variants[f"ONNX Runtime {name}"] = lambda pixels, session=session: session.run(["scores"], {"images": pixels})[0]
+        variants[f"ONNX Runtime {name}"] = partial(_run_onnxruntime, session)
     return variants
 
 
@@ -111,12 +112,20 @@ def _openvino(model: bytes) -> dict[str, Callable[[reference.Images], Any]]:
         print("openvino is not installed here: its rows are left out (pip install openvino)", file=sys.stderr)
         return {}
     core = openvino.Core()
-    variants = {}
+    variants: dict[str, Callable[[reference.Images], Any]] = {}
     for precision in ("f32", "bf16"):
         settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
         request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-        variants[f"OpenVINO {precision}"] = lambda pixels, request=request: request.infer({"images": pixels})["scores"].copy()
+        variants[f"OpenVINO {precision}"] = partial(_run_openvino, request)
     return variants
+
+
+def _run_onnxruntime(session: Any, pixels: reference.Images) -> Any:
+    return session.run(["scores"], {"images": pixels})[0]
+
+
+def _run_openvino(request: Any, pixels: reference.Images) -> Any:
+    return request.infer({"images": pixels})["scores"].copy()
 
 
 def _drive(client: Any, pid: int, images: int, callers: int, seconds: float) -> tuple[float, float, float]:
@@ -164,11 +173,13 @@ def _wait(server: Any) -> None:
     deadline = time.monotonic() + server.boot_s
     while True:
         try:
-            return server.check()
+            server.check()
         except NotServing:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+        else:
+            return
 
 
 def _free_ports(count: int) -> list[int]:
@@ -199,9 +210,9 @@ def main() -> int:
         return 0
     for load, layouts in servers(options.weights, options.rounds, options.seconds).items():
         print(f"{load} (images a request x requests at once)")
-        base = next(iter(layouts.values()))
+        first = next(iter(layouts.values()))
         for name, result in layouts.items():
-            ratio = statistics.median(mine / its for mine, its in zip(result.images_per_s, base.images_per_s, strict=True))
+            ratio = statistics.median(mine / its for mine, its in zip(result.images_per_s, first.images_per_s, strict=True))
             print(
                 f"  {name:30} {statistics.median(result.images_per_s):6.1f} images/s ({ratio:4.2f})  "
                 f"{min(result.processor_ms):6.1f} ms of a core per image  {statistics.median(result.latency_ms):7.0f} ms a request"

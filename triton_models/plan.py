@@ -133,7 +133,7 @@ def compile_plan(
 def _recorder(trt: Any) -> Any:
     """A logger that keeps the last error for the message of an exception."""
 
-    class Recorder(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Recorder(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.last = "no reason given"

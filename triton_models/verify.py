@@ -180,7 +180,7 @@ def folder_images(folder: Path, most: int = 64) -> reference.Images:
     """The central 224 x 224 of a folder's images (at most `most`, by name), black where smaller. Raises BuildError when there is none."""
     from PIL import Image  # noqa: PLC0415 - only with --images
 
-    crops = []
+    crops: list[npt.NDArray[np.uint8]] = []
     for path in sorted(folder.rglob("*"))[: most * 4]:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(crops) < most:
             image = Image.open(path).convert("RGB")
