@@ -33,7 +33,7 @@ from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
 from worker.stages.publish import Publish
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.tracing import ItemTrace
+from worker.telemetry.tracing import ItemTrace, Tracing
 
 PATIENCE_S = 30.0
 VERSION = "0123456789ab"
@@ -156,6 +156,7 @@ class Workbench:
         self.stop = threading.Event()
         self.log: list[tuple[str, str]] = []
         self.store, self.producer, self.triton = StoreTwin(self.log), ProducerTwin(self.log), TritonTwin()
+        self.tracing = Tracing(self.settings.tracing, "test")
         self.metrics = Metrics()
         self.flow = Flow(self.settings.flow)
         self.tracker = OffsetTracker()
@@ -212,7 +213,13 @@ class Workbench:
 
     def decode(self) -> Decode:
         return Decode(
-            self.settings.decode, flow=self.flow, inbox=self.decode_inbox, infer=self.infer_inbox, publish=self.publish_inbox, stop=self.stop
+            self.settings.decode,
+            flow=self.flow,
+            inbox=self.decode_inbox,
+            infer=self.infer_inbox,
+            publish=self.publish_inbox,
+            tracing=self.tracing,
+            stop=self.stop,
         )
 
     def infer(self) -> Infer:
@@ -223,6 +230,7 @@ class Workbench:
             inbox=self.infer_inbox,
             publish=self.publish_inbox,
             metrics=self.metrics,
+            tracing=self.tracing,
             stop=self.stop,
         )
 
@@ -242,6 +250,7 @@ class Workbench:
             model_version=lambda: self.watch.version,
             inbox=self.publish_inbox,
             metrics=self.metrics,
+            tracing=self.tracing,
             stop=self.stop,
         )
 

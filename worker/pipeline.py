@@ -159,6 +159,7 @@ class Pipeline:
             model_version=lambda: self._watch.version,
             inbox=publish_inbox,
             metrics=metrics,
+            tracing=self._tracing,
             stop=stop,
         )
         infer = Infer(
@@ -168,10 +169,13 @@ class Pipeline:
             inbox=infer_inbox,
             publish=publish_inbox,
             metrics=metrics,
+            tracing=self._tracing,
             stop=stop,
             shadow=self._open_shadow(),
         )
-        decode = Decode(settings.decode, flow=self.flow, inbox=decode_inbox, infer=infer_inbox, publish=publish_inbox, stop=stop)
+        decode = Decode(
+            settings.decode, flow=self.flow, inbox=decode_inbox, infer=infer_inbox, publish=publish_inbox, tracing=self._tracing, stop=stop
+        )
         self._intake = Intake(
             settings,
             store=self._store,

@@ -12,6 +12,7 @@ from worker.flow import Flow, HandOver
 from worker.item import Batch, Item
 from worker.retry import StopSignal
 from worker.settings import DecodeSettings
+from worker.telemetry.tracing import Tracing
 
 IDLE_S = 0.2
 
@@ -27,6 +28,7 @@ class Decode:
         inbox: HandOver[Batch],
         infer: HandOver[Batch],
         publish: HandOver[list[Item]],
+        tracing: Tracing,
         stop: StopSignal,
     ) -> None:
         self._settings = settings
@@ -34,6 +36,7 @@ class Decode:
         self._inbox = inbox
         self._infer = infer
         self._publish = publish
+        self._tracing = tracing
         self._stop = stop
 
     def run(self) -> None:
@@ -43,7 +46,8 @@ class Decode:
             while not self._stop.is_set():
                 batch = self._inbox.get(IDLE_S)
                 if batch is not None:
-                    self._decode(decoder, batch.items)
+                    with self._tracing.batch("decode", [item.trace for item in batch.items]):
+                        self._decode(decoder, batch.items)
         except Stopping:
             return
         finally:

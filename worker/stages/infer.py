@@ -21,6 +21,7 @@ from worker.settings import TritonSettings
 from worker.stages.decide import to_scores
 from worker.stages.shadow import Shadow
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 CANARY: Pixels = np.zeros((1, 224, 224, 3), np.uint8)
@@ -88,6 +89,7 @@ class Infer:
         inbox: HandOver[Batch],
         publish: HandOver[list[Item]],
         metrics: Metrics,
+        tracing: Tracing,
         stop: StopSignal,
         shadow: Shadow | None = None,
     ) -> None:
@@ -98,6 +100,7 @@ class Infer:
         self._inbox = inbox
         self._publish = publish
         self._metrics = metrics
+        self._tracing = tracing
         self._stop = stop
 
     def run(self) -> None:
@@ -107,7 +110,8 @@ class Infer:
                 batch = self._inbox.get(IDLE_S)
                 if batch is not None:
                     assert batch.pixels is not None
-                    self._judge(batch.items, batch.pixels)
+                    with self._tracing.batch("infer", [item.trace for item in batch.items]):
+                        self._judge(batch.items, batch.pixels)
                     if self._shadow is not None:
                         self._shadow.offer(batch.items, batch.pixels)
                     self._publish.put(batch.items, self._stop)

@@ -26,6 +26,7 @@ from worker.retry import Dependency, StopSignal
 from worker.settings import Settings
 from worker.stages.decide import make_verdict
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 IDLE_S = 0.2
@@ -50,6 +51,7 @@ class Publish:
         model_version: Callable[[], str],
         inbox: HandOver[list[Item]],
         metrics: Metrics,
+        tracing: Tracing,
         stop: StopSignal,
     ) -> None:
         self._settings = settings
@@ -66,6 +68,7 @@ class Publish:
         self._model_version = model_version
         self._inbox = inbox
         self._metrics = metrics
+        self._tracing = tracing
         self._stop = stop
         self._held: set[Item] = set()  # ended, but an earlier record of their id has not
 
@@ -75,7 +78,8 @@ class Publish:
             while not self._stop.is_set():
                 items = [item for piece in self._inbox.get_all(IDLE_S) for item in piece]
                 while ready := self._in_turn(items):
-                    items = self._publish(ready)
+                    with self._tracing.batch("publish", [item.trace for item in ready]):
+                        items = self._publish(ready)
         except Stopping:
             return
 
