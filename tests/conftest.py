@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from worker.clients import kafka
+from worker.clients import kafka_topics
 from worker.local import stack as local_stack
 from worker.local.locks import exclusive
 from worker.local.server import free_port
@@ -69,7 +69,7 @@ def worker_env(stack: dict[str, str]) -> dict[str, str]:
     unique = uuid.uuid4().hex[:8]
     topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
-    kafka.create_topics(settings, topics.values(), PARTITIONS)
+    kafka_topics.create_topics(settings, topics.values(), PARTITIONS)
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("ASSAY_")},
         **stack,

@@ -28,7 +28,7 @@ def rejected(
 
 
 class ReaderTwin:
-    """worker.clients.kafka.Reader over a list."""
+    """worker.clients.kafka_topics.Reader over a list."""
 
     records: list[Record] = []
     asked: list[int | None] = []

@@ -107,7 +107,7 @@ def rejection_record(image_id: str, sha256: str) -> Record:
 
 
 class ReaderTwin:
-    """worker.clients.kafka.Reader: one list of records a poll, from the script of its topic."""
+    """worker.clients.kafka_topics.Reader: one list of records a poll, from the script of its topic."""
 
     scripts: dict[str, list[list[Record]]] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from worker.clients import kafka
+from worker.clients import kafka_topics
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
@@ -52,7 +52,7 @@ def _policy(settings: Settings) -> Iterator[Finding]:
 def _kafka(settings: Settings) -> Iterator[Finding]:
     hint = f"set {variable('kafka', 'bootstrap_servers')}, or start one: make stack-up"
     try:
-        found = {topic.name: topic.partitions for topic in kafka.topics(settings.kafka)}
+        found = {topic.name: topic.partitions for topic in kafka_topics.topics(settings.kafka)}
     except Unavailable as error:
         yield Finding("kafka", ok=False, detail=error.detail, hint=hint)
         return

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from worker.clients.kafka import Outgoing, Reader
+from worker.clients.kafka import Outgoing
+from worker.clients.kafka_topics import Reader
 from worker.contract import Record, without_rejection_headers
 from worker.errors import RejectReason, SettingsError
 from worker.settings import KafkaSettings

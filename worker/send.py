@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.clients.kafka import Outgoing, Producer, Reader
+from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_topics import Reader
 from worker.contract import Record, Verdict, check_image_id
 from worker.errors import SettingsError, Unavailable
 from worker.settings import KafkaSettings, Settings

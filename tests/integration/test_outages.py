@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import REPO, Outside, Worker, running_worker, samples, unlike, wait_until
-from worker.clients import kafka
+from worker.clients import kafka_topics
 from worker.local import stack as local_stack
 from worker.local.server import free_port
 from worker.settings import KafkaSettings
@@ -161,7 +161,7 @@ def test_the_topics_may_come_late(private_stack, tmp_path):
     worker = Worker(env, tmp_path / "worker.log")
     try:
         wait_until(lambda: worker.events("model_version"), "the worker has started")
-        kafka.create_topics(KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2)
+        kafka_topics.create_topics(KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2)
         worker.wait_ready()
         outside = Outside(env)
         feed = Feed(outside)

@@ -15,7 +15,7 @@ import pytest
 import redis
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from worker.clients import kafka as kafka_client
+from worker.clients import kafka_topics
 from worker.local import processes, stack
 from worker.local.kafka_server import PARTITIONS, TOPICS
 from worker.local.triton_server import TritonServer
@@ -81,7 +81,7 @@ def test_everything_serves_when_up_returns_and_a_second_up_changes_nothing(priva
     """After `up` the topics are there, Redis answers, and a second `up` finds the same processes at the same addresses."""
     first = stack.up(private_stack, models=models)
     settings = KafkaSettings(bootstrap_servers=[first.env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
-    partitions = {topic.name: topic.partitions for topic in kafka_client.topics(settings)}
+    partitions = {topic.name: topic.partitions for topic in kafka_topics.topics(settings)}
     assert {name: partitions.get(name) for name in TOPICS} == dict.fromkeys(TOPICS, PARTITIONS)
     assert redis.Redis.from_url(first.env["ASSAY_REDIS__URL"]).ping()
     assert stack.up(private_stack, models=models) == first

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import settings as settings_module
-from worker.clients.kafka import Outgoing, Producer, create_topics, delete_topics
+from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_topics import create_topics, delete_topics
 from worker.demo import SAMPLES, free_port, stop_worker, wait_until_ready
 from worker.errors import SettingsError
 from worker.settings import Settings, variable

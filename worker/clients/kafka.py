@@ -1,24 +1,20 @@
-"""Kafka through kafka-python: one consumer owned by the poll thread, one producer, and what commands need to look at topics.
+"""Kafka through kafka-python: one consumer owned by the poll thread, and one producer (beside them kafka_topics.py and kafka_probe.py).
 
-The only file that imports kafka. kafka-python's consumer is not thread-safe: only the poll thread may touch `Consumer`.
+kafka-python's consumer is not thread-safe: only the poll thread may touch `Consumer`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewTopic
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, TopicAlreadyExistsError
+from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
 from worker.contract import Headers, Record
@@ -29,7 +25,7 @@ log = structlog.get_logger(__name__)
 _BOOTSTRAP_TIMEOUT_MS = 3_000
 
 
-def _connection(settings: KafkaSettings) -> dict[str, Any]:
+def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     """Options that every client shares."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers,
@@ -70,79 +66,20 @@ def _explain(settings: KafkaSettings, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _unavailable(settings: KafkaSettings) -> Iterator[None]:
+def as_unavailable(settings: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError) as error:
         raise Unavailable("kafka", f"{', '.join(settings.bootstrap_servers)}: {_explain(settings, error)}") from error
 
 
-class Probe:
-    """Does a broker answer? Asks for its API versions, which it tells before any authentication; keeps one connection.
-
-    A connection alone proves little: the kernel accepts it for a broker that hangs.
-    """
-
-    # ApiVersions version 0 without a client id: size, key 18, version, correlation id, length -1 (protocol guide)
-    _REQUEST = struct.pack(">ihhih", 10, 18, 0, 0, -1)
-
-    def __init__(self, settings: KafkaSettings, timeout_s: float = 2.0) -> None:
-        self._settings = settings
-        self._timeout_s = timeout_s
-        self._socket: socket.socket | None = None
-
-    def check(self) -> str:
-        """The broker that answered. Raises Unavailable."""
-        errors = []
-        for server in self._settings.bootstrap_servers:
-            for _ in range(2):  # a kept connection may have ended since: once more with a new one
-                kept = self._socket is not None
-                try:
-                    self._ask(server)
-                except (OSError, ValueError) as error:
-                    self.close()
-                    errors.append(f"{server}: {error}")
-                    if not kept or isinstance(error, TimeoutError):
-                        break
-                else:
-                    return server
-        raise Unavailable("kafka", "; ".join(dict.fromkeys(errors)))
-
-    def _ask(self, server: str) -> None:
-        if self._socket is None:
-            host, _, port = server.rpartition(":")
-            name = host.strip("[]")
-            connection = socket.create_connection((name, int(port)), self._timeout_s)
-            if "SSL" in self._settings.security_protocol:
-                connection = self._tls().wrap_socket(connection, server_hostname=name)
-            self._socket = connection
-        self._socket.sendall(self._REQUEST)
-        size = struct.unpack(">i", self._receive(4))[0]
-        self._receive(size)
-
-    def _receive(self, size: int) -> bytes:
-        assert self._socket is not None
-        data = b""
-        while len(data) < size:
-            more = self._socket.recv(size - len(data))
-            if not more:
-                raise ConnectionError("the connection was closed")
-            data += more
-        return data
-
-    def _tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=_path(self._settings.ssl_ca_path))
-        context.check_hostname = self._settings.ssl_check_hostname
-        if self._settings.ssl_cert_path is not None:
-            secret = self._settings.ssl_key_password
-            password = secret.get_secret_value() if secret else None
-            context.load_cert_chain(self._settings.ssl_cert_path, self._settings.ssl_key_path, password)
-        return context
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+def to_records(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
+    """What `poll` returned, as our records, in order within each partition."""
+    return [
+        Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
+        for records in polled.values()
+        for r in records
+    ]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -171,9 +108,9 @@ class Consumer:
         self._topic = settings.incoming_topic
         self._paused = False
         self._on_assigned = on_assigned
-        with _unavailable(settings):
+        with as_unavailable(settings):
             self._consumer = KafkaConsumer(
-                **_connection(settings),
+                **connection_options(settings),
                 metrics_enabled=False,
                 group_id=settings.group_id,
                 group_instance_id=settings.group_instance_id,
@@ -198,13 +135,9 @@ class Consumer:
 
     def poll(self, timeout_ms: int, max_records: int) -> list[Record]:
         """Up to `max_records` records, in order within each partition; also drives heartbeats and rebalances."""
-        with _unavailable(self._settings):
+        with as_unavailable(self._settings):
             polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-        return [
-            Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
-            for records in polled.values()
-            for r in records
-        ]
+        return to_records(polled)
 
     def set_paused(self, paused: bool) -> None:
         """Stop or go on fetching; polling goes on either way, so the group keeps us."""
@@ -232,7 +165,7 @@ class Consumer:
         """Commit one past the last finished offset of each partition. False where the group has moved on without us."""
         wanted = {TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
         try:
-            with _unavailable(self._settings):
+            with as_unavailable(self._settings):
                 self._consumer.commit(wanted, timeout_ms=timeout_ms)
         except Unavailable as error:
             if isinstance(error.__cause__, CommitFailedError):
@@ -269,9 +202,9 @@ class Producer:
 
     def _connect(self) -> KafkaProducer:
         if self._producer is None:
-            with _unavailable(self._settings):
+            with as_unavailable(self._settings):
                 self._producer = KafkaProducer(
-                    **_connection(self._settings),
+                    **connection_options(self._settings),
                     metrics_enabled=False,
                     acks="all",
                     enable_idempotence=True,
@@ -336,93 +269,3 @@ class Producer:
     def close(self) -> None:
         if self._producer is not None:
             self._producer.close(timeout=5)
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    """What the broker says of a topic."""
-
-    name: str
-    partitions: int
-
-
-def topics(settings: KafkaSettings) -> list[TopicInfo]:
-    """The topics of the cluster. Raises Unavailable where no broker answers."""
-    with _unavailable(settings):
-        admin = KafkaAdminClient(**_connection(settings))
-        try:
-            return [TopicInfo(found["name"], len(found["partitions"])) for found in admin.describe_topics()]
-        finally:
-            admin.close()
-
-
-def create_topics(settings: KafkaSettings, names: Iterable[str], partitions: int, configs: Mapping[str, str] | None = None) -> None:
-    """Create the topics that are missing, with one replica: for development and benchmarks."""
-    with _unavailable(settings):
-        admin = KafkaAdminClient(**_connection(settings))
-        try:
-            for name in names:
-                with contextlib.suppress(TopicAlreadyExistsError):
-                    admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(configs or {}))])
-        finally:
-            admin.close()
-
-
-def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
-    """Delete topics that a benchmark made."""
-    with _unavailable(settings):
-        admin = KafkaAdminClient(**_connection(settings))
-        try:
-            admin.delete_topics(list(names))
-        finally:
-            admin.close()
-
-
-class Reader:
-    """Reads a topic without a group, each partition from a place in time: for `send --wait` and `replay`.
-
-    Raises Unavailable where no broker answers or the topic is not there.
-    """
-
-    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int | None = None, *, from_end: bool = False) -> None:
-        self._settings = settings
-        with _unavailable(settings):
-            self._consumer = KafkaConsumer(**_connection(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes)
-            numbers = self._consumer.partitions_for_topic(topic)
-            if not numbers:
-                raise Unavailable("kafka", f"topic {topic} is not there")
-            self._partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-            self._consumer.assign(self._partitions)
-            self.end = {tp.partition: offset for tp, offset in self._consumer.end_offsets(self._partitions).items()}
-            self._seek(since_ms, from_end=from_end)
-
-    def _seek(self, since_ms: int | None, *, from_end: bool) -> None:
-        if from_end:
-            for tp in self._partitions:
-                self._consumer.seek(tp, self.end[tp.partition])
-        elif since_ms is None:
-            self._consumer.seek_to_beginning(*self._partitions)
-        else:
-            places = self._consumer.offsets_for_times(dict.fromkeys(self._partitions, since_ms))
-            for tp in self._partitions:
-                place = places.get(tp)
-                self._consumer.seek(tp, self.end[tp.partition] if place is None else place.offset)
-
-    def poll(self, timeout_ms: int = 500, max_records: int = 64) -> list[Record]:
-        with _unavailable(self._settings):
-            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-        return [
-            Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
-            for records in polled.values()
-            for r in records
-        ]
-
-    def until_end(self) -> Iterator[Record]:
-        """All records up to where the topic ended when the reader was made."""
-        while any(self._consumer.position(tp) < self.end[tp.partition] for tp in self._partitions):
-            for record in self.poll():
-                if record.offset < self.end[record.partition]:
-                    yield record
-
-    def close(self) -> None:
-        self._consumer.close(autocommit=False)

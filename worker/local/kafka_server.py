@@ -136,12 +136,12 @@ class KafkaServer(Server):
         """The port is open and the broker names its topics; those of the worker are created where they are missing."""
         # kafka-python takes a quarter of a second to import, and an admin client backs off for seconds before a closed port.
         self.connect().close()
-        from worker.clients import kafka  # noqa: PLC0415
+        from worker.clients import kafka_topics  # noqa: PLC0415
 
         settings = KafkaSettings(bootstrap_servers=[self.address], client_id="assay-stack", request_timeout_ms=5_000)
         try:
-            present = {topic.name for topic in kafka.topics(settings)}
+            present = {topic.name for topic in kafka_topics.topics(settings)}
             if missing := [name for name in self.topics if name not in present]:
-                kafka.create_topics(settings, missing, PARTITIONS)
+                kafka_topics.create_topics(settings, missing, PARTITIONS)
         except Unavailable as error:
             raise NotServing(error.detail) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from worker.clients.kafka import Probe
+from worker.clients.kafka_probe import Probe
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import Unavailable

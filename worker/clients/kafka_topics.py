@@ -1,0 +1,102 @@
+"""Topics as commands look at them: which there are, making and deleting some, reading one without a group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import TopicAlreadyExistsError
+
+from worker.clients.kafka import as_unavailable, connection_options, to_records
+from worker.contract import Record
+from worker.errors import Unavailable
+from worker.settings import KafkaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What the broker says of a topic."""
+
+    name: str
+    partitions: int
+
+
+def topics(settings: KafkaSettings) -> list[TopicInfo]:
+    """The topics of the cluster. Raises Unavailable where no broker answers."""
+    with as_unavailable(settings):
+        admin = KafkaAdminClient(**connection_options(settings))
+        try:
+            return [TopicInfo(found["name"], len(found["partitions"])) for found in admin.describe_topics()]
+        finally:
+            admin.close()
+
+
+def create_topics(settings: KafkaSettings, names: Iterable[str], partitions: int, configs: Mapping[str, str] | None = None) -> None:
+    """Create the topics that are missing, with one replica: for development and benchmarks."""
+    with as_unavailable(settings):
+        admin = KafkaAdminClient(**connection_options(settings))
+        try:
+            for name in names:
+                with contextlib.suppress(TopicAlreadyExistsError):
+                    admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(configs or {}))])
+        finally:
+            admin.close()
+
+
+def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Delete topics that a benchmark made."""
+    with as_unavailable(settings):
+        admin = KafkaAdminClient(**connection_options(settings))
+        try:
+            admin.delete_topics(list(names))
+        finally:
+            admin.close()
+
+
+class Reader:
+    """Reads a topic without a group, each partition from a place in time: for `send --wait` and `replay`.
+
+    Raises Unavailable where no broker answers or the topic is not there.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int | None = None, *, from_end: bool = False) -> None:
+        self._settings = settings
+        with as_unavailable(settings):
+            self._consumer = KafkaConsumer(**connection_options(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes)
+            numbers = self._consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise Unavailable("kafka", f"topic {topic} is not there")
+            self._partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            self._consumer.assign(self._partitions)
+            self.end = {tp.partition: offset for tp, offset in self._consumer.end_offsets(self._partitions).items()}
+            self._seek(since_ms, from_end=from_end)
+
+    def _seek(self, since_ms: int | None, *, from_end: bool) -> None:
+        if from_end:
+            for tp in self._partitions:
+                self._consumer.seek(tp, self.end[tp.partition])
+        elif since_ms is None:
+            self._consumer.seek_to_beginning(*self._partitions)
+        else:
+            places = self._consumer.offsets_for_times(dict.fromkeys(self._partitions, since_ms))
+            for tp in self._partitions:
+                place = places.get(tp)
+                self._consumer.seek(tp, self.end[tp.partition] if place is None else place.offset)
+
+    def poll(self, timeout_ms: int = 500, max_records: int = 64) -> list[Record]:
+        with as_unavailable(self._settings):
+            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+        return to_records(polled)
+
+    def until_end(self) -> Iterator[Record]:
+        """All records up to where the topic ended when the reader was made."""
+        while any(self._consumer.position(tp) < self.end[tp.partition] for tp in self._partitions):
+            for record in self.poll():
+                if record.offset < self.end[record.partition]:
+                    yield record
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)
