@@ -19,9 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 out_console, console = Console(), Console(stderr=True)
@@ -87,7 +85,7 @@ def overview(context: typer.Context) -> None:
             if not runs
             else f"python -m train.main heads --encoder {runs[-1].parent} --data DIR --out {runs[-1].parents[1]}/weights"
         )
-        out_console.print(OVERVIEW.format(recipes=recipes, next=step), highlight=False, markup=False)
+        out_console.print(OVERVIEW.format(recipes=recipes, next=step), highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("inspect")
@@ -128,7 +126,10 @@ def data_d3(
     concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
 ) -> None:
-    """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was. Example: `data d3 hf://elsaEU/ELSA_D3 shards/ --split validation`"""
+    """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was.
+
+    Example: `data d3 hf://elsaEU/ELSA_D3 shards/ --split validation`
+    """
     from train.data.d3 import DownloadLimits, build_shards
 
     with _clear_errors():
@@ -139,7 +140,7 @@ def data_d3(
 
 @data_app.command("folder")
 def data_folder(folder: Path, min_side_px: Annotated[int, typer.Option(min=1)] = 32) -> None:
-    """Check a folder (real/..., fake/<generator>/...): every file decoded, what is left out named. Example: `data folder images/`"""
+    """Check a folder (real/..., fake/GENERATOR/...): every file decoded, what is left out named. Example: `data folder images/`"""
     from train.data.open import open_source
 
     with _clear_errors():
@@ -173,7 +174,10 @@ def fit(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --run, with the recipe it was begun with.")] = False,
 ) -> None:
-    """Train an encoder. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`; several GPUs: `torchrun --nproc-per-node 4 -m train.main fit ...`"""
+    """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`
+
+    On several GPUs: `torchrun --nproc-per-node 4 -m train.main fit ...`
+    """
     from train.engine import TrainingDiverged
     from train.engine import fit as train_encoder
     from train.recipe import RecipeError, load_recipe
@@ -188,9 +192,7 @@ def fit(
         except TrainingDiverged as error:
             _say(str(error))
             raise typer.Exit(1) from error
-    _say(
-        f"{result.status} after {result.step} steps, best probe AUC {result.best_auc:.4f}, {result.failed_records} records replaced; {run}/best holds the encoder"
-    )
+    _say(f"{result.status} after {result.step} steps, best probe AUC {result.best_auc:.4f}, {result.failed_records} records replaced")
     if result.status == "interrupted":
         _say(f"continue with: python -m train.main fit --run {run} --resume")
     else:
@@ -218,10 +220,10 @@ def heads(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="D3's test layout, real/ + fake/<generator>/, or shards.")],
+    data: Annotated[Path, typer.Option(help="D3's test layout, real/ + fake/GENERATOR/, or shards.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, scores.csv, embeddings.npz.")],
     weights: Annotated[Path | None, typer.Option(help="A weights folder.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm:<name> instead of a weights folder; needs --fit-on.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm:NAME instead of a weights folder; needs --fit-on.")] = None,
     fit_on: Annotated[Path | None, typer.Option(help="Images on which the heads of --backbone are fitted.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
@@ -240,12 +242,12 @@ def evaluate(
 
     with _clear_errors():
         if (weights is None) == (backbone is None):
-            raise DataError("give either --weights DIR or --backbone timm:<name>")
+            raise DataError("give either --weights DIR or --backbone timm:NAME")
         if weights is not None:
             body, fitted = code_backbone(weights), Heads.load(weights)
         else:
             if fit_on is None or not str(backbone).startswith("timm:"):
-                raise DataError("--backbone is timm:<name> and needs --fit-on DIR, on which its heads are fitted")
+                raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
             fitted, _ = fit_heads(body, open_source(fit_on, console=console).labelled(), HeadFit(), say=_say)
         options = Options(calibration.value if calibration else None, resamples, robustness)
@@ -301,8 +303,8 @@ def import_release(
     from train.release import import_release as convert
 
     _say(
-        "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as data: nothing in them runs, and anything "
-        "beyond the expected estimators is refused. Take them from a source you trust all the same."
+        "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as data: nothing in them "
+        "runs, and anything beyond the expected estimators is refused. Take them from a source you trust all the same."
     )
     with _clear_errors():
         made = convert(source, destination)

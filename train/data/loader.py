@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from train.data.images import BadImage, DataError, decode_image
+from train.data.images import BadImage, DataError, decode_image, decode_tensor
 from train.data.records import EpochOrder, Key, Source
 from train.losses import Terms
 from train.recipe import Recipe, Views
-from train.transforms.views import make_views
+from train.transforms.views import Picture, make_views
 
 Position = tuple[int, int]  # epoch, position in it
 MAX_REPLACEMENTS = 50
@@ -39,7 +38,7 @@ class PairDataset(Dataset[tuple[dict[str, Tensor], list[str]]]):
     def __init__(self, source: Source, views: Views, terms: Terms, seed: int, cache_bytes: int = 0) -> None:
         self.source, self.views, self.terms, self.seed, self.cache_bytes = source, views, terms, seed, cache_bytes
         self._order: tuple[int, EpochOrder] | None = None
-        self._cache: OrderedDict[Key, Image.Image] = OrderedDict()
+        self._cache: OrderedDict[Key, Picture] = OrderedDict()
         self._cached_bytes = 0
 
     def __getitem__(self, position: Position) -> tuple[dict[str, Tensor], list[str]]:
@@ -60,19 +59,23 @@ class PairDataset(Dataset[tuple[dict[str, Tensor], list[str]]]):
             return dict(made), failed
         raise DataError(f"{MAX_REPLACEMENTS} records in a row cannot be read, the last: {failed[-1]}")
 
-    def _image(self, key: Key) -> Image.Image:
+    def _image(self, key: Key) -> Picture:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        image = decode_image(key.read())
-        size = image.width * image.height * 3
-        if size <= self.cache_bytes:
+        data = key.read()
+        image = decode_tensor(data) if self.views.fast else decode_image(data)
+        if _size_bytes(image) <= self.cache_bytes:
             self._cache[key] = image
-            self._cached_bytes += size
+            self._cached_bytes += _size_bytes(image)
             while self._cached_bytes > self.cache_bytes:
                 _, old = self._cache.popitem(last=False)
-                self._cached_bytes -= old.width * old.height * 3
+                self._cached_bytes -= _size_bytes(old)
         return image
+
+
+def _size_bytes(image: Picture) -> int:
+    return image.numel() if isinstance(image, Tensor) else 3 * image.width * image.height
 
 
 @dataclass(frozen=True)

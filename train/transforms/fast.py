@@ -3,16 +3,15 @@
     images = to_tensor(pil_image)                     # [1, 3, H, W], channels last in memory
     view = tail(apply(images, steps), size=224)       # `steps` as drawn by TransformOperator.sample
 
-On the CPU torch resizes uint8 with vector instructions, several times faster than Pillow, and differs from the reference by
-a grey level here and there; `tests/train/transforms/test_fast.py` compares op by op, `train.main bench` measures the speed.
-JPEG encoding stays Pillow's (an exact copy of the reference), as do right-angle rotations.
+On the CPU torch resizes uint8 with vector instructions, several times faster than Pillow, and OpenCV does the rest
+(`cpu_kernels.py`); both differ from the reference by a grey level here and there. `tests/train/transforms/test_fast.py` compares
+op by op, `train.main bench` measures the speed. Off the CPU, JPEG encoding goes through Pillow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.transforms import ops
+from train.transforms.cpu_kernels import CPU_KERNELS
 from train.transforms.crops import CROP_FRACTION, center_anchor, tail_size
+from train.transforms.filters import gaussian_taps, rotation_map
 from train.transforms.operator import Step
 
 _MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear", Image.Resampling.LANCZOS: "lanczos"}
@@ -43,8 +44,16 @@ def to_images(images: Tensor) -> list[Image.Image]:
 def apply(images: Tensor, steps: Sequence[Step]) -> Tensor:
     """`steps` one after another on every image of the batch. Raises KeyError for an unknown op."""
     for name, parameters in steps:
-        images = FAST_OPS[name](images, **parameters)
+        if images.device.type == "cpu" and name in CPU_KERNELS:
+            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+            images = torch.from_numpy(_stack([CPU_KERNELS[name](image, **parameters) for image in pixels])).permute(0, 3, 1, 2)
+        else:
+            images = FAST_OPS[name](images, **parameters)
     return images
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    return images[0][None] if len(images) == 1 else np.stack(images)
 
 
 def interpolate(images: Tensor, height: int, width: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Tensor:
@@ -106,16 +115,6 @@ def _per_image(images: Tensor, op: Callable[..., Image.Image], **parameters: Any
     return torch.cat([to_tensor(op(image, **parameters)) for image in to_images(images)]).to(images.device)
 
 
-@lru_cache(maxsize=256)
-def gaussian_taps(radius: float) -> tuple[float, ...]:
-    """The kernel that Pillow's GaussianBlur amounts to: three passes of a box blur with a fractional edge (ImagingGaussianBlur)."""
-    box_length = math.sqrt(12.0 * radius * radius / 3 + 1.0)
-    whole = math.floor((box_length - 1.0) / 2.0)
-    edge = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * radius * radius / 3) / (6 * (radius * radius / 3 - (whole + 1) ** 2))
-    box = np.array([edge, *[1.0] * (2 * whole + 1), edge]) / (2 * (whole + edge) + 1)
-    return tuple(np.convolve(np.convolve(box, box), box))
-
-
 def _weighted_sum(padded: Tensor, taps: Sequence[float], dim: int, step: int, length: int) -> Tensor:
     """sum_k taps[k] * padded[k * step :][:length] along `dim`; shifted sums beat a depthwise convolution on the CPU."""
     total = padded.narrow(dim, 0, length) * taps[0]
@@ -165,24 +164,14 @@ def rotation(images: Tensor, degrees: float = 0.0) -> Tensor:
     if degrees % 90 == 0:
         return _per_image(images, ops.rotation, degrees=degrees)
     height, width = images.shape[-2:]
-    # The inverse map of Image.rotate(expand=True): output pixel centres, relative to the middle, turned back.
-    angle = -math.radians(degrees % 360.0)
-    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
-    corners_x = [cosine * x + sine * y for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
-    corners_y = [cosine * y - sine * x for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
-    full_width = math.ceil(width / 2 + max(corners_x)) - math.floor(width / 2 + min(corners_x))
-    full_height = math.ceil(height / 2 + max(corners_y)) - math.floor(height / 2 + min(corners_y))
-    inner_width, inner_height = ops.largest_inscribed(width, height, math.radians(degrees))
-    left, top = int((full_width - inner_width) / 2), int((full_height - inner_height) / 2)
-    right = max(left + 1, int((full_width + inner_width) / 2))
-    bottom = max(top + 1, int((full_height + inner_height) / 2))
-    x = torch.arange(left, right, dtype=torch.float64, device=images.device)[None, :] + 0.5 - full_width / 2
-    y = torch.arange(top, bottom, dtype=torch.float64, device=images.device)[:, None] + 0.5 - full_height / 2
-    source_x = (cosine * x + sine * y + width / 2).floor_().long().clamp_(0, width - 1)
-    source_y = (cosine * y - sine * x + height / 2).floor_().long().clamp_(0, height - 1)
+    (inner_width, inner_height), matrix = rotation_map(width, height, degrees)
+    x = torch.arange(inner_width, dtype=torch.float64, device=images.device)[None, :]
+    y = torch.arange(inner_height, dtype=torch.float64, device=images.device)[:, None]
+    source_x = (matrix[0][0] * x + matrix[0][1] * y + matrix[0][2]).floor_().long().clamp_(0, width - 1)
+    source_y = (matrix[1][0] * x + matrix[1][1] * y + matrix[1][2]).floor_().long().clamp_(0, height - 1)
     flat = images.permute(0, 2, 3, 1).reshape(len(images), height * width, 3)
     turned = flat.index_select(1, (source_y * width + source_x).flatten())
-    return turned.reshape(len(images), bottom - top, right - left, 3).permute(0, 3, 1, 2)
+    return turned.reshape(len(images), inner_height, inner_width, 3).permute(0, 3, 1, 2)
 
 
 def contrast(images: Tensor, factor: float = 1.0) -> Tensor:

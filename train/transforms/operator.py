@@ -82,6 +82,8 @@ class TransformOperator:
     def sample(self, rng: np.random.Generator) -> list[Step]:
         """Ops in order of application with their parameters."""
         count = int(rng.integers(0, self.max_ops + 1))
+        if not count:
+            return []
         chosen = sorted(int(index) for index in rng.choice(len(self._names), size=count, replace=False))
         return [(self._names[index], SAMPLERS[self._names[index]](rng)) for index in chosen]
 

@@ -62,14 +62,19 @@ def largest_inscribed(width: float, height: float, radians: float) -> tuple[floa
     return (width * cosine - height * sine) / double_cosine, (height * cosine - width * sine) / double_cosine
 
 
+def inscribed_box(width: int, height: int, degrees: float, turned_width: int, turned_height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest inscribed rectangle within the turned, expanded image."""
+    inner_width, inner_height = largest_inscribed(width, height, math.radians(degrees))
+    center_x, center_y = turned_width / 2, turned_height / 2
+    left, top = int(center_x - inner_width / 2), int(center_y - inner_height / 2)
+    return left, top, max(left + 1, int(center_x + inner_width / 2)), max(top + 1, int(center_y + inner_height / 2))
+
+
 def rotation(image: Image.Image, degrees: float = 0.0) -> Image.Image:
     """Turn counter-clockwise (nearest neighbour), then keep the largest inscribed rectangle, so that no corner is black."""
     image = _rgb(image)
     turned = image.rotate(degrees, expand=True)
-    width, height = largest_inscribed(image.width, image.height, math.radians(degrees))
-    center_x, center_y = turned.width / 2, turned.height / 2
-    left, top = int(center_x - width / 2), int(center_y - height / 2)
-    return turned.crop((left, top, max(left + 1, int(center_x + width / 2)), max(top + 1, int(center_y + height / 2))))
+    return turned.crop(inscribed_box(image.width, image.height, degrees, turned.width, turned.height))
 
 
 def contrast(image: Image.Image, factor: float = 1.0) -> Image.Image:

@@ -22,6 +22,7 @@ from train.transforms.crops import center_crop, resize_tail, resized_crop, sampl
 from train.transforms.operator import Step, TransformOperator
 
 GLOBAL_SIZE_PX = 224
+Picture = Image.Image | Tensor
 
 
 def view_rng(seed: int, epoch: int, record_id: str, view: str, occurrence: int = 0) -> np.random.Generator:
@@ -75,8 +76,8 @@ def fast_view(images: Tensor, plan: Plan) -> Tensor:
 
 
 def make_views(
-    real: Image.Image,
-    fake: Image.Image,
+    real: Picture,
+    fake: Picture,
     record_id: str,
     recipe: Views,
     *,
@@ -85,13 +86,17 @@ def make_views(
     occurrence: int = 0,
     terms: Terms = "both",
 ) -> Mapping[str, Tensor]:
-    """uint8 [3, S, S] under each name that `terms` needs; S is 224, or `local_size_px` for the local crops."""
-    images = {"real": real.convert("RGB"), "fake": fake.convert("RGB")}
-    tensors = {label: fast.to_tensor(image) for label, image in images.items()} if recipe.fast else {}
+    """uint8 [3, S, S] under each name that `terms` needs; S is 224, or `local_size_px` for the local crops.
+
+    Tensors (uint8 [1, 3, H, W]) take the fast path, PIL images the reference.
+    """
+    images = {"real": real, "fake": fake}
     made: dict[str, Tensor] = {}
     for view in views_needed(terms):
-        label = view.split("_", maxsplit=1)[0]
-        image = images[label]
-        plan = plan_view(view, image.width, image.height, recipe, view_rng(seed, epoch, record_id, view, occurrence))
-        made[view] = fast_view(tensors[label], plan)[0] if recipe.fast else reference_view(image, plan)
+        image = images[view.split("_", maxsplit=1)[0]]
+        rng = view_rng(seed, epoch, record_id, view, occurrence)
+        if isinstance(image, Tensor):
+            made[view] = fast_view(image, plan_view(view, image.shape[-1], image.shape[-2], recipe, rng))[0]
+        else:
+            made[view] = reference_view(image, plan_view(view, image.width, image.height, recipe, rng))
     return made

@@ -1,0 +1,214 @@
+"""D3 from parquet with its real images from a local web server that misbehaves in every way."""
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from train.data import d3
+from train.data.d3 import build_shards, read_rows
+from train.data.download import DownloadLimits, download_all
+from train.data.images import DataError
+from train.data.shards import open_shards
+from train.data.synthetic import synthetic_record
+
+LIMITS = DownloadLimits(concurrency=4, timeout_s=0.5, attempts=2, backoff_s=0.01, max_bytes=200_000, max_redirects=2, allow_private=True)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves /ok/<n>, and under other paths what goes wrong on the web; counts the requests by path."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: dict[str, int] = {}
+        self.ended = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
+        kind = self.path.split("/")[1]
+        image = synthetic_record(int(self.path.rsplit("/", maxsplit=1)[1])).images["real"]
+        if kind == "slow":
+            self.server.ended.wait(5)
+        elif kind == "moved":
+            self.answer(302, b"", location=self.path.replace("moved", "ok"))
+        elif kind == "loop":
+            self.answer(302, b"", location=self.path)
+        elif kind == "gone":
+            self.answer(404, b"not found")
+        elif kind == "busy":
+            self.answer(503 if self.server.asked[self.path] == 1 else 200, image)
+        elif kind == "html":
+            self.answer(200, b"<html>sorry</html>")
+        elif kind == "huge":
+            self.answer(200, b"x" * 300_000)
+        elif kind == "cut":
+            self.send_response(200)
+            self.send_header("content-length", str(len(image)))
+            self.end_headers()
+            self.wfile.write(image[: len(image) // 2])
+        elif kind == "halfimage":
+            self.answer(200, image[: len(image) // 2])
+        else:
+            self.answer(200, image)
+
+    def answer(self, status: int, body: bytes, location: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        if location:
+            self.send_header("location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield server
+    server.ended.set()
+    server.shutdown()
+    server.server_close()
+
+
+KINDS = ["ok", "moved", "gone", "busy", "html", "huge", "cut", "halfimage", "slow", "loop", "ok", "ok"]
+
+
+def write_rows(path: Path, urls: list[str]) -> None:
+    """Parquet in D3's schema: four PNG or GIF fakes a row, no image column for the real."""
+    rows = []
+    for index, url in enumerate(urls):
+        record = synthetic_record(index, size=32)
+        row = {"id": f"{index:04d}", "original_prompt": f"prompt {index}", "positive_prompt": "p", "negative_prompt": "n", "url": url}
+        for k in range(4):
+            data = record.images[f"gen_{k}"]
+            if k == 3:
+                buffer = io.BytesIO()
+                Image.open(io.BytesIO(data)).save(buffer, "GIF")
+                data = buffer.getvalue()
+            row |= {f"model_gen{k}": f"m{k}", f"width_gen{k}": 32, f"height_gen{k}": 32, f"num_inference_steps_gen{k}": 50, f"filepath_gen{k}": "f"}
+            row[f"image_gen{k}"] = {"bytes": data, "path": None}
+        rows.append(row)
+    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+
+
+@pytest.fixture
+def rows(server: Server, tmp_path: Path) -> Path:
+    write_rows(tmp_path / "d3.parquet", [f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)])
+    return tmp_path / "d3.parquet"
+
+
+def test_downloads_end_as_images_or_reasons(server: Server) -> None:
+    """Each thing that goes wrong on the web has its reason; what is passing is tried again, what is not is not."""
+    results = asyncio.run(download_all([f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS))
+    by_kind = dict(zip([*KINDS[:10], "ok", "ok", "words", "ftp"], results, strict=True))
+    for kind in ("ok", "moved", "busy"):
+        assert isinstance(by_kind[kind], bytes)
+    assert by_kind["gone"] == "dead link 404"
+    assert by_kind["html"].startswith("not an image")
+    assert by_kind["halfimage"].startswith("not an image")
+    assert by_kind["huge"] == "larger than 200000 bytes"
+    assert by_kind["cut"] == "broke off"
+    assert by_kind["slow"] == "timeout"
+    assert by_kind["loop"] == "too many redirects"
+    assert by_kind["words"] in ("invalid URL", "connection: UnsupportedProtocol") and isinstance(by_kind["ftp"], str)
+    assert server.asked["/busy/3"] == server.asked["/cut/6"] == 2
+    assert server.asked["/gone/2"] == server.asked["/html/4"] == 1
+
+
+def test_private_addresses_are_refused_unless_allowed(server: Server) -> None:
+    """A URL from the data set cannot make the machine ask its own network."""
+    results = asyncio.run(download_all([f"{server.url}/ok/1"], replace(LIMITS, allow_private=False)))
+    assert results == ["address is not public"]
+    assert server.asked == {}
+
+
+def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp_path: Path) -> None:
+    """Original bytes of real and fakes in blocks, with counts, hashes and the reason for every row that is missing."""
+    manifest = build_shards(str(rows), tmp_path / "out", records_per_shard=5, limits=LIMITS)
+    assert [entry["rows"] for entry in manifest["shards"]] == [5, 5, 2]
+    assert (manifest["rows"], manifest["records"]) == (12, 5)
+    assert manifest["failures"] == {
+        "dead link 404": 1,
+        "not an image": 2,
+        "larger than 200000 bytes": 1,
+        "broke off": 1,
+        "timeout": 1,
+        "too many redirects": 1,
+    }
+    source = open_shards(tmp_path / "out")
+    assert [str(identity)[-4:] for identity in source.ids] == ["0000", "0001", "0003", "0010", "0011"]
+    assert source.key(2, 0).read() == synthetic_record(3).images["real"]
+    assert source.key(2, 1).read() == synthetic_record(3, size=32).images["gen_0"]
+    failures = [json.loads(line) for path in sorted((tmp_path / "out").glob("*.failures.jsonl")) for line in path.read_text().splitlines()]
+    assert len(failures) == 7 and all(failure["url"].startswith("http") for failure in failures)
+    assert list((tmp_path / "out" / ".staging").iterdir()) == []
+
+
+def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second block and started again: the same shards as in one go, and no finished download is asked for again."""
+    whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
+    server.asked.clear()
+    true_download, calls = d3.download_all, []
+
+    async def failing(urls: list[str], limits: DownloadLimits) -> list[bytes | str]:
+        calls.append(len(urls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return await true_download(urls, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(d3, "download_all", failing)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
+    before = dict(server.asked)
+    assert len(before) >= 8
+    resumed = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
+    assert resumed["shards"] == whole["shards"]
+    assert all(server.asked[path] == count for path, count in before.items())
+    one, other = open_shards(tmp_path / "whole"), open_shards(tmp_path / "parts")
+    assert np.array_equal(one.ids, other.ids)
+    assert build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)["shards"] == whole["shards"]
+
+
+def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:
+    """A run stopped by --limit within a block goes on behind its last row."""
+    build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=2, limits=LIMITS)
+    manifest = build_shards(str(rows), tmp_path / "out", records_per_shard=5, limits=LIMITS)
+    assert [entry["rows"] for entry in manifest["shards"]] == [2, 5, 5]
+    assert [str(identity)[-4:] for identity in open_shards(tmp_path / "out").ids] == ["0000", "0001", "0003", "0010", "0011"]
+
+
+def test_wrong_sources_give_one_clear_line(rows: Path, tmp_path: Path) -> None:
+    """No such file, another schema, and a folder begun with other values are DataErrors that say so."""
+    with pytest.raises(DataError, match="neither"):
+        list(read_rows(str(tmp_path / "none.parquet")))
+    parquet.write_table(pa.Table.from_pylist([{"id": "1", "url": "x"}]), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"image_gen0.* missing"):
+        list(read_rows(str(tmp_path / "other.parquet")))
+    build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=5, limits=LIMITS)
+    with pytest.raises(DataError, match="records_per_shard 5"):
+        build_shards(str(rows), tmp_path / "out", records_per_shard=6, limits=LIMITS)
