@@ -23,14 +23,11 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "code_encoder": (("images",), ("embedding",)),
     "code_heads": (("embedding",), ("scores",)),
 }
-# Level 1 is the worker's traffic, level 2 what may wait for it (a shadow version). A request that has waited longer than its
-# sender will (30 s unless it says otherwise) is refused instead of being computed for nobody.
+# No priorities, no queue time-outs and no queue limit: any of them turns Triton's prefetching off, and then a request that arrives
+# just as an answer leaves is not noticed for half a second (docs/decisions.md). The queue stays short because the worker bounds its calls in flight.
 SCHEDULING = """dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {delay}
-  priority_levels: 2
-  default_priority_level: 1
-  default_queue_policy {{ timeout_action: REJECT default_timeout_microseconds: 30000000 allow_timeout_override: true }}
 }}
 """
 
