@@ -1,0 +1,154 @@
+"""The chart on a real API server, in a namespace that enforces Pod Security "restricted": install, upgrade, rollback, roll-out, drain."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy import chart
+from tests.deploy.cluster import Cluster
+from tests.integration.harness import wait_until
+
+CLAIMS = ("archive", "d3", "plans", "weights")
+# Two of each are enough to see a roll-out, and two cores carry the control plane.
+FEW = ("--set", "worker.replicas=2", "--set", "triton.replicas=2")
+PATIENCE = "300s"
+SELECTOR = "app.kubernetes.io/component=worker"
+
+
+@pytest.fixture(scope="module")
+def cluster(tool: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The control plane, once for all tests; each uses a namespace of its own."""
+    for name in ("etcd", "kwok", "crds"):
+        tool(name)
+    with Cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+def _install(cluster: Cluster, command: str, namespace: str, *options: str) -> None:
+    cluster.helm(command, "assay", str(chart.CHART), "-n", namespace, "--wait", "--timeout", PATIENCE, *options)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", chart.NAMES)
+def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
+    """Every values file installs, takes an upgrade of image and settings, rolls back and leaves nothing behind; no warning from Pod Security."""
+    namespace = f"t-{name}"
+    cluster.namespace(namespace, CLAIMS)
+    values = ["-f", str(chart.CHART / "ci" / f"{name}-values.yaml"), *FEW]
+    _install(cluster, "install", namespace, *values)
+    pods = cluster.get("pods", "-n", namespace, "-l", SELECTOR)["items"]
+    assert pods and all(pod["status"]["phase"] == "Running" for pod in pods)
+    _install(
+        cluster, "upgrade", namespace, *values, "--set", "worker.image.digest=", "--set", "worker.image.tag=next", "--set", "settings.log.level=debug"
+    )
+    cluster.helm("rollback", "assay", "1", "-n", namespace, "--wait", "--timeout", PATIENCE)
+    original = chart.of_kind(chart.objects(chart.manifest(name)), "Deployment")
+    for deployment in original:
+        found = cluster.get("deployment", deployment["metadata"]["name"], "-n", namespace)
+        images = [container["image"] for container in found["spec"]["template"]["spec"]["containers"]]
+        assert images == [container["image"] for container in deployment["spec"]["template"]["spec"]["containers"]]
+    events = cluster.get("events", "-n", namespace)["items"]
+    assert [event["message"] for event in events if "violates PodSecurity" in event["message"]] == []
+    cluster.helm("uninstall", "assay", "-n", namespace, "--wait", "--timeout", PATIENCE)
+    kinds = "deployments,services,networkpolicies,poddisruptionbudgets,scaledobjects,triggerauthentications,podmonitors,prometheusrules,jobs,cronjobs,secrets"
+    assert cluster.get(kinds, "-n", namespace, "-l", "app.kubernetes.io/instance=assay")["items"] == []
+
+
+def test_the_namespace_does_enforce(cluster: Cluster) -> None:
+    """A pod that runs as root is refused there, so that the installs above mean something."""
+    cluster.namespace("t-enforce")
+    done = cluster.kubectl("run", "root", "--image=x", "-n", "t-enforce", check=False)
+    assert done.returncode != 0 and 'violates PodSecurity "restricted:latest"' in done.stderr
+
+
+def test_a_roll_out_never_drops_below_the_budget(cluster: Cluster) -> None:
+    """While every pod is replaced, each state of the Deployment that the API server reports has all workers available."""
+    cluster.namespace("t-roll")
+    _install(cluster, "install", "t-roll", "--set", "worker.replicas=4")
+    watch = subprocess.Popen(
+        [*_kubectl(cluster), "get", "deployment", "assay", "-n", "t-roll", "--watch", "-o", "json"], stdout=subprocess.PIPE, text=True
+    )
+    states: list[dict[str, Any]] = []
+    reader = threading.Thread(target=_read_documents, args=(watch, states))
+    reader.start()
+    try:
+        _install(cluster, "upgrade", "t-roll", "--set", "worker.replicas=4", "--set", "worker.image.tag=next")
+        wait_until(
+            lambda: bool(states) and states[-1]["status"].get("updatedReplicas") == 4 and states[-1]["status"].get("replicas") == 4, "the roll-out"
+        )
+    finally:
+        watch.terminate()
+        reader.join(20)
+    available = [state["status"].get("availableReplicas", 0) for state in states]
+    assert len(available) > 4 and min(available) >= 4, available
+    assert max(state["status"]["replicas"] for state in states) <= 4 + 1
+
+
+def test_a_drain_stops_at_the_budget(cluster: Cluster) -> None:
+    """One worker may be evicted; the next eviction is refused until the first has been replaced, then it is allowed."""
+    cluster.namespace("t-drain")
+    _install(cluster, "install", "t-drain", "--set", "worker.replicas=3")
+    names = [pod["metadata"]["name"] for pod in cluster.get("pods", "-n", "t-drain", "-l", SELECTOR)["items"]]
+    wait_until(lambda: cluster.get("pdb", "assay", "-n", "t-drain")["status"].get("disruptionsAllowed") == 1, "the budget to be known")
+    nodes = [node["metadata"]["name"] for node in cluster.get("nodes")["items"]]
+    cluster.kubectl("cordon", *nodes)  # the replacement stays pending
+    try:
+        assert _evict(cluster, "t-drain", names[0]).returncode == 0
+        refused = _evict(cluster, "t-drain", names[1])
+        assert refused.returncode != 0 and "would violate the pod's disruption budget" in refused.stderr
+    finally:
+        cluster.kubectl("uncordon", *nodes)
+    cluster.kubectl("rollout", "status", "deployment/assay", "-n", "t-drain", "--timeout=60s")
+    wait_until(lambda: _evict(cluster, "t-drain", names[1]).returncode == 0, "the second eviction")
+
+
+def test_a_node_is_drained_by_kubectl(cluster: Cluster) -> None:
+    """`kubectl drain` empties a node, and the workers are all there again elsewhere."""
+    cluster.namespace("t-node")
+    _install(cluster, "install", "t-node", "--set", "worker.replicas=4")
+    node = cluster.get("pods", "-n", "t-node", "-l", SELECTOR)["items"][0]["spec"]["nodeName"]
+    try:
+        cluster.kubectl(
+            "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/instance=assay", "--timeout=120s"
+        )
+        cluster.kubectl("rollout", "status", "deployment/assay", "-n", "t-node", "--timeout=60s")
+        pods = cluster.get("pods", "-n", "t-node", "-l", SELECTOR)["items"]
+        assert node not in [pod["spec"]["nodeName"] for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    finally:
+        cluster.kubectl("uncordon", node)
+
+
+def test_the_pods_account_may_do_nothing(cluster: Cluster) -> None:
+    """The service account has no rights of its own: it cannot even read the Secret that the kubelet mounts for it."""
+    for verb, resource in (("get", "secrets"), ("list", "pods"), ("create", "pods")):
+        done = cluster.kubectl("auth", "can-i", verb, resource, "-n", "t-roll", "--as=system:serviceaccount:t-roll:assay", check=False)
+        assert done.stdout.strip() == "no"
+
+
+def _kubectl(cluster: Cluster) -> list[str]:
+    return [str(cluster._programs["kubectl"]), "--kubeconfig", str(cluster.kubeconfig)]
+
+
+def _evict(cluster: Cluster, namespace: str, pod: str) -> subprocess.CompletedProcess[str]:
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+    return cluster.kubectl(
+        "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(eviction), check=False
+    )
+
+
+def _read_documents(watch: subprocess.Popen[str], states: list[dict[str, Any]]) -> None:
+    """kubectl writes one JSON document after the other; each ends with a brace in the first column."""
+    assert watch.stdout is not None
+    lines: list[str] = []
+    for line in watch.stdout:
+        lines.append(line)
+        if line == "}\n":
+            states.append(json.loads("".join(lines)))
+            lines.clear()
