@@ -1,8 +1,8 @@
 """A copy of a folder in which format, size and compression no longer tell real from generated, as far as that can be done.
 
-Every image becomes a JPEG of a quality drawn from one distribution for both classes; half are cut to at most 512 px, half shrunk
-to a short side drawn from 256-512; no source or generator has more than a limited number of images. What stays: subjects,
-and the size at which a scene was made. Metadata goes. Used for the demo weights.
+Every image becomes a square JPEG whose side and quality are drawn from one distribution for both classes; half are cut to that
+side, half shrunk to it; no source or generator has more than a limited number of images. What stays: subjects, and the size
+at which a scene was made. Metadata goes. Used for the demo weights.
 """
 
 from __future__ import annotations
@@ -17,23 +17,18 @@ from PIL import Image
 from train.data.images import decode_image
 from train.data.records import FAKE, Labelled, held_out
 
-MAX_SIDE_PX = 512
-MIN_SIDE_PX = 256
+SIDE_PX = (224, 353)
 QUALITY = (70, 96)
 
 
 def equalise_image(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, int]:
-    """(RGB image of at most 512 px, JPEG quality to keep it in)."""
-    short = min(image.size)
+    """(square RGB image, JPEG quality to keep it in); an image smaller than the side drawn keeps its own shorter side."""
+    side = min(*image.size, int(rng.integers(*SIDE_PX)))
     if rng.random() < 0.5:
-        width, height = min(image.width, MAX_SIDE_PX), min(image.height, MAX_SIDE_PX)
-        left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
-        image = image.crop((left, top, left + width, top + height))
-    else:
-        target = min(short, int(rng.integers(MIN_SIDE_PX, MAX_SIDE_PX + 1)))
-        size = (round(image.width * target / short), round(image.height * target / short))
-        image = image.resize(size, Image.Resampling.LANCZOS) if target < short else image
-    return image, int(rng.integers(*QUALITY))
+        factor = side / min(image.size)
+        image = image.resize((max(side, round(image.width * factor)), max(side, round(image.height * factor))), Image.Resampling.LANCZOS)
+    left, top = int(rng.integers(image.width - side + 1)), int(rng.integers(image.height - side + 1))
+    return image.crop((left, top, left + side, top + side)), int(rng.integers(*QUALITY))
 
 
 def equalise_folder(images: list[Labelled], destination: Path, *, held_out_fraction: float, max_per_generator: int, seed: int = 0) -> dict[str, int]:
