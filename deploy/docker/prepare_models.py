@@ -4,7 +4,8 @@ The chart's init container runs it in the serving image, because a TensorRT plan
 kind of GPU that built it. The cache key holds both, with the weights' version, so that a claim may be shared by unlike nodes.
 
     python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit --flavour cpu|tensorrt
-                              --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16]
+                              --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16|bf16]
+                              [--shadow SOURCE]     another model, served beside it as `code_shadow`
 
 Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start.
 """
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 from triton_models import build, plan, weights
 
+SHADOW = "code_shadow"
 FILES = (weights.ENCODER_FILE, weights.HEADS_FILE)
 
 
@@ -105,20 +107,34 @@ def keep(repository: Path, kept: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def add_shadow(repository: Path, other: Path) -> None:
+    """Put the model `code` of `other` beside the repository's own, as `code_shadow`: what `triton_models.rollout shadow` does to a running server."""
+    target = repository / SHADOW
+    shutil.copytree(other / "code", target)
+    configuration = target / "config.pbtxt"
+    configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
+
+
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit")
     parser.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     parser.add_argument("--out", type=Path, required=True, help="model repository to write")
     parser.add_argument("--expect", help="model version that the weights must have")
+    parser.add_argument("--shadow", help="source of a shadow model, as --source")
     parser.add_argument("--cache", type=Path, help="folder that keeps built repositories")
     given = parser.parse_args()
     # The init container is started again after a failure, with what it left.
     shutil.rmtree(given.out, ignore_errors=True)
     try:
-        print(prepare(given.source, given.out, given.flavour, build.Options(precision=given.precision), given.cache, given.expect))
+        options = build.Options(precision=given.precision)
+        print(prepare(given.source, given.out, given.flavour, options, given.cache, given.expect))
+        if given.shadow:
+            with tempfile.TemporaryDirectory() as work:
+                print("shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None))
+                add_shadow(given.out, Path(work) / "shadow")
     except (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError) as error:
         shutil.rmtree(given.out, ignore_errors=True)
         print(f"error: {error}", file=sys.stderr)

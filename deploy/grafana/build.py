@@ -201,6 +201,29 @@ MODEL: dict[str, list[Panel]] = {
             width=12,
         ),
     ],
+    "Shadow model": [
+        Panel(
+            "Decisions that would differ",
+            [
+                (
+                    f"{rate('assay_shadow_decisions_total', 'decision, shadow')} / on () group_left () {rate('assay_shadow_decisions_total')} > 0",
+                    "{{decision}}, shadow {{shadow}}",
+                )
+            ],
+            "percentunit",
+            meaning="Share of the compared images by both decisions; equal ones included.",
+            stacked=True,
+        ),
+        Panel("p95 of the score difference", [(quantile(0.95, "assay_shadow_score_difference", "head"), "{{head}}")], "percentunit"),
+        Panel(
+            "Compared, dropped, failed",
+            [
+                (rate("assay_shadow_images_total", "outcome"), "{{outcome}}"),
+                (f"count by (version) (assay_shadow_model_info{{{NS}}} == 1)", "workers with {{version}}"),
+            ],
+            "ops",
+        ),
+    ],
     "Scores": [
         *(
             Panel(f"Scores: {head}", [(rate("assay_scores_bucket", "le", f'head="{head}"'), "{{le}}")], kind="heatmap")

@@ -167,7 +167,10 @@ def properties() -> dict[str, Schema]:
             revision=text("Commit of the hub repository; pin it."),
             credentialsSecret=text("Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."),
             expectedVersion=text("Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"),
-            precision=choice("Precision of the plan's matrix products.", "fp32", "fp16"),
+            precision=choice("Precision of the plan's matrix products.", "fp32", "fp16", "bf16"),
+            shadow=text(
+                "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, `hub://organisation/repository@commit`); none when empty."
+            ),
             buildSeconds=number("How long fetching and building may take; goes into the roll-out's deadline.", 30),
             cacheClaimName=text("ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."),
             resources=resources("the init container"),

@@ -1,6 +1,6 @@
 """The tools as fixtures: a test whose tool cannot be had is skipped, with the reason.
 
-`make test` installs only what takes seconds; `make test-deploy` sets ASSAY_TEST_DEPLOY and runs everything.
+`make test` installs only what takes seconds; `make test-deploy` sets TEST_DEPLOY and runs everything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.deploy import tools
 
 
 def _tool(get: Callable[[], Path], *, quick: bool = False) -> Path:
-    if not quick and not os.environ.get("ASSAY_TEST_DEPLOY"):
+    if not quick and not os.environ.get("TEST_DEPLOY"):
         pytest.skip("takes tools that are built from source; `make test-deploy` runs it")
     try:
         return get()

@@ -194,6 +194,7 @@ REFUSED = {
     "SASL without password": ({"settings": {"kafka": {"security_protocol": "SASL_SSL"}}}, "kafka.sasl_password"),
     "budget takes all": ({"pdb": {"maxUnavailable": 2}}, "a drain could take them all"),
     "unpinned hub": ({"models": {"source": "hub", "uri": "a/b"}}, "models.revision"),
+    "shadow without traffic": ({"models": {"shadow": "/opt/assay/candidate"}}, "settings.shadow.share"),
     "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
     "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
     "half a certificate": ({"tls": {"kafka": {"secretName": "s", "certKey": "tls.crt"}}}, "certKey and keyKey"),

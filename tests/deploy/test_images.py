@@ -17,6 +17,7 @@ import pytest
 
 from tests.deploy import tools
 from tests.integration.harness import Outside, samples, wait_until
+from triton_models import build
 from worker.local import paths
 
 Tool = Callable[[str], Path]
@@ -137,6 +138,15 @@ def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
     next((tmp_path / "cache").rglob("model.onnx")).write_bytes(b"not it")
     third = _prepare(*options, "--out", str(tmp_path / "c"))
     assert third.returncode == 1 and "damaged" in third.stderr and not (tmp_path / "c").exists()
+
+
+def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
+    """With --shadow the repository has a second model of the same tensors under its own name, and the first is as it was."""
+    done = _prepare("--source", str(WEIGHTS), "--shadow", str(WEIGHTS), "--out", str(tmp_path / "a"))
+    assert done.returncode == 0, done.stderr
+    configurations = {name: (tmp_path / "a" / name / "config.pbtxt").read_text() for name in ("code", "code_shadow")}
+    assert 'name: "code_shadow"' in configurations["code_shadow"] and 'name: "code"' in configurations["code"]
+    assert build.check(tmp_path / "a")["model_version"] in configurations["code_shadow"]
 
 
 def test_unexpected_weights_are_refused(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def _install(name: str, make: Callable[[Path], None]) -> Path:
     target = HOME / name
     if target.exists():
         return target
-    if os.environ.get("ASSAY_TOOLS_OFFLINE"):
-        raise Missing(f"{name} is not installed and ASSAY_TOOLS_OFFLINE is set")
+    if os.environ.get("TEST_TOOLS_OFFLINE"):
+        raise Missing(f"{name} is not installed and TEST_TOOLS_OFFLINE is set")
     HOME.mkdir(parents=True, exist_ok=True)
     with exclusive(HOME / f".{name}.lock", lambda: None):
         if not target.exists():

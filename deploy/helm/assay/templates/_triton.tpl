@@ -26,6 +26,9 @@ args:
   {{- with .Values.models.expectedVersion }}
   - --expect={{ . }}
   {{- end }}
+  {{- with .Values.models.shadow }}
+  - --shadow={{ . }}
+  {{- end }}
   {{- if .Values.models.cacheClaimName }}
   - --cache=/cache
   {{- end }}
@@ -63,6 +66,9 @@ args:
   - --model-repository=/models/repository
   - --model-control-mode=explicit
   - --load-model={{ dig "triton" "model_name" "code" .Values.settings }}
+  {{- if .Values.models.shadow }}
+  - --load-model=code_shadow
+  {{- end }}
   - --disable-auto-complete-config
   - --exit-timeout-secs=20
   - --grpc-address={{ ternary "127.0.0.1" "0.0.0.0" $sidecar }}

@@ -37,6 +37,10 @@
 {{- if and (eq $v.models.source "hub") (or (not $v.models.uri) (not $v.models.revision)) -}}
 {{- $problems = append $problems "models.uri, models.revision: models.source=hub needs organisation/repository and the commit to pin" -}}
 {{- end -}}
+{{- $shadow := gt (dig "shadow" "share" 0 $v.settings | float64) 0.0 -}}
+{{- if and (ne $v.triton.mode "external") (ne $shadow (not (empty $v.models.shadow))) -}}
+{{- $problems = append $problems "models.shadow, settings.shadow.share: a shadow model needs both, its weights and the share of the images that it sees" -}}
+{{- end -}}
 {{- if and $v.secrets.existingSecret $v.secrets.values -}}
 {{- $problems = append $problems "secrets.values: with secrets.existingSecret name its keys under secrets.keys instead" -}}
 {{- end -}}
