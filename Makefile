@@ -40,11 +40,11 @@ test-integration: setup-all ## the tests on real servers
 
 test-deploy: setup-all ## the chart, images, alerts and dashboards with every tool, a real API server included (first run: 15 min of builds)
 	@-$(PY) -m tests.deploy.tools static cluster
-	@ASSAY_TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
+	@TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
 
 test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on real Kafka lag (first run: 20 min more of builds)
 	@$(PY) -m tests.deploy.tools cluster keda
-	@ASSAY_TEST_DEPLOY=1 ASSAY_TEST_KEDA=1 $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
+	@TEST_DEPLOY=1 TEST_KEDA=1 $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
 
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .
