@@ -154,23 +154,23 @@ def test_reference_is_the_released_code(golden: Path, golden_weights: Weights) -
     assert np.abs(embedding - expected["cls_features_f64"]).max() < 2e-5
 
 
-def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Path, command: Callable) -> None:
-    """Exit 0 with a table; exit 1 for a fault, for a server that is away, and with one line for a damaged repository."""
+def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0 with a table; exit 1 for a fault, and with one line for a damaged repository."""
     (tmp_path / "images").mkdir()
     for index, pixels in enumerate(IMAGES):
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    right = command("triton_models.verify", repository, "--images", tmp_path / "images")
-    assert right.returncode == 0, right.stdout + right.stderr
-    assert "the same model in every form" in right.stdout
+    assert verify.main([str(repository), "--images", str(tmp_path / "images")]) == 0
+    assert "the same model in every form" in capsys.readouterr().out
     shutil.copytree(repository, tmp_path / "models")
     plant(tmp_path / "models", "code_heads", wrong_svm)
-    wrong = command("triton_models.verify", tmp_path / "models", "--images", tmp_path / "images")
-    assert wrong.returncode == 1
-    assert "ONNX graph code_heads" in wrong.stdout and "PAST THE TOLERANCE" in wrong.stdout
+    assert verify.main([str(tmp_path / "models"), "--images", str(tmp_path / "images")]) == 1
+    said = capsys.readouterr().out
+    assert "ONNX graph code_heads" in said
+    assert "PAST THE TOLERANCE" in said
     (tmp_path / "models" / "code" / "config.pbtxt").write_text("")
-    damaged = command("triton_models.verify", tmp_path / "models")
-    assert damaged.returncode == 1
-    assert "config.pbtxt: damaged" in damaged.stderr and len(damaged.stderr.strip().splitlines()) == 1
+    assert verify.main([str(tmp_path / "models")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "config.pbtxt: damaged" in line
 
 
 @pytest.mark.integration
