@@ -303,29 +303,4 @@ def skew(images: Tensor, skew_factor: float = 0.5, axis: int = 0) -> Tensor:
     return _to_bytes(sheared).reshape(count, height, width, 3).permute(0, 3, 1, 2)
 
 
-FAST_OPS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        op.__name__: op
-        for op in (
-            blur,
-            brightness,
-            aspect_ratio,
-            pixelization,
-            rotation,
-            contrast,
-            saturation,
-            encoding_quality,
-            grayscale,
-            hflip,
-            opacity,
-            overlay_stripes,
-            pad,
-            resize,
-            random_crop,
-            scale,
-            sharpen,
-            shuffle_pixels,
-            skew,
-        )
-    }
-)
+FAST_OPS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({name: globals()[name] for name in ops.OPS})
