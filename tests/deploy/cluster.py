@@ -33,6 +33,7 @@ class Cluster:
     def __init__(self, directory: Path, *, controller_flags: tuple[str, ...] = ()) -> None:
         self.directory = directory
         self.kubeconfig = directory / "kubeconfig"
+        self.authority = trustme.CA()
         self._controller_flags = controller_flags
         self._processes: list[subprocess.Popen[bytes]] = []
         self._programs = {name: tools.kubernetes(name) for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")}
@@ -162,9 +163,8 @@ class Cluster:
         self._furnish()
 
     def _certificates(self) -> None:
-        authority = trustme.CA()
-        leaf = authority.issue_cert("127.0.0.1", "10.0.0.1", "localhost", "kubernetes.default.svc")
-        authority.cert_pem.write_to_path(self.directory / "ca.crt")
+        leaf = self.authority.issue_cert("127.0.0.1", "10.0.0.1", "localhost", "kubernetes.default.svc")
+        self.authority.cert_pem.write_to_path(self.directory / "ca.crt")
         leaf.private_key_pem.write_to_path(self.directory / "tls.key")
         for number, part in enumerate(leaf.cert_chain_pems):
             part.write_to_path(self.directory / "tls.crt", append=number > 0)
