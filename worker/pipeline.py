@@ -64,7 +64,7 @@ class Pipeline:
         self._stop_requested = threading.Event()  # begin to drain
         self._stop = threading.Event()  # every room stops at once
         self._broken: BaseException | None = None
-        self._beat = time.monotonic()
+        self._beat = self._joined_at = time.monotonic()
         self._threads: list[threading.Thread] = []
 
         self.flow = Flow(settings.flow)
@@ -87,6 +87,7 @@ class Pipeline:
             metrics=self.metrics,
             assigned=lambda: self._assigned,
             beat=lambda: self._beat,
+            joined=lambda: self._joined_at,
         )
         self._assigned: list[int] = []
         self._paused = False
@@ -201,6 +202,7 @@ class Pipeline:
 
     def _consume(self, consumer: Consumer) -> None:
         """The poll loop: admit records while there is room, commit about once a second."""
+        self._joined_at = time.monotonic()
         commit_at = time.monotonic()
         average_bytes = 1.0
         while not self._stop_requested.is_set() and self._broken is None:
@@ -210,6 +212,8 @@ class Pipeline:
             most = max(1, min(self.settings.kafka.max_poll_records, self.flow.room, int(room_bytes / average_bytes)))
             try:
                 records = consumer.poll(POLL_MS, most)
+                if consumer.is_joined:
+                    self._joined_at = self._beat
                 self._admit(records)
                 if records:
                     average_bytes = max(average_bytes * 0.9, sum(len(r.value or b"") for r in records) / len(records), 1.0)
@@ -373,7 +377,7 @@ class Pipeline:
                 if now >= told_at:
                     log.warning("waiting_for", dependency=error.dependency, error=error.detail)
                     told_at = now + 5
-                self._beat = now
+                self._beat = self._joined_at = now
                 if self._stop_requested.wait(0.5):
                     raise Stopping(f"stopped while waiting for {error.dependency}") from None
             else:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.base import MemberState
 from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
@@ -137,7 +138,24 @@ class Consumer:
         """Up to `max_records` records, in order within each partition; also drives heartbeats and rebalances."""
         with as_unavailable(self._settings):
             polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+            self._collect_join()
         return to_records(polled)
+
+    def _collect_join(self) -> None:
+        """Have a join that outlived its poll collected by the next one.
+
+        kafka-python 3.0.12 forgets it where the leader re-joins because the topic's partitions changed (also when it first
+        hears of them): making the assignment removes the reason to re-join, later polls see none, and the member stays
+        without partitions and heartbeats for ever.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001  # there is no public way to ask or to request
+        if coordinator.rejoining and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
+
+    @property
+    def is_joined(self) -> bool:
+        """Is this member part of a stable group, as far as it knows?"""
+        return bool(self._consumer.group_metadata().state == MemberState.STABLE)
 
     def set_paused(self, paused: bool) -> None:
         """Stop or go on fetching; polling goes on either way, so the group keeps us."""

@@ -44,6 +44,7 @@ class Monitor:
         metrics: Metrics,
         assigned: Callable[[], list[int]],
         beat: Callable[[], float],
+        joined: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -53,6 +54,7 @@ class Monitor:
         self._metrics = metrics
         self._assigned = assigned
         self._beat = beat
+        self._joined = joined
         self._probe = Probe(settings.kafka)
         self._stop = threading.Event()
         self._seen: dict[str, tuple[bool, str]] = {}
@@ -69,9 +71,18 @@ class Monitor:
         self._probe.close()
 
     def livez(self) -> tuple[bool, dict[str, Any]]:
-        """Does the poll loop move? It does while a dependency is away."""
-        silent_s = time.monotonic() - self._beat()
-        return silent_s < self._settings.run.stall_timeout_s, {"loop": f"moved {silent_s:.1f} s ago"}
+        """Does the poll loop move, and is it in the group? A dependency that is away is no reason to be restarted.
+
+        A join may take as long as the slowest member may take to poll; beyond that this one is stuck.
+        """
+        now = time.monotonic()
+        silent_s, outside_s = now - self._beat(), now - self._joined()
+        stall_s = self._settings.run.stall_timeout_s
+        join_limit_s = self._settings.kafka.max_poll_interval_ms / 1000 + stall_s
+        kafka_is_there = self._seen.get("kafka", (False, ""))[0]
+        stuck = outside_s > join_limit_s and kafka_is_there
+        checks = {"loop": f"moved {silent_s:.1f} s ago", "group": f"joined {outside_s:.1f} s ago"}
+        return silent_s < stall_s and not stuck, checks
 
     def readyz(self) -> tuple[bool, dict[str, Any]]:
         """Partitions assigned, dependencies there, no breaker open."""
