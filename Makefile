@@ -44,7 +44,8 @@ test-deploy: setup-all ## the chart, images, alerts and dashboards with every to
 
 test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on real Kafka lag (first run: 20 min more of builds)
 	@$(PY) -m tests.deploy.tools cluster keda
-	@TEST_DEPLOY=1 TEST_KEDA=1 $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
+	@TEST_DEPLOY=1 TEST_KEDA=1 unshare --net --uts sh -c 'ip link set lo up && hostname localhost && exec "$$0" "$$@"' \
+	  $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
 
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .
