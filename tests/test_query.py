@@ -20,6 +20,7 @@ class StoreTwin:
     """worker.clients.redis.Store with one verdict, on `a/b.jpg`."""
 
     closed = 0
+    judged = SHA
 
     def __init__(self, _settings: RedisSettings) -> None:
         pass
@@ -28,7 +29,7 @@ class StoreTwin:
         return "a/b.jpg" if sha256 == SHA else None
 
     def verdict(self, image_id: str) -> dict[str, str]:
-        return {"json": DOCUMENT, "decision": "fake"} if image_id == "a/b.jpg" else {}
+        return {"json": DOCUMENT, "decision": "fake", "sha256": self.judged} if image_id == "a/b.jpg" else {}
 
     def close(self) -> None:
         StoreTwin.closed += 1
@@ -50,6 +51,14 @@ def test_by_id_hash_and_file(tmp_path: Path) -> None:
     path.write_bytes(DATA)
     assert ask("a/b.jpg") == ask(sha256=SHA) == ask(sha256=SHA.upper()) == ask(file=path) == DOCUMENT
     assert StoreTwin.closed == 4
+
+
+def test_an_id_judged_on_other_bytes_since_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hash only a verdict on these very bytes counts; the message says where they were seen."""
+    monkeypatch.setattr(StoreTwin, "judged", "0" * 64)
+    with pytest.raises(NotFound, match=r"a/b\.jpg has been judged on other bytes"):
+        ask(sha256=SHA)
+    assert ask("a/b.jpg") == DOCUMENT
 
 
 @pytest.mark.parametrize("question", [{"image_id": "other"}, {"sha256": "0" * 64}])

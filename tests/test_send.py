@@ -39,15 +39,27 @@ def test_ids_are_relative_to_the_folder_named(folder: Path) -> None:
 
 
 def test_all_wrong_paths_come_at_once(folder: Path) -> None:
-    """Each with its own line: missing, empty folder, a name that is no image id."""
+    """Each with its own line: missing, empty folder."""
     (folder / "empty").mkdir()
-    (folder / "bad\nname.jpg").write_bytes(b"x")
     with pytest.raises(SettingsError) as caught:
-        find_sources([folder / "nowhere", folder / "empty", folder / "bad\nname.jpg"])
-    assert len(caught.value.problems) == 3
+        find_sources([folder / "nowhere", folder / "empty"])
+    assert len(caught.value.problems) == 2
     assert "no such file or folder" in caught.value.problems[0]
     assert "no files in this folder" in caught.value.problems[1]
-    assert "control characters" in caught.value.problems[2]
+
+
+def test_a_file_that_cannot_be_sent_does_not_stop_the_others(folder: Path) -> None:
+    """A name that is no image id and a file that went away are told, each on one line; the rest is sent."""
+    (folder / "bad\nname.jpg").write_bytes(b"x")
+    gone = Source(folder / "gone.jpg", "gone.jpg")
+    sources = [*find_sources([folder / "bad\nname.jpg"]), gone, *find_sources([folder / "lone.webp"])]
+    producer = ProducerTwin([])
+    sent = {one.image_id: one for one in send(KafkaSettings(), producer, sources)}  # type: ignore[arg-type]
+    assert [record.key for record in producer.sent] == [b"lone.webp"]
+    assert "control characters" in (sent["bad\nname.jpg"].error or "")
+    assert "\n" not in sent["bad\nname.jpg"].path
+    assert "No such file" in (sent["gone.jpg"].error or "")
+    assert sent["lone.webp"].error is None
 
 
 def test_a_record_is_a_cloud_event(folder: Path) -> None:

@@ -51,11 +51,39 @@ def test_every_setting_is_documented(field: str) -> None:
 
 
 def test_the_environment_beats_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
-    """Overrides first, then variables, then the file."""
+    """Variables first, then the file, then the defaults."""
     path = toml(tmp_path, '[kafka]\ngroup_id = "file"\nclient_id = "file"\nincoming_topic = "file"\n')
     environ = {"ASSAY_KAFKA__GROUP_ID": "environment", "ASSAY_KAFKA__INCOMING_TOPIC": "environment", "PATH": "/bin"}
-    kafka = load(path, environ, {"kafka": {"group_id": "override"}}).kafka
-    assert (kafka.group_id, kafka.incoming_topic, kafka.client_id, kafka.rejected_topic) == ("override", "environment", "file", "images.rejected")
+    kafka = load(path, environ).kafka
+    assert (kafka.group_id, kafka.incoming_topic, kafka.client_id, kafka.rejected_topic) == ("environment", "environment", "file", "images.rejected")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ASSAY_KAFKA__BOOTSTRAP_SERVERS", "nonsense"),
+        ("ASSAY_KAFKA__BOOTSTRAP_SERVERS", "host:abc"),
+        ("ASSAY_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:0, [::1"),
+        ("ASSAY_REDIS__URL", "redis://127.0.0.1:99999/0"),
+        ("ASSAY_REDIS__URL", "redis://127.0.0.1:abc/0"),
+        ("ASSAY_TRITON__URL", "127.0.0.1:99999"),
+        ("ASSAY_TRITON__URL", "http://127.0.0.1:8000"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_named(name: str, value: str) -> None:
+    """A missing or impossible port is a wrong setting, not a server that is away."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {name: value})
+    (problem,) = caught.value.problems
+    assert problem.startswith(name)
+
+
+def test_a_wrong_policy_is_told_with_the_rest(tmp_path: Path) -> None:
+    """The policy file is a setting too: its problems come at once with the others where it is asked for."""
+    environ = {"ASSAY_POLICY__PATH": str(tmp_path / "none.toml"), "ASSAY_HTTP__PORT": "x"}
+    with pytest.raises(SettingsError) as caught:
+        load(None, environ, with_policy=True)
+    assert [problem.split("=")[0] for problem in caught.value.problems] == ["ASSAY_HTTP__PORT", "ASSAY_POLICY__PATH"]
 
 
 def test_lists_are_comma_separated_or_toml_arrays(tmp_path: Path) -> None:

@@ -71,13 +71,13 @@ def load_settings(config: Path | None) -> Settings:
     from worker.local import stack as local_stack  # noqa: PLC0415  # only commands need it, and it is slow to import
 
     environ = dict(os.environ)
-    settings = settings_module.load(config, environ)
+    settings = settings_module.load(config, environ, with_policy=True)
     chosen = settings_module.chosen(config, environ)
     if not chosen & set(ADDRESSES):
         found = local_stack.discover(settings.stack.dir)
         if found:
             err.print(f"using the local stack: {', '.join(f'{name}={value}' for name, value in found.items())}", markup=False, highlight=False)
-            settings = settings_module.load(config, environ | found)
+            settings = settings_module.load(config, environ | found, with_policy=True)
     return settings
 
 

@@ -248,8 +248,18 @@ REJECTION_HEADERS = frozenset(
 
 
 def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
-    """What the producer sent, without what a rejection added: what `replay` puts back."""
-    return [(name, value) for name, value in headers if name not in REJECTION_HEADERS]
+    """What the producer sent, without what a rejection added: what `replay` puts back.
+
+    Ours stand behind `reject_reason`; a header before it that has one of our general names (`image_id`, `sha256`, …) is the
+    producer's own and stays.
+    """
+    kept: Headers = []
+    ours = False
+    for name, value in headers:
+        ours = ours or name == "reject_reason"
+        if name not in REJECTION_HEADERS or not (ours or name.startswith("reject_")):
+            kept.append((name, value))
+    return kept
 
 
 def rejection_headers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -31,4 +32,10 @@ def stored_verdict(settings: RedisSettings, *, image_id: str | None, sha256: str
         store.close()
     if "json" not in stored:
         raise NotFound(f"no verdict on {image_id or sha256 or file}")
+    if sha256 is not None and stored.get("sha256") != sha256:
+        raise NotFound(f"no verdict on {sha256}: its latest id {image_id} has been judged on other bytes since (query {image_id} shows it)")
+    try:
+        json.loads(stored["json"])
+    except ValueError:
+        raise NotFound(f"the stored verdict on {image_id} is not readable: it was not written by Assay") from None
     return stored["json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from worker.clients.kafka import Outgoing, Producer
 from worker.clients.kafka_topics import Reader
-from worker.contract import Record, Verdict, check_image_id
+from worker.contract import InvalidImageId, Record, Verdict, check_image_id
 from worker.errors import SettingsError, Unavailable
 from worker.settings import KafkaSettings, Settings
 from worker.stages.decide import timestamp
@@ -25,6 +26,12 @@ class Source:
 
     path: Path
     image_id: str
+
+    @property
+    def shown(self) -> str:
+        """The path on one line, also where its name is not UTF-8 or has control characters."""
+        text = os.fsencode(self.path).decode("utf-8", "replace")
+        return text if text.isprintable() else repr(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +69,6 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
             sources.append(Source(path, path.name))
         else:
             problems.append(f"{path}: no such file or folder")
-    for source in sources:
-        try:
-            check_image_id(source.image_id)
-        except ValueError as error:
-            problems.append(f"{source.path}: {error}")
     if problems:
         raise SettingsError(problems)
     return sources
@@ -76,8 +78,13 @@ def send(settings: KafkaSettings, producer: Producer, sources: Iterable[Source])
     """Publish each file, and tell of it once the brokers have acknowledged it. Raises Unavailable where they do not."""
     batch: list[tuple[Sent, Outgoing]] = []
     for source in sources:
-        data = source.path.read_bytes()
-        sent = Sent(source.image_id, str(source.path), hashlib.sha256(data).hexdigest(), len(data))
+        try:
+            check_image_id(source.image_id)
+            data = source.path.read_bytes()
+        except (InvalidImageId, OSError) as error:
+            yield Sent(os.fsencode(source.image_id).decode("utf-8", "replace"), source.shown, "", 0, error=_reason(error))
+            continue
+        sent = Sent(source.image_id, source.shown, hashlib.sha256(data).hexdigest(), len(data))
         if len(data) + 4096 > settings.max_request_bytes:
             limit = f"larger than ASSAY_KAFKA__MAX_REQUEST_BYTES={settings.max_request_bytes}; send a reference instead"
             yield Sent(sent.image_id, sent.path, sent.sha256, sent.bytes, error=limit)
@@ -87,6 +94,10 @@ def send(settings: KafkaSettings, producer: Producer, sources: Iterable[Source])
             yield from _flush(producer, batch)
             batch = []
     yield from _flush(producer, batch)
+
+
+def _reason(error: OSError | InvalidImageId) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _flush(producer: Producer, batch: Sequence[tuple[Sent, Outgoing]]) -> Iterator[Sent]:

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -50,6 +51,32 @@ def _one_of(*allowed: str) -> AfterValidator:
 def _redis_url(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a URL that begins with redis://, rediss:// or unix:// is expected")
+    try:
+        urlsplit(url.get_secret_value()).port  # noqa: B018  # raises for what is no port
+    except ValueError:
+        raise ValueError("a port from 1 to 65535 is expected in the URL") from None
+    return url
+
+
+def _server(address: str) -> str:
+    """`host:port` with a port that exists; an IPv6 address stands in brackets."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+        raise ValueError(f"{address!r} is no host:port")
+    if not port.isdigit() or not 1 <= int(port) <= 65_535:
+        raise ValueError(f"{address!r} needs a port from 1 to 65535")
+    return address
+
+
+def _servers(addresses: list[str]) -> list[str]:
+    return [_server(address) for address in addresses]
+
+
+def _triton_url(url: str) -> str:
+    scheme, separator, address = url.rpartition("://")
+    if separator and scheme not in ("grpc", "grpcs"):
+        raise ValueError(f"{scheme}:// is neither grpc:// nor grpcs://")
+    _server(address)
     return url
 
 
@@ -69,7 +96,9 @@ class Group(BaseModel):
 class KafkaSettings(Group):
     """The broker, the topics and the consumer group."""
 
-    bootstrap_servers: CommaList = Field(default=["localhost:9092"], min_length=1, description="Brokers to start from, `host:port`, comma separated.")
+    bootstrap_servers: Annotated[CommaList, AfterValidator(_servers)] = Field(
+        default=["localhost:9092"], min_length=1, description="Brokers to start from, `host:port`, comma separated."
+    )
     group_id: str = Field(default="assay-worker", min_length=1, description="Consumer group; workers of one group share the partitions.")
     incoming_topic: str = Field(default="images.incoming", min_length=1, description="Topic the images come from.")
     verdicts_topic: str = Field(default="images.verdicts", min_length=1, description="Topic the verdicts go to.")
@@ -125,7 +154,9 @@ class RedisSettings(Group):
         description="`redis://`, `rediss://` (TLS) or `unix://`; user, password and database may stand in it.",
     )
     mode: Literal["standalone", "sentinel", "cluster"] = Field(default="standalone", description="Kind of deployment behind the URL.")
-    sentinels: CommaList = Field(default=[], description="Sentinels `host:port`, comma separated (mode sentinel).")
+    sentinels: Annotated[CommaList, AfterValidator(_servers)] = Field(
+        default=[], description="Sentinels `host:port`, comma separated (mode sentinel)."
+    )
     sentinel_service: str = Field(default="mymaster", description="Name of the master that the sentinels watch.")
     username: str | None = Field(default=None, description="ACL user, where it is not in the URL.")
     password: SecretStr | None = Field(default=None, description="Password, where it is not in the URL.")
@@ -154,9 +185,8 @@ class RedisSettings(Group):
 class TritonSettings(Group):
     """The inference server."""
 
-    url: str = Field(
+    url: Annotated[str, AfterValidator(_triton_url)] = Field(
         default="localhost:8001",
-        pattern=r"^(grpcs?://)?[^/\s]+:\d+$",
         description="gRPC address: `host:port`, `grpc://host:port`, or `grpcs://host:port` (TLS).",
     )
     model_name: str = Field(default="code", min_length=1, description="Model that turns pixels into scores.")
@@ -348,11 +378,11 @@ def is_secret(field: FieldInfo) -> bool:
     return "SecretStr" in str(field.annotation)
 
 
-def load(config: Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
-    """Settings from `overrides`, the environment, the TOML file `config` and the defaults, in that order.
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None, *, with_policy: bool = False) -> Settings:
+    """Settings from the environment, the TOML file `config` and the defaults, in that order.
 
     Raises SettingsError with every problem at once, one line each, naming the variable (or the file's key), the value
-    (never a secret's) and what is expected.
+    (never a secret's) and what is expected; `with_policy`: those of the policy file too.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
@@ -361,17 +391,28 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None, o
     if config is not None:
         _read_file(config, values, origin, problems)
     _read_environment(environ, values, origin, problems)
-    for group, fields_ in (overrides or {}).items():
-        for name, value in fields_.items():
-            values.setdefault(group, {})[name] = value
     settings: Settings | None = None
     try:
         settings = Settings(**values)
     except ValidationError as error:
         problems += _describe(error, values, origin)
+    if with_policy:
+        problems += _policy_problems(values)
     if problems or settings is None:
         raise SettingsError(problems)
     return settings
+
+
+def _policy_problems(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the policy file, so that it is told together with the rest."""
+    from worker.policy import load_policy  # noqa: PLC0415  # it needs nothing of this module, and this one it only here
+
+    path = values.get("policy", {}).get("path")
+    try:
+        load_policy(Path(path) if path else None)
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None) -> set[tuple[str, str]]:

@@ -91,13 +91,19 @@ def test_a_rejection_carries_the_record_and_replay_brings_it_back(outside, start
     """Bytes, key and headers as received, plus ours; after the limit is mended `replay` leads to a verdict with the same bytes."""
     first = start_worker(ASSAY_LIMITS__MAX_IMAGE_BYTES="1000")
     image = next(iter(samples(1).values()))
-    theirs = [("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("x-user", b"u1"), ("x-user", b"u2"), ("x-null", None)]
+    theirs = [
+        ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("x-user", b"u1"),
+        ("x-user", b"u2"),
+        ("x-null", None),
+        ("image_id", b"their own"),
+    ]
     outside.send_raw(outside.incoming, b"the-key", image, theirs)
     wait_until(outside.rejections, "a rejection")
     record = outside.rejections()["the-key"]
     headers = dict(record.headers)
     assert record.value == image and record.key == b"the-key"
-    received = [(name, value) for name, value in record.headers if name in ("traceparent", "x-user", "x-null")]
+    received = [(name, value) for name, value in record.headers if name in ("traceparent", "x-user", "x-null") or value == b"their own"]
     assert received == [(name, value or b"") for name, value in theirs]
     assert headers["reject_reason"] == b"too_large" and b"ASSAY_LIMITS__MAX_IMAGE_BYTES" in headers["reject_detail"]
     assert headers["original_topic"].decode() == outside.incoming and headers["image_id"] == b"the-key"
@@ -118,16 +124,19 @@ def test_a_rejection_carries_the_record_and_replay_brings_it_back(outside, start
 
 
 def test_empty_records_are_rejected_and_do_not_stop_the_worker(outside, start_worker):
-    """A tombstone, with and without a key, and an empty value: three rejections, then life goes on."""
+    """A tombstone, with and without a key, and an empty value, with and without one: as received, and life goes on."""
     start_worker()
     outside.send_raw(outside.incoming, b"tombstone", None, [])
+    outside.send_raw(outside.incoming, None, None, [("mark", b"null-null")])
     outside.send_raw(outside.incoming, None, b"", [])
     outside.send_raw(outside.incoming, b"empty", b"", [("x-null", None)])
     outside.send("fine", next(iter(samples(1).values())))
     outside.flush()
     outside.wait_verdicts(["fine"])
-    wait_until(lambda: len(outside.records(outside.rejected_topic)) == 3, "three rejections")
+    wait_until(lambda: len(outside.records(outside.rejected_topic)) == 4, "four rejections")
     assert {dict(record.headers)["reject_reason"] for record in outside.records(outside.rejected_topic)} == {b"empty"}
+    (tombstone,) = [record for record in outside.records(outside.rejected_topic) if dict(record.headers).get("mark") == b"null-null"]
+    assert tombstone.key is None and tombstone.value is None
     wait_until(outside.all_committed, "commit")
 
 
@@ -150,6 +159,12 @@ def test_the_same_bytes_are_not_inferred_twice(outside, start_worker):
         "assay_verdicts_total", decision="fake", source="cache"
     ) + worker.metric("assay_verdicts_total", decision="review", source="cache") == len(images)
     assert worker.metric("assay_triton_calls_total", outcome="ok") <= calls + 2, "at most a canary"
+    broken = next(iter(images))
+    outside.redis.hset(f"{outside.prefix}image:{first[broken]['sha256']}", first[broken]["model"]["version"], b"\xff\xfe")
+    outside.send_all({"after-damage": images[broken]})
+    assert outside.wait_verdicts(["after-damage"])["after-damage"]["source"] == "model", "an unreadable entry is a miss"
+    outside.send_all({f"again/{broken}": images[broken]})
+    wait_until(lambda: outside.redis.hget(f"{outside.prefix}image:{first[broken]['sha256']}", "image_id") == f"again/{broken}", "the latest id")
     entry = outside.redis.hgetall(f"{outside.prefix}image:{first[next(iter(images))]['sha256']}")
     assert entry["image_id"].startswith("again/")
 

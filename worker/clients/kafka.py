@@ -15,7 +15,8 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
-from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RebalanceInProgressError
+from kafka.serializer import Serializer
 from kafka.structs import OffsetAndMetadata
 
 from worker.contract import Headers, Record
@@ -24,6 +25,14 @@ from worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 _BOOTSTRAP_TIMEOUT_MS = 3_000
+_NULL = object()  # a null value: `send` itself refuses one without a key
+
+
+class _NullAware(Serializer):  # type: ignore[misc]
+    """Values are bytes already; our null becomes the protocol's."""
+
+    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> Any:  # noqa: ARG002  # kafka-python's signature
+        return None if data is _NULL else data
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -186,8 +195,8 @@ class Consumer:
             with as_unavailable(self._settings):
                 self._consumer.commit(wanted, timeout_ms=timeout_ms)
         except Unavailable as error:
-            if isinstance(error.__cause__, CommitFailedError):
-                log.warning("commit_refused", reason="the group rebalanced; the new owner redoes the records", offsets=dict(offsets))
+            if isinstance(error.__cause__, (CommitFailedError, RebalanceInProgressError)):
+                log.info("commit_refused", reason="the group rebalanced; the new owner redoes the records", offsets=dict(offsets))
                 return False
             raise
         return True
@@ -224,6 +233,7 @@ class Producer:
                 self._producer = KafkaProducer(
                     **connection_options(self._settings),
                     metrics_enabled=False,
+                    value_serializer=_NullAware(),
                     acks="all",
                     enable_idempotence=True,
                     linger_ms=0,
@@ -244,10 +254,11 @@ class Producer:
         failed: list[int] = []
         error: BaseException | None = None
         for index, record in enumerate(records):
-            value = b"" if record.value is None and record.key is None else record.value  # a record needs one of the two
             headers = [(name, b"" if content is None else content) for name, content in record.headers]
             try:
-                futures.append((index, producer.send(record.topic, value=value, key=record.key, headers=headers)))
+                futures.append(
+                    (index, producer.send(record.topic, value=_NULL if record.value is None else record.value, key=record.key, headers=headers))
+                )
             except (KafkaError, OSError) as raised:
                 failed.append(index)
                 error = raised

@@ -52,6 +52,7 @@ def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
         "socket_timeout": timeout_ms / 1000,
         "socket_connect_timeout": timeout_ms / 1000,
         "decode_responses": True,
+        "encoding_errors": "replace",  # what is no UTF-8 was not written by us: it becomes unreadable, not an exception
         # One policy of retries in one place: retry.py. (The client's own would multiply the deadline.)
         "retry": Retry(NoBackoff(), 0),
     }

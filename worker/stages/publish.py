@@ -15,7 +15,7 @@ import structlog
 from worker import __version__
 from worker.clients.kafka import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
-from worker.contract import Verdict, rejection_headers, verdict_headers
+from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, rejection_headers, verdict_headers
 from worker.errors import Stopping
 from worker.flow import Flow, HandOver
 from worker.inflight import PublishOrder, SingleFlight
@@ -126,7 +126,7 @@ class Publish:
         headers = rejection_headers(
             record,
             item.rejected,
-            image_id=item.image_id,
+            image_id=item.image_id or _as_received(record),
             sha256=item.sha256,
             worker_version=__version__,
             model_version=self._model_version() or None,
@@ -177,6 +177,11 @@ class Publish:
                 self._held.discard(following)
                 released.append(following)
         return released
+
+
+def _as_received(record: Record) -> str:
+    """The id that is none, for whoever looks for the record."""
+    return (record.header("ce_id") or record.key or b"").decode("utf-8", "replace")[:MAX_IMAGE_ID_BYTES]
 
 
 def _scored_image(item: Item) -> ScoredImage:
