@@ -61,6 +61,8 @@ bench: setup ## load and efficiency report
 
 docs: $(ALL) ## write the generated pages
 	@$(PY) -m worker.docs
+	@$(PY) -m deploy.helm.generate
+	@$(PY) -m deploy.grafana.build
 
 stack-up: setup ## start Kafka, Redis and Triton here and leave them running
 	@$(PY) -m worker stack up

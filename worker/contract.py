@@ -262,6 +262,12 @@ def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> He
     return kept
 
 
+def rejection_header(record: Record, name: str) -> str:
+    """What a rejection says under `name`; empty where it says nothing. Ours stand last: a producer may use such a name itself."""
+    value = next((value for key, value in reversed(record.headers) if key == name), None)
+    return (value or b"").decode("utf-8", "replace")
+
+
 def rejection_headers(
     record: Record,
     rejected: Rejected,

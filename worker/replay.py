@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from worker.clients.kafka import Outgoing
 from worker.clients.kafka_topics import Reader
-from worker.contract import Record, without_rejection_headers
+from worker.contract import Record, rejection_header, without_rejection_headers
 from worker.errors import RejectReason, SettingsError
 from worker.settings import KafkaSettings
 
@@ -72,13 +72,11 @@ def candidates(settings: KafkaSettings, *, reason: RejectReason | None, since_ms
 
 
 def _candidate(record: Record) -> Candidate | None:
-    def text(name: str) -> str:
-        return (record.header(name) or b"").decode("utf-8", "replace")
-
-    if not text("reject_reason"):
+    reason = rejection_header(record, "reject_reason")
+    if not reason:
         return None
-    origin = "/".join(text(f"original_{part}") for part in ("topic", "partition", "offset"))
-    return Candidate(record, text("image_id"), text("reject_reason"), text("reject_detail"), origin)
+    origin = "/".join(rejection_header(record, f"original_{part}") for part in ("topic", "partition", "offset"))
+    return Candidate(record, rejection_header(record, "image_id"), reason, rejection_header(record, "reject_detail"), origin)
 
 
 def restored(candidate: Candidate, topic: str) -> Outgoing:

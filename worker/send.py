@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worker.clients.kafka import Outgoing, Producer
 from worker.clients.kafka_topics import Reader
-from worker.contract import InvalidImageId, Record, Verdict, check_image_id
+from worker.contract import InvalidImageId, Record, Verdict, check_image_id, rejection_header
 from worker.errors import SettingsError, Unavailable
 from worker.settings import KafkaSettings, Settings
 from worker.stages.decide import timestamp
@@ -150,11 +150,9 @@ class Waiter:
 
 
 def _result(record: Record) -> tuple[tuple[str, str], Result] | None:
-    reason = record.header("reject_reason")
-    if reason is None:
+    reason = rejection_header(record, "reject_reason")
+    if not reason:
         verdict = Verdict.model_validate_json(record.value or b"")
         return (verdict.image_id, verdict.sha256), Result(verdict.image_id, verdict)
-    image_id = (record.header("image_id") or b"").decode()
-    sha256 = (record.header("sha256") or b"").decode()
-    detail = (record.header("reject_detail") or b"").decode()
-    return (image_id, sha256), Result(image_id, None, reason.decode(), detail)
+    image_id = rejection_header(record, "image_id")
+    return (image_id, rejection_header(record, "sha256")), Result(image_id, None, reason, rejection_header(record, "reject_detail"))
