@@ -132,7 +132,10 @@ class KafkaSettings(Group):
         default=4 * MIB, ge=MIB, description="Bytes of one partition in a fetch; a larger record still comes, alone."
     )
     max_request_bytes: int = Field(
-        default=32 * MIB, ge=MIB, description="Largest record to produce (a rejection carries the image); keep the topic's max.message.bytes in step."
+        default=48 * MIB,
+        ge=MIB,
+        description="Largest record to produce. A rejection is the record and some headers: it and the rejected topic's max.message.bytes "
+        "must be above the incoming topic's.",
     )
     request_timeout_ms: int = Field(default=15_000, ge=1000, description="Deadline of one request to a broker.")
     commit_interval_ms: int = Field(default=1_000, ge=50, description="How often finished offsets are committed.")

@@ -18,8 +18,9 @@ from worker.settings import KafkaSettings
 
 TOPICS = tuple(str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected"))
 PARTITIONS = 4
-# The worker produces requests of 32 MiB at most (max_request_bytes); a batch adds a little to its records.
 MAX_RECORD_BYTES = 40 * 1024 * 1024
+# A rejection is the record as it came and some headers: its topic must take more than the incoming one, or it waits for ever.
+MAX_REJECTED_BYTES = KafkaSettings().max_request_bytes
 
 _LOG4J = """\
 status = warn
@@ -142,6 +143,8 @@ class KafkaServer(Server):
         try:
             present = {topic.name for topic in kafka_topics.topics(settings)}
             if missing := [name for name in self.topics if name not in present]:
-                kafka_topics.create_topics(settings, missing, PARTITIONS)
+                rejected = [name for name in missing if name == TOPICS[2]]
+                kafka_topics.create_topics(settings, rejected, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)})
+                kafka_topics.create_topics(settings, [name for name in missing if name not in rejected], PARTITIONS)
         except Unavailable as error:
             raise NotServing(error.detail) from error
