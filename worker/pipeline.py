@@ -31,6 +31,7 @@ from worker.errors import AssayError, Stopping, Unavailable
 from worker.flow import Flow, HandOver
 from worker.inflight import PublishOrder, SingleFlight
 from worker.item import Batch, Item
+from worker.monitor import Monitor
 from worker.offsets import OffsetTracker
 from worker.policy import load_policy
 from worker.retry import BreakerState, Dependency
@@ -43,7 +44,6 @@ from worker.stages.shadow import Shadow
 from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.monitor import Monitor
 from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
