@@ -27,6 +27,7 @@ def test_docs_and_exposition_agree() -> None:
     """Every metric is documented under the name, type and labels that a scrape shows, and nothing else has our prefix."""
     metrics = Metrics(certificates=[Path("/nonexistent.pem")])
     metrics.model("code", "0123456789ab")
+    metrics.shadow_model("code_shadow", "ba9876543210")
     metrics.policy("default", "0123456789ab")
     metrics.build("1.2.3")
     metrics.consumer_lag.labels(topic="images.incoming", partition="0").set(3)

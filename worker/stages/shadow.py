@@ -80,8 +80,7 @@ class Shadow:
         scores = [to_scores(row) for row in self._triton.infer(pixels).scores]
         if version != self._version:
             self._version = version
-            self._metrics.shadow_model_info.clear()
-            self._metrics.shadow_model_info.labels(name=self._settings.model_name, version=version).set(1)
+            self._metrics.shadow_model(self._settings.model_name, version)
         comparisons = [self._comparison(item, theirs, version) for item, theirs in zip(items, scores, strict=True)]
         self._store.add_comparisons(self._settings.model_name, comparisons, self._settings.stream_max_items)
         self._metrics.shadow_images.labels(outcome="compared").inc(len(items))

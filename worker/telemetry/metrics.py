@@ -158,6 +158,11 @@ class Metrics:
         self.model_info.clear()
         self.model_info.labels(name=name, version=version).set(1)
 
+    def shadow_model(self, name: str, version: str) -> None:
+        """The shadow model, in place of the one before."""
+        self.shadow_model_info.clear()
+        self.shadow_model_info.labels(name=name, version=version).set(1)
+
     def policy(self, name: str, version: str) -> None:
         """The policy in use, in place of the one before."""
         self.policy_info.clear()
