@@ -47,7 +47,7 @@ class Options:
 
     precision: graph.Precision = "fp32"
     code: CodeKind = "fused"
-    instances: int = 1
+    instances: int = 0  # 0: two where there are two cores, as the worker keeps two calls in flight
     threads: int = 0  # per instance; 0 shares the cores out
     timing_cache: Path | None = None  # folder of TensorRT's timing caches
 
@@ -172,8 +172,9 @@ def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: 
     if compiler is None:
         shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
         hashes = {path.name: file_hash(path) for path in files}
-        threads = options.threads or max(1, cores() // options.instances)
-        text = configuration.python_model(name, model_version, hashes, instances=options.instances, threads=threads)
+        instances = options.instances or min(2, cores())
+        threads = options.threads or max(1, cores() // instances)
+        text = configuration.python_model(name, model_version, hashes, instances=instances, threads=threads)
     else:
         key = compiler.key(file_hash(files[0]))
         dims = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim][1:]
@@ -208,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
     parser.add_argument("--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products")
     parser.add_argument("--code", choices=get_args(CodeKind), default="fused", help="`code` as one graph, or as an ensemble of its parts")
-    parser.add_argument("--instances", type=int, default=Options.instances, help="CPU: copies of each model (default: %(default)s)")
+    parser.add_argument("--instances", type=int, default=Options.instances, help="CPU: copies of each model (default: two where there are two cores)")
     parser.add_argument("--threads", type=int, default=0, help="CPU: threads per copy (default: the cores, shared out)")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick")
     parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")

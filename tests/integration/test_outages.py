@@ -104,7 +104,7 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
 
 
 def _stubs(triton_pid: int) -> list[int]:
-    """The processes that run the server's Python models."""
+    """The processes that run copies of the model `code`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -112,7 +112,7 @@ def _stubs(triton_pid: int) -> list[int]:
             command = (folder / "cmdline").read_bytes()
         except (OSError, IndexError):
             continue
-        if parent == triton_pid and b"python_backend_stub" in command:
+        if parent == triton_pid and b"python_backend_stub" in command and b"/code/" in command:
             found.append(int(folder.name))
     return found
 

@@ -21,6 +21,7 @@ from worker.local.server import HOST, NotServing, Server
 
 MODEL = "code"
 _CANARY_SHAPE = (1, 224, 224, 3)
+_CANARIES = 4
 _CANARY_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 60.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it
@@ -106,7 +107,11 @@ class TritonServer(Server):
         return argv[0] == os.fsencode(self.stub)
 
     def check(self) -> None:
-        """A black image gets an embedding and scores."""
+        """A black image gets an embedding and scores, from each copy of the model: the server takes them in turn."""
+        for _ in range(_CANARIES):
+            self._check_once()
+
+    def _check_once(self) -> None:
         pixels = bytes(_CANARY_SHAPE[0] * _CANARY_SHAPE[1] * _CANARY_SHAPE[2] * _CANARY_SHAPE[3])
         tensor = {"name": "images", "shape": _CANARY_SHAPE, "datatype": "UINT8", "parameters": {"binary_data_size": len(pixels)}}
         # Both outputs by name: an ensemble refuses to give the one without the other.
