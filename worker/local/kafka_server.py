@@ -42,6 +42,11 @@ rootLogger.appenderRef.file.ref = FILE
 """
 
 
+def new_cluster_id(random: bytes) -> str:
+    """22 characters of base64url out of 16 random bytes, never with a dash in front: the storage tool would take it for an option."""
+    return urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")
+
+
 class KafkaServer(Server):
     """Broker and controller in one process. `retention_bytes`: per partition, chosen once for the run directory."""
 
@@ -126,7 +131,7 @@ class KafkaServer(Server):
         super().prepare()
         if (self.data / "meta.properties").exists():
             return
-        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster_id = new_cluster_id(uuid.uuid4().bytes)
         arguments = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id, "-c", str(self.directory / "server.properties")]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(self._java("-Xmx128m", *arguments), capture_output=True, text=True, check=False)
