@@ -84,6 +84,7 @@ def _triton_rate(triton: Triton, settings: Settings, pixels: Pixels, images: int
     left = iter(range(calls))
     lock = threading.Lock()
     errors: list[Exception] = []
+    times: list[float] = []
 
     def run() -> None:
         while True:
@@ -92,22 +93,22 @@ def _triton_rate(triton: Triton, settings: Settings, pixels: Pixels, images: int
                     return
             try:
                 triton.infer(np.ascontiguousarray(pixels))
+                times.extend([time.perf_counter()] * len(pixels))
             except Exception as error:  # noqa: BLE001  # raised again below
                 errors.append(error)
 
     threads = [threading.Thread(target=run) for _ in range(settings.triton.calls_in_flight)]
-    started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    return calls * len(pixels) / (time.perf_counter() - started)
+    return _rate(times)
 
 
 def _worker_rate(worker: load.BenchWorker, producer: Producer, pictures: list[bytes], *, images: int, first: int) -> float:
-    """Images/s from the first decision to the last: what is already in Kafka when the first one falls does not count as speed."""
+    """Images/s of the worker on images that no cache knows, by the moments of its decisions."""
     kafka = worker.settings.kafka
     reader = Reader(kafka, kafka.verdicts_topic, from_end=True)
     try:
@@ -126,6 +127,14 @@ def _worker_rate(worker: load.BenchWorker, producer: Producer, pictures: list[by
                 raise Unavailable("worker", f"{images - len(times)} verdicts have not come for 120 s")
     finally:
         reader.close()
-    times.sort()
+    return _rate(times)
+
+
+def _rate(times: list[float]) -> float:
+    """Images/s from the first batch to the last, of the moments at which images were done.
+
+    The same estimate for both sides: a batch that is half done when the first one falls counts for neither or for both.
+    """
+    times = sorted(times)
     at_first = sum(1 for moment in times if moment - times[0] < 0.02)  # the batch that falls first is where the clock starts
-    return (images - at_first) / max(times[-1] - times[0], 1e-9)
+    return (len(times) - at_first) / max(times[-1] - times[0], 1e-9)
