@@ -173,6 +173,7 @@ def fit(
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --run, with the recipe it was begun with.")] = False,
+    restartable: Annotated[bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")] = False,
 ) -> None:
     """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`
 
@@ -181,12 +182,16 @@ def fit(
     from train.engine import TrainingDiverged
     from train.engine import fit as train_encoder
     from train.recipe import RecipeError, load_recipe
-    from train.run_folder import RunFolder
+    from train.run_folder import CHECKPOINT, RunFolder
 
     with _clear_errors():
         if resume and overrides:
             raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
         chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
+        if restartable and (run / CHECKPOINT).exists():
+            if RunFolder(run).recipe() != chosen:
+                raise RecipeError([f"{run} holds a run with another recipe: name another folder with --run, or give the recipe it was begun with"])
+            resume = True
         try:
             result = train_encoder(chosen, run, resume=resume, console=console)
         except TrainingDiverged as error:

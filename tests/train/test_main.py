@@ -69,6 +69,25 @@ def test_what_the_user_can_put_right_is_exit_2(arguments: str, named: str, runne
     assert "Traceback" not in result.output
 
 
+def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> None:
+    """With --restartable the same command begins a run and goes on with it, and refuses a folder with a run of another recipe."""
+    write_synthetic_folder(tmp_path / "images", 8, size=64)
+    given = [
+        f"data.source={tmp_path / 'images'}",
+        "data.workers=0",
+        "data.validation_fraction=0.4",
+        "loss.terms=global_only",
+        "training.batch_size=2",
+    ]
+    given += ["training.steps_per_epoch=1", "optimisation.warmup_epochs=0", "optimisation.epochs=1"]
+    command = ["fit", "--recipe", "smoke", "--restartable", "--run", str(tmp_path / "run"), *(part for value in given for part in ("--set", value))]
+    for _ in range(2):
+        result = runner.invoke(app, command)
+        assert result.exit_code == 0 and "finished after 1 steps" in result.output, result.output
+    other = runner.invoke(app, [*command, "--set", "training.seed=9"], env={"COLUMNS": "300"})
+    assert other.exit_code == 2 and "another recipe" in other.output
+
+
 def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> None:
     """inspect, equalise, heads, evaluate, report, export: each command's output is the next one's input."""
     images, encoder = tmp_path / "images", tmp_path / "encoder"
