@@ -1,0 +1,33 @@
+"""Broken bytes end as BadImage, whatever Pillow's plugins raise on the way."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from train.data.images import BadImage, decode_image, decode_tensor, read_header
+from train.data.synthetic import synthetic_record
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(synthetic_record(0, size=48).images["gen_0"])).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_any_broken_byte_is_an_image_or_a_bad_image(kind: str) -> None:
+    """Each byte of the header overwritten, and the file cut at many places: an image or BadImage, no other exception."""
+    data = encoded(kind)
+    header = min(len(data), 200)
+    broken = [data[:place] + bytes([value]) + data[place + 1 :] for place in range(header) for value in (0, 255)]
+    broken += [data[:length] for length in range(0, len(data), max(1, len(data) // 50))]
+    bad = 0
+    for candidate in broken:
+        for read in (read_header, decode_tensor if kind == "JPEG" else decode_image):
+            try:
+                read(candidate)
+            except BadImage:
+                bad += 1
+    assert bad > len(broken) // 20
