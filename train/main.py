@@ -177,7 +177,7 @@ def fit(
 ) -> None:
     """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`
 
-    On several GPUs: `torchrun --nproc-per-node 4 -m train.main fit ...`
+    On several GPUs: `torchrun --nproc-per-node 4 -m -- train.main fit ...`
     """
     from train.engine import TrainingDiverged
     from train.engine import fit as train_encoder

@@ -167,7 +167,7 @@ def properties() -> dict[str, Schema]:
             revision=text("Commit of the hub repository; pin it."),
             credentialsSecret=text("Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."),
             expectedVersion=text("Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"),
-            precision=choice("Precision of the plan's matrix products.", "fp32", "fp16", "bf16"),
+            precision=choice("Precision of the encoder's matrix products; `auto`: fp16 in plans, fp32 on CPUs.", "auto", "fp32", "fp16", "bf16"),
             shadow=text(
                 "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, `hub://organisation/repository@commit`); none when empty."
             ),
@@ -247,13 +247,16 @@ def training() -> Schema:
         enabled=flag("Make it."),
         schedule=text("Cron schedule; a single Job when empty."),
         image=image("training"),
-        args=array("Arguments of `python -m train.main`.", {"type": "string"}),
+        args=array(
+            "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name. With `--restartable` a pod that starts again goes on where the last one was.",
+            {"type": "string"},
+        ),
         nodes=number("Pods; they meet through a headless Service.", 1),
         gpusPerNode=number("GPUs, and processes, of each pod; 0 trains on the CPU with one process."),
         resources=resources("a training pod"),
         dataClaimName=text("Claim with data and runs (ReadWriteMany with several nodes), mounted at /data."),
         sharedMemory=text("Size of /dev/shm, for the data loaders.", pattern=QUANTITY),
-        backoffLimit=number("Failures before the Job gives up; each goes on from the last checkpoint."),
+        backoffLimit=number("Pods that may fail before the Job gives up."),
         activeDeadlineSeconds=number("Longest run.", 60),
         ttlSecondsAfterFinished=number("How long a finished Job stays.", 0),
         **placement(),

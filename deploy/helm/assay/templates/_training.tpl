@@ -35,6 +35,8 @@ template:
           - --rdzv-endpoint={{ .rendezvous }}:29400
           - --rdzv-id={{ .base }}
           - --module
+          # What follows is none of torchrun's: it would take --run for an abbreviation of its own --run-path.
+          - --
           - train.main
           {{- range $t.args }}
           - {{ . | quote }}
@@ -42,6 +44,8 @@ template:
         workingDir: /data
         env:
           - {name: HOME, value: /tmp}
+          # For training.args: a run's folder that the next pod of the same Job finds again.
+          - {name: JOB_NAME, valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}}
           - {name: TORCHINDUCTOR_CACHE_DIR, value: /tmp/torchinductor}
         ports:
           - {name: rendezvous, containerPort: 29400}

@@ -12,7 +12,7 @@ imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 command: [python3, /opt/assay/prepare_models.py]
 args:
   - --flavour={{ .Values.triton.flavour }}
-  - --precision={{ .Values.models.precision }}
+  - --precision={{ ternary (ternary "fp16" "fp32" (eq .Values.triton.flavour "tensorrt")) .Values.models.precision (eq .Values.models.precision "auto") }}
   - --out=/models/repository
   {{- if eq .Values.models.source "image" }}
   - --source={{ .Values.models.path }}

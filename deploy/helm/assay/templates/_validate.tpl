@@ -1,11 +1,12 @@
 {{/* What a schema cannot say: values that contradict each other. All problems at once, each with the value to change. */}}
 
-{{/* Pods beyond `pods` that a maxSurge allows: (dict "surge" "25%" "pods" 8) */}}
-{{- define "assay.surge" -}}
-{{- if kindIs "string" .surge -}}
-{{- ceil (divf (mulf (trimSuffix "%" .surge | float64) .pods) 100) -}}
+{{/* How many of `pods` a maxSurge is, with "round" "ceil", or a maxUnavailable, with "floor": (dict "of" "25%" "pods" 8 "round" "ceil") */}}
+{{- define "assay.podCount" -}}
+{{- if kindIs "string" .of -}}
+{{- $exact := divf (mulf (trimSuffix "%" .of | float64) .pods) 100 -}}
+{{- ternary (ceil $exact) (floor $exact) (eq .round "ceil") -}}
 {{- else -}}
-{{- .surge -}}
+{{- .of -}}
 {{- end -}}
 {{- end -}}
 
@@ -65,12 +66,17 @@
 {{- if lt $most $least -}}
 {{- $problems = append $problems "autoscaling.maxReplicas: must not be below autoscaling.minReplicas" -}}
 {{- end -}}
-{{- $surge := include "assay.surge" (dict "surge" $v.worker.rollout.maxSurge "pods" $most) | int -}}
+{{- $surge := include "assay.podCount" (dict "of" $v.worker.rollout.maxSurge "pods" $most "round" "ceil") | int -}}
 {{- $partitions := int $v.topic.partitions -}}
 {{- if and $partitions (gt (add $most $surge) $partitions) -}}
 {{- $problems = append $problems (printf "topic.partitions=%d: %d workers and %d more during a roll-out are too many: one without a partition never gets ready and the roll-out stops; raise the topic's partitions, or lower the workers, or set worker.rollout to maxSurge 0 and maxUnavailable 1" $partitions $most $surge) -}}
 {{- end -}}
-{{- range $name, $part := dict "worker" $v.worker "triton" $v.triton -}}
+{{- range $name, $pods := dict "worker" $least "triton" (int $v.triton.replicas) -}}
+{{- $part := index $v $name -}}
+{{- $away := include "assay.podCount" (dict "of" $part.rollout.maxUnavailable "pods" $pods "round" "floor") | int -}}
+{{- if and (gt $pods 1) (ge $away $pods) (or (eq $name "worker") (eq $v.triton.mode "service")) -}}
+{{- $problems = append $problems (printf "%s.rollout.maxUnavailable=%v: with %d pods a roll-out could take them all; lower it" $name $part.rollout.maxUnavailable $pods) -}}
+{{- end -}}
 {{- if and (has (toString $part.rollout.maxSurge) (list "0" "0%")) (has (toString $part.rollout.maxUnavailable) (list "0" "0%")) -}}
 {{- $problems = append $problems (printf "%s.rollout: maxSurge and maxUnavailable must not both be 0" $name) -}}
 {{- end -}}
