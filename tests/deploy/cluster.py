@@ -23,6 +23,8 @@ from tests.deploy import tools
 from worker.local.server import free_port
 
 TOKEN = "test-admin"
+# A pod with this annotation (a duration, say 2s) gets ready so much later; others at once.
+READY_AFTER = "test/ready-after"
 NODES = 4
 GPUS = ("nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb")
 
@@ -157,10 +159,19 @@ class Cluster:
         self.spawn("kube-controller-manager", *own, f"--secure-port={controllers}", *account, *self._controller_flags)
         self.spawn("kube-scheduler", *own, f"--secure-port={scheduler}")
         # Without leases of its own the nodes would flap.
-        stages = self._programs["kwok"].with_name("stages.yaml")
+        stages = self._stages()
         leases = ["--manage-all-nodes=true", "--node-lease-duration-seconds=40", "--node-ip=127.0.0.1", f"--server-address=127.0.0.1:{kwok}"]
         self.spawn("kwok", f"--kubeconfig={self.kubeconfig}", f"--config={stages}", *leases)
         self._furnish()
+
+    def _stages(self) -> Path:
+        """kwok's stages, with READY_AFTER."""
+        stages = list(yaml.safe_load_all(self._programs["kwok"].with_name("stages.yaml").read_text()))
+        ready = next(stage for stage in stages if stage["metadata"]["name"] == "pod-ready")
+        ready["spec"]["delay"] = {"durationMilliseconds": 0, "durationFrom": {"expressionFrom": f'.metadata.annotations["{READY_AFTER}"]'}}
+        path = self.directory / "stages.yaml"
+        path.write_text(yaml.safe_dump_all(stages))
+        return path
 
     def _certificates(self) -> None:
         leaf = self.authority.issue_cert("127.0.0.1", "10.0.0.1", "localhost", "kubernetes.default.svc")

@@ -139,7 +139,7 @@ def test_drain_fits_into_the_grace_period(name: str, tmp_path: Path) -> None:
 
 @each_installation
 def test_partitions_stay_served(name: str) -> None:
-    """Neither a roll-out nor a drain may take every pod of a Deployment that has more than one."""
+    """No drain may take every pod of a Deployment that has more than one, and no roll-out more than the budget allows a drain."""
     items = chart.objects(chart.manifest(name))
     scalers = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in chart.of_kind(items, "HorizontalPodAutoscaler", "ScaledObject")}
     budgets = {json.dumps(item["spec"]["selector"]): item["spec"]["maxUnavailable"] for item in chart.of_kind(items, "PodDisruptionBudget")}
@@ -149,7 +149,7 @@ def test_partitions_stay_served(name: str) -> None:
         rolling = spec["strategy"]["rollingUpdate"]
         assert least >= 1 and ("replicas" not in spec) == bool(scaler)
         assert budgets[json.dumps(spec["selector"])] < max(least, 2)
-        assert rolling["maxUnavailable"] < max(least, 2) and (rolling["maxUnavailable"] or rolling["maxSurge"])
+        assert rolling["maxUnavailable"] <= budgets[json.dumps(spec["selector"])] and (rolling["maxUnavailable"] or rolling["maxSurge"])
 
 
 @each_installation
@@ -175,8 +175,9 @@ def test_pods_talk_only_to_what_is_named(name: str) -> None:
     for item in chart.of_kind(items, "NetworkPolicy"):
         assert item["spec"]["policyTypes"] == ["Ingress", "Egress"]
         assert all("ports" in rule or "to" in rule for rule in item["spec"]["egress"])
-    for item in chart.of_kind(items, "Deployment", "Job", "Pod"):
-        labels = item["metadata"]["labels"] if item["kind"] == "Pod" else item["spec"]["template"]["metadata"]["labels"]
+    for item in chart.of_kind(items, "Deployment", "Job", "CronJob", "Pod"):
+        holder = item["spec"]["jobTemplate"] if item["kind"] == "CronJob" else item
+        labels = holder["metadata"]["labels"] if item["kind"] == "Pod" else holder["spec"]["template"]["metadata"]["labels"]
         assert [selector for selector in selectors if selector.items() <= labels.items()], item["metadata"]["name"]
 
 
@@ -191,6 +192,17 @@ REFUSED = {
     "plans without a GPU": ({"gpu": {"enabled": False}}, "triton.flavour=cpu"),
     "external without address": ({"triton": {"mode": "external"}}, "settings.triton.url"),
     "more workers than partitions": ({"worker": {"replicas": 8}, "topic": {"partitions": 8}}, "one without a partition never gets ready"),
+    "KEDA beyond the partitions": (
+        {"autoscaling": {"mode": "keda", "maxReplicas": 12}, "topic": {"partitions": 12}},
+        "topic.partitions=12: 12 workers and 1 more during a roll-out",
+    ),
+    "HPA beyond the partitions": ({"autoscaling": {"mode": "hpa", "maxReplicas": 9}, "topic": {"partitions": 8}}, "topic.partitions=8: 9 workers"),
+    "a surge in per cent beyond the partitions": (
+        {"worker": {"replicas": 10, "rollout": {"maxSurge": "25%"}}, "topic": {"partitions": 12}},
+        "10 workers and 3 more",
+    ),
+    "roll-out takes all": ({"worker": {"rollout": {"maxUnavailable": "100%"}}}, "worker.rollout.maxUnavailable=100%: with 2 pods"),
+    "roll-out takes every Triton": ({"triton": {"mode": "service", "rollout": {"maxUnavailable": 2}}}, "triton.rollout.maxUnavailable=2"),
     "SASL without password": ({"settings": {"kafka": {"security_protocol": "SASL_SSL"}}}, "kafka.sasl_password"),
     "budget takes all": ({"pdb": {"maxUnavailable": 2}}, "a drain could take them all"),
     "unpinned hub": ({"models": {"source": "hub", "uri": "a/b"}}, "models.revision"),
@@ -207,6 +219,13 @@ def test_wrong_values_are_refused(case: str) -> None:
     values, word = REFUSED[case]
     with pytest.raises(chart.Refused, match=word):
         chart.template(values=values)
+
+
+def test_as_many_workers_as_partitions_are_accepted() -> None:
+    """Without a surge there may be a worker for every partition: the advice of the refusal above works."""
+    rollout = {"maxSurge": 0, "maxUnavailable": 1}
+    values = {"worker": {"rollout": rollout}, "topic": {"partitions": 12}, "autoscaling": {"mode": "keda", "maxReplicas": 12}}
+    assert chart.of_kind(chart.objects(chart.template(values=values)), "ScaledObject")[0]["spec"]["maxReplicaCount"] == 12
 
 
 def test_all_contradictions_are_told_at_once() -> None:

@@ -6,13 +6,14 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.deploy import chart
-from tests.deploy.cluster import Cluster
+from tests.deploy.cluster import READY_AFTER, Cluster
 from tests.integration.harness import wait_until
 
 CLAIMS = ("archive", "d3", "plans", "weights")
@@ -68,26 +69,29 @@ def test_the_namespace_does_enforce(cluster: Cluster) -> None:
     assert done.returncode != 0 and 'violates PodSecurity "restricted:latest"' in done.stderr
 
 
-def test_a_roll_out_never_drops_below_the_budget(cluster: Cluster) -> None:
-    """While every pod is replaced, each state of the Deployment that the API server reports has all workers available."""
-    cluster.namespace("t-roll")
-    _install(cluster, "install", "t-roll", "--set", "worker.replicas=4")
-    watch = subprocess.Popen(
-        [*_kubectl(cluster), "get", "deployment", "assay", "-n", "t-roll", "--watch", "-o", "json"], stdout=subprocess.PIPE, text=True
-    )
-    states: list[dict[str, Any]] = []
-    reader = threading.Thread(target=_read_documents, args=(watch, states))
-    reader.start()
-    try:
-        _install(cluster, "upgrade", "t-roll", "--set", "worker.replicas=4", "--set", "worker.image.tag=next")
-        wait_until(
-            lambda: bool(states) and states[-1]["status"].get("updatedReplicas") == 4 and states[-1]["status"].get("replicas") == 4, "the roll-out"
-        )
-    finally:
-        watch.terminate()
-        reader.join(20)
-    available = [state["status"].get("availableReplicas", 0) for state in states]
-    assert len(available) > 4 and min(available) >= 4, available
+@pytest.mark.parametrize(("surge", "away"), [(1, 0), (0, 1)])
+def test_a_roll_out_never_drops_below_the_budget(cluster: Cluster, surge: int, away: int) -> None:
+    """While every worker and every Triton is replaced, and new pods take seconds to get ready, no state that the API server reports has fewer
+    available pods than the roll-out's own limit or than the budget wants, or more pods than the surge allows."""
+    namespace = f"t-roll-{surge}"
+    cluster.namespace(namespace)
+    options = ["triton.mode=service"]
+    for part in ("worker", "triton"):
+        options += [f"{part}.replicas=4", f"{part}.rollout.maxSurge={surge}", f"{part}.rollout.maxUnavailable={away}"]
+        options.append(f"{part}.podAnnotations.{READY_AFTER.replace('.', chr(92) + '.')}=2s")
+    given = [part for option in options for part in ("--set", option)]
+    _install(cluster, "install", namespace, *given)
+    with _watch(cluster, namespace, "deployments") as deployments, _watch(cluster, namespace, "poddisruptionbudgets") as budgets:
+        _install(cluster, "upgrade", namespace, *given, "--set", "worker.image.tag=next", "--set", "triton.image.tag=next")
+        wait_until(lambda: all(_rolled(cluster, namespace, name) for name in ("assay", "assay-triton")), "the roll-out")
+    for name in ("assay", "assay-triton"):
+        states = [state["status"] for state in deployments if state["metadata"]["name"] == name]
+        # Some of them were seen half-way: fewer updated pods available than there are.
+        assert len({state.get("updatedReplicas", 0) for state in states}) >= 4, states
+        assert min(state.get("availableReplicas", 0) for state in states) == 4 - away, states
+        assert max(state["replicas"] for state in states) == 4 + surge, states
+        healthy = [state["status"] for state in budgets if state["metadata"]["name"] == name]
+        assert healthy and all(state["currentHealthy"] >= state["desiredHealthy"] == 3 for state in healthy), healthy
 
 
 def test_a_drain_stops_at_the_budget(cluster: Cluster) -> None:
@@ -127,7 +131,7 @@ def test_a_node_is_drained_by_kubectl(cluster: Cluster) -> None:
 def test_the_pods_account_may_do_nothing(cluster: Cluster) -> None:
     """The service account has no rights of its own: it cannot even read the Secret that the kubelet mounts for it."""
     for verb, resource in (("get", "secrets"), ("list", "pods"), ("create", "pods")):
-        done = cluster.kubectl("auth", "can-i", verb, resource, "-n", "t-roll", "--as=system:serviceaccount:t-roll:assay", check=False)
+        done = cluster.kubectl("auth", "can-i", verb, resource, "-n", "t-node", "--as=system:serviceaccount:t-node:assay", check=False)
         assert done.stdout.strip() == "no"
 
 
@@ -140,6 +144,27 @@ def _evict(cluster: Cluster, namespace: str, pod: str) -> subprocess.CompletedPr
     return cluster.kubectl(
         "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(eviction), check=False
     )
+
+
+@contextmanager
+def _watch(cluster: Cluster, namespace: str, kind: str) -> Iterator[list[dict[str, Any]]]:
+    """Every state of the objects from here on, complete when the block ends."""
+    states: list[dict[str, Any]] = []
+    command = [*_kubectl(cluster), "get", kind, "-n", namespace, "--watch", "-o", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        reader = threading.Thread(target=_read_documents, args=(watch, states))
+        reader.start()
+        try:
+            wait_until(lambda: bool(states), f"the first of the {kind}")
+            yield states
+        finally:
+            watch.terminate()
+            reader.join(20)
+
+
+def _rolled(cluster: Cluster, namespace: str, name: str) -> bool:
+    status = cluster.get("deployment", name, "-n", namespace)["status"]
+    return bool(status.get("updatedReplicas") == status.get("replicas") == status.get("availableReplicas") == 4)
 
 
 def _read_documents(watch: subprocess.Popen[str], states: list[dict[str, Any]]) -> None:
