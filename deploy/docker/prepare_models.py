@@ -115,17 +115,22 @@ def add_shadow(repository: Path, other: Path) -> None:
     configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line's own parser."""
+    known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known.add_argument("--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit")
+    known.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
+    known.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
+    known.add_argument("--out", type=Path, required=True, help="model repository to write")
+    known.add_argument("--expect", help="model version that the weights must have")
+    known.add_argument("--shadow", help="source of a shadow model, as --source")
+    known.add_argument("--cache", type=Path, help="folder that keeps built repositories")
+    return known
+
+
 def main() -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit")
-    parser.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
-    parser.add_argument("--out", type=Path, required=True, help="model repository to write")
-    parser.add_argument("--expect", help="model version that the weights must have")
-    parser.add_argument("--shadow", help="source of a shadow model, as --source")
-    parser.add_argument("--cache", type=Path, help="folder that keeps built repositories")
-    given = parser.parse_args()
+    given = parser().parse_args()
     # The init container is started again after a failure, with what it left.
     shutil.rmtree(given.out, ignore_errors=True)
     try:

@@ -16,8 +16,8 @@ RUN grep -v '^nvidia-pytriton' /opt/assay/requirements/triton.txt > /tmp/server.
 COPY triton_models /opt/assay/triton_models
 COPY deploy/docker/prepare_models.py /opt/assay/prepare_models.py
 COPY --chmod=0755 ${WEIGHTS} /opt/assay/weights
-# git keeps no modes: whoever runs this may read it, nobody may write it.
-RUN chmod -R a+rX,go-w /opt/assay
+# git keeps no modes: whoever runs this may read it, nobody may write it. A volume that is new takes owner and mode of /models.
+RUN chmod -R a+rX,go-w /opt/assay && install -d -o 10001 -g 10001 /models
 USER 10001:10001
 ENV HOME=/tmp
 WORKDIR /tmp

@@ -248,7 +248,7 @@ def training() -> Schema:
         schedule=text("Cron schedule; a single Job when empty."),
         image=image("training"),
         args=array(
-            "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name. With `--restartable` a pod that starts again goes on where the last one was.",
+            "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name; `--restartable` lets the next pod go on.",
             {"type": "string"},
         ),
         nodes=number("Pods; they meet through a headless Service.", 1),

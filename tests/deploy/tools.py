@@ -76,6 +76,16 @@ def helm_unittest() -> Path:
     return _go_tool("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest", "helm-unittest-1.1.2")
 
 
+def compose_spec() -> Path:
+    """The Compose specification's own loader, on which Docker Compose stands."""
+    version = "v2.16.2"
+
+    def make(out: Path) -> None:
+        _go(["install", f"github.com/compose-spec/compose-go/v2/cmd@{version}"], {"GOBIN": str(out)})
+
+    return _install(f"compose-go-{version}", make) / "cmd"
+
+
 def crds() -> Path:
     """Folder with the CRDs of KEDA and the Prometheus operator that the chart may use."""
 
@@ -239,7 +249,7 @@ def _module(path: str, version: str) -> Path:
 
 SETS: dict[str, tuple[Callable[[], Path], ...]] = {
     "quick": (helm, promtool),
-    "static": (helm, promtool, hadolint, schemas, kubeconform, kube_score, helm_unittest, crds),
+    "static": (helm, promtool, hadolint, schemas, kubeconform, kube_score, helm_unittest, compose_spec, crds),
     "cluster": (etcd, *(lambda c=c: kubernetes(f"kube-{c}") for c in ("apiserver", "controller-manager", "scheduler")), kwok, crds),
     "keda": (lambda: keda("operator"), lambda: keda("adapter")),
 }

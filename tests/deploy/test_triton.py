@@ -1,0 +1,93 @@
+"""What the chart and compose.yaml tell Triton and the program that builds its models: taken by the real server and by the program's own parser."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from tritonclient import grpc
+
+from deploy.docker import prepare_models
+from tests.deploy import chart
+from tests.integration.harness import wait_until
+from triton_models import build
+from worker.local import paths
+from worker.local.server import NotServing, free_port
+from worker.local.triton_server import TritonServer
+
+pytestmark = pytest.mark.usefixtures("helm")
+WEIGHTS = paths.CHECKOUT / "triton_models" / "weights" / "demo"
+PROGRAM = ["python3", "/opt/assay/prepare_models.py"]
+COMPOSE = yaml.safe_load((paths.CHECKOUT / "deploy" / "compose.yaml").read_text())["services"]
+
+
+def _containers(text: str, name: str) -> list[chart.Object]:
+    pods = [pod for _, pod in chart.pod_specs(chart.objects(text))]
+    return [container for pod in pods for container in chart.containers(pod) if container["name"] == name]
+
+
+@pytest.mark.parametrize("name", chart.NAMES)
+def test_the_init_containers_arguments_are_known(name: str) -> None:
+    """prepare_models' own parser takes the arguments of every values file: plans in fp16, CPU graphs in fp32, weights from where the values say."""
+    for container in _containers(chart.manifest(name), "models"):
+        assert container["command"] == PROGRAM
+        given = prepare_models.parser().parse_args(container["args"])
+        assert given.precision == {"tensorrt": "fp16", "cpu": "fp32"}[given.flavour]
+        assert str(given.out) == "/models/repository"
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_compose_builds_the_models_as_the_chart_does(profile: str) -> None:
+    """The services that build the models use the serving image and its program, with arguments that it knows."""
+    service = COMPOSE[f"models-{profile}"]
+    assert service["command"][:2] == PROGRAM and service["image"] == COMPOSE[f"triton-{profile}"]["image"]
+    given = prepare_models.parser().parse_args(service["command"][2:])
+    assert (given.flavour, given.precision) == {"cpu": ("cpu", "fp32"), "gpu": ("tensorrt", "fp16")}[profile]
+
+
+class AsDeployed(TritonServer):
+    """The stack's server with the arguments of a container: only where things lie, and the ports, are this machine's."""
+
+    def __init__(self, directory: Path, repository: Path, arguments: list[str]) -> None:
+        super().__init__(directory, {name: free_port() for name in TritonServer.port_names}, repository)
+        self.arguments = arguments
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        own, environment = super().command()
+        here = {option.split("=")[0]: option for option in own if "-port=" in option or "-address=" in option or "model-repository" in option}
+        given = [here.pop(argument.split("=")[0], argument) for argument in self.arguments]
+        backends = [option for option in own if option.startswith("--backend-")]
+        return [own[0], *backends, *given, *(option for option in here.values() if "-address=" in option)], environment
+
+    def serves(self) -> bool:
+        """Does it answer? Raises AssertionError with its log when it has ended."""
+        assert self.running(), self.log_tail()
+        try:
+            self.check()
+        except NotServing:
+            return False
+        return True
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("shadow", [False, True])
+def test_triton_starts_with_the_charts_arguments(tmp_path: Path, *, shadow: bool) -> None:
+    """The real tritonserver takes the arguments of the CPU flavour's container and answers; with a shadow model it serves both."""
+    values = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
+    if shadow:
+        values |= {"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}}
+    repository = tmp_path / "repository"
+    build.build(WEIGHTS, "cpu", repository)
+    if shadow:
+        build.build(WEIGHTS, "cpu", tmp_path / "candidate")
+        prepare_models.add_shadow(repository, tmp_path / "candidate")
+    server = AsDeployed(tmp_path / "server", repository, _containers(chart.template(values=values), "triton")[0]["args"])
+    server.start()
+    try:
+        wait_until(server.serves, "an answer from the model")
+        with closing(grpc.InferenceServerClient(server.address)) as client:
+            assert client.is_model_ready("code") and client.is_model_ready("code_shadow") == shadow
+    finally:
+        server.stop(grace_s=20)
