@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.deploy import chart, schemas
 from worker.local import paths
@@ -79,6 +80,18 @@ def test_helm_unittest_suites_pass(tool: Tool, tmp_path: Path) -> None:
     shutil.copytree(chart.CHART, copy)
     done = _run(tool("helm_unittest"), "--strict", copy)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_file_follows_the_specification(tool: Tool) -> None:
+    """The Compose specification's own loader takes compose.yaml, and finds a misspelt key."""
+    loader, folder = tool("compose_spec"), DOCKER.parent
+    good = _run(loader, "compose.yaml", cwd=folder)
+    assert good.returncode == 0, good.stderr
+    builds = [service["build"] for service in yaml.safe_load(good.stdout)["services"].values() if "build" in service]
+    assert builds and all((Path(build["context"]) / build["dockerfile"]).parent == DOCKER for build in builds)
+    text = (folder / "compose.yaml").read_text().replace("stop_grace_period", "stop_grace")
+    bad = _run(loader, "-", cwd=folder, stdin=text)
+    assert bad.returncode != 0 and "stop_grace" in bad.stderr, bad.stderr
 
 
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda path: path.stem)
