@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy import generated
+
 OUT = Path(__file__).parents[1] / "helm" / "assay" / "files" / "dashboards"
-COMMAND = "python -m deploy.grafana.build"
+MODULE = "deploy.grafana.build"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 NS = 'namespace=~"$namespace"'
 WIDTH, HEIGHT, STAT_HEIGHT = 8, 8, 4
@@ -331,18 +333,13 @@ def _namespace_variable() -> dict[str, Any]:
 DASHBOARDS = {"overview": ("assay-overview", "Assay: overview", OVERVIEW), "model": ("assay-model", "Assay: model", MODEL)}
 
 
-def main() -> int:
-    """Write the dashboards, or with --check exit 1 when one is not current."""
-    stale = 0
-    for name, (uid, title, rows) in DASHBOARDS.items():
-        path, content = OUT / f"assay-{name}.json", json.dumps(dashboard(uid, title, rows), indent=1, ensure_ascii=False) + "\n"
-        if "--check" not in sys.argv:
-            path.write_text(content)
-        elif not path.is_file() or path.read_text() != content:
-            print(f"{path.name} is not current; run {COMMAND}", file=sys.stderr)
-            stale = 1
-    return stale
+def files() -> dict[Path, str]:
+    """Path -> content of every dashboard."""
+    return {
+        OUT / f"assay-{name}.json": json.dumps(dashboard(uid, title, rows), indent=1, ensure_ascii=False) + "\n"
+        for name, (uid, title, rows) in DASHBOARDS.items()
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(MODULE, files()))
