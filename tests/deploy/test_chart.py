@@ -18,6 +18,7 @@ from worker.local import paths
 from worker.pipeline import load_policy
 
 pytestmark = pytest.mark.usefixtures("helm")
+EXAMPLES = paths.CHECKOUT / "deploy" / "examples"
 each_installation = pytest.mark.parametrize("name", chart.NAMES)
 
 
@@ -179,6 +180,26 @@ def test_pods_talk_only_to_what_is_named(name: str) -> None:
         holder = item["spec"]["jobTemplate"] if item["kind"] == "CronJob" else item
         labels = holder["metadata"]["labels"] if item["kind"] == "Pod" else holder["spec"]["template"]["metadata"]["labels"]
         assert [selector for selector in selectors if selector.items() <= labels.items()], item["metadata"]["name"]
+
+
+def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
+    """The development Kafka and Redis are those that their values name: addresses, topics, partitions, room for a rejection."""
+    files = [chart.CHART / "ci" / "cpu-values.yaml", EXAMPLES / "values.yaml"]
+    items = chart.objects(chart.template(*(part for file in files for part in ("-f", str(file)))))
+    found = _settings(items, tmp_path)
+    kafka = chart.objects((EXAMPLES / "kafka.yaml").read_text())
+    name = chart.of_kind(kafka, "Kafka")[0]["metadata"]["name"]
+    assert found.kafka.bootstrap_servers == [f"{name}-kafka-bootstrap:9092"]
+    topics = {item["metadata"]["name"]: item["spec"] for item in chart.of_kind(kafka, "KafkaTopic")}
+    wanted = (found.kafka.incoming_topic, found.kafka.verdicts_topic, found.kafka.rejected_topic)
+    assert tuple(topics) == wanted
+    assert {item["metadata"]["labels"]["strimzi.io/cluster"] for item in chart.of_kind(kafka, "KafkaTopic", "KafkaNodePool")} == {name}
+    partitions = yaml.safe_load((EXAMPLES / "values.yaml").read_text())["topic"]["partitions"]
+    assert topics[wanted[0]]["partitions"] == partitions
+    largest = [topics[topic]["config"]["max.message.bytes"] for topic in (wanted[0], wanted[2])]
+    assert found.limits.max_image_bytes < largest[0] < largest[1] == found.kafka.max_request_bytes
+    service = chart.of_kind(chart.objects((EXAMPLES / "redis.yaml").read_text()), "Service")[0]
+    assert found.redis.url.get_secret_value() == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/0"
 
 
 REFUSED = {

@@ -15,6 +15,7 @@ import pytest
 from tests.deploy import chart
 from tests.deploy.cluster import READY_AFTER, Cluster
 from tests.integration.harness import wait_until
+from worker.local import paths
 
 CLAIMS = ("archive", "d3", "plans", "weights")
 # Two of each are enough to see a roll-out, and two cores carry the control plane.
@@ -60,6 +61,14 @@ def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
     cluster.helm("uninstall", "assay", "-n", namespace, "--wait", "--timeout", PATIENCE)
     kinds = "deployments,services,networkpolicies,poddisruptionbudgets,scaledobjects,triggerauthentications,podmonitors,prometheusrules,jobs,cronjobs,secrets"
     assert cluster.get(kinds, "-n", namespace, "-l", "app.kubernetes.io/instance=assay")["items"] == []
+
+
+def test_the_development_redis_runs_restricted(cluster: Cluster) -> None:
+    """The example's Redis is admitted where Pod Security is enforced, gets ready and is found by its Service."""
+    cluster.namespace("t-redis")
+    cluster.kubectl("apply", "-n", "t-redis", "-f", str(paths.CHECKOUT / "deploy" / "examples" / "redis.yaml"))
+    cluster.kubectl("rollout", "status", "deployment/redis", "-n", "t-redis", "--timeout=60s")
+    wait_until(lambda: cluster.get("endpoints", "redis", "-n", "t-redis").get("subsets"), "an address behind the Service")
 
 
 def test_the_namespace_does_enforce(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from worker import settings
-from worker.local.kafka_server import MAX_RECORD_BYTES, PARTITIONS, TOPICS
+from worker.local.kafka_server import MAX_RECORD_BYTES, MAX_REJECTED_BYTES, PARTITIONS, TOPICS
 from worker.local.paths import CHECKOUT
 
 ONCE = {"topics", "models-cpu", "models-gpu"}
@@ -48,7 +48,8 @@ def test_kafka_is_the_one_of_the_local_stack(compose):
     assert environment["KAFKA_MESSAGE_MAX_BYTES"] == MAX_RECORD_BYTES
     assert environment["KAFKA_NUM_PARTITIONS"] == PARTITIONS
     script = compose["services"]["topics"]["command"][0]
-    assert all(topic in script for topic in TOPICS)
+    assert all(f"create {topic}" in script for topic in TOPICS)
+    assert f"create {TOPICS[2]} --config max.message.bytes={MAX_REJECTED_BYTES}" in script
     assert f"--partitions {PARTITIONS} " in script
 
 
