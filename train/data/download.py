@@ -1,22 +1,38 @@
 """Downloads the real images of D3 by URL: many at a time, bounded, retried, checked, in their original bytes.
 
+    with Downloader(DownloadLimits()) as downloader:
+        downloader.submit(url, keep)   # keep(bytes of a whole image, or the reason why not)
+
 A link that is dead or gives anything but a whole image is a reason in words, not an exception: a third of D3's links are gone.
+The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its address checked
+where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the environment are not used.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
+import httpcore
 import httpx
 
 from train.data.images import BadImage, decode_image
+from worker.clients.fetch_https import Resolve, forbidden, system_addresses
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-AGENT = "assay-train (research; D3 real images)"
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = [
+    (b"User-Agent", b"assay-train (research; D3 real images)"),
+    (b"Accept", b"image/*,*/*;q=0.5"),
+    (b"Accept-Encoding", b"identity"),
+]
 
 
 @dataclass(frozen=True)
@@ -36,79 +52,147 @@ class _Refused(Exception):
     """Not worth another try; the message is the reason that is recorded."""
 
 
-async def download_all(urls: Sequence[str], limits: DownloadLimits) -> list[bytes | str]:
-    """For each URL its bytes (a whole image), or the reason why not: `dead link 404`, `timeout`, `not an image: …`, …"""
+class _TryAgain(Exception):
+    """Worth another try; the message is the reason if it was the last one."""
 
-    async def check_address(request: httpx.Request) -> None:
-        if not limits.allow_private and not await _is_public(request.url.host):
+
+class Downloader:
+    """Downloads in the background from `with` on; leaving it ends what is still under way.
+
+    `resolve` looks names up.
+    """
+
+    def __init__(self, limits: DownloadLimits, *, resolve: Resolve = system_addresses) -> None:
+        self._limits, self._resolve = limits, resolve
+        self._loop = asyncio.new_event_loop()
+        self._threads = ThreadPoolExecutor(limits.concurrency, "downloads")  # name servers that do not answer hold up no other
+        self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
+        self._gate = asyncio.Semaphore(limits.concurrency)
+        self._pool: httpcore.AsyncConnectionPool
+
+    def __enter__(self) -> Self:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=self._limits.concurrency,
+            keepalive_expiry=5.0,
+            network_backend=_CheckedBackend(self._limits, self._resolve),
+        )
+        self._loop.set_default_executor(self._threads)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loop.close()
+
+    def submit(self, url: str, keep: Callable[[bytes | str], object]) -> Future[None]:
+        """Begin a download; `keep` gets the bytes of a whole image or the reason why not, in the downloading thread, before the future is done.
+
+        Reasons: `dead link 404`, `timeout`, `not an image: …`, `address is not public`, …
+        """
+        return asyncio.run_coroutine_threadsafe(self._one(url, keep), self._loop)
+
+    async def _one(self, url: str, keep: Callable[[bytes | str], object]) -> None:
+        async with self._gate:
+            result = await _download(self._pool, url, self._limits)
+        keep(result)
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._pool.aclose()
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Looks up, checks, connects: once, to an address that was checked, so that a second answer of the name server counts for nothing."""
+
+    def __init__(self, limits: DownloadLimits, resolve: Resolve) -> None:
+        self._limits, self._resolve = limits, resolve
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002 - httpcore's signature; the limits count
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            found = await asyncio.to_thread(self._resolve, host, port)
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                raise _TryAgain("name server does not answer") from error
+            raise _Refused("unknown host") from error
+        addresses = [address for address in dict.fromkeys(found) if forbidden(address, allow_private=self._limits.allow_private) is None]
+        if not addresses:
             raise _Refused("address is not public")
-
-    gate = asyncio.Semaphore(limits.concurrency)
-    async with httpx.AsyncClient(
-        follow_redirects=True,
-        max_redirects=limits.max_redirects,
-        timeout=limits.timeout_s,
-        headers={"user-agent": AGENT, "accept": "image/*,*/*;q=0.5"},
-        event_hooks={"request": [check_address]},
-        limits=httpx.Limits(max_connections=limits.concurrency),
-    ) as client:
-
-        async def one(url: str) -> bytes | str:
-            async with gate:
-                return await _download(client, url, limits)
-
-        return list(await asyncio.gather(*(one(url) for url in urls)))
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                # An address that swallows packets leaves time for the next one.
+                return await self._backend.connect_tcp(address, port, self._limits.timeout_s / len(addresses), local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
 
-async def _is_public(host: str) -> bool:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None)
-    except OSError as error:
-        raise _Refused("unknown host") from error
-    return all(ipaddress.ip_address(str(address[4][0]).split("%", maxsplit=1)[0]).is_global for address in found)
-
-
-async def _download(client: httpx.AsyncClient, url: str, limits: DownloadLimits) -> bytes | str:
+async def _download(pool: httpcore.AsyncConnectionPool, url: str, limits: DownloadLimits) -> bytes | str:
     reason = "never tried"
     for attempt in range(limits.attempts):
         if attempt:
             await asyncio.sleep(random.uniform(0, limits.backoff_s * 2**attempt))
         try:
             async with asyncio.timeout(limits.timeout_s):
-                data = await _get(client, url, limits)
+                data = await _get(pool, httpx.URL(url), limits)
             await asyncio.to_thread(decode_image, data)
         except _Refused as error:
             return str(error)
         except BadImage as error:
             return f"not an image: {error}"
-        except httpx.HTTPStatusError as error:
-            reason = f"server error {error.response.status_code}"
-        except (TimeoutError, httpx.TimeoutException):
+        except _TryAgain as error:
+            reason = str(error)
+        except (TimeoutError, httpcore.TimeoutException):
             reason = "timeout"
-        except httpx.RemoteProtocolError:
+        except httpcore.RemoteProtocolError:
             reason = "broke off"
-        except httpx.TooManyRedirects:
-            return "too many redirects"
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except httpcore.NetworkError as error:
             reason = f"connection: {type(error).__name__}"
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
+        except (httpx.InvalidURL, httpcore.UnsupportedProtocol, httpcore.LocalProtocolError, ValueError):
             return "invalid URL"
         else:
             return data
     return reason
 
 
-async def _get(client: httpx.AsyncClient, url: str, limits: DownloadLimits) -> bytes:
-    async with client.stream("GET", url) as response:
-        if response.status_code in _RETRIED:
-            raise httpx.HTTPStatusError("try again", request=response.request, response=response)
-        if response.status_code != httpx.codes.OK:
-            raise _Refused(f"dead link {response.status_code}")
-        if int(response.headers.get("content-length", "0") or 0) > limits.max_bytes:
+async def _get(pool: httpcore.AsyncConnectionPool, url: httpx.URL, limits: DownloadLimits) -> bytes:
+    for _ in range(limits.max_redirects + 1):
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        async with pool.stream("GET", target, headers=_HEADERS) as response:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status not in _REDIRECTS:
+                return await _body(response, headers, limits)
+        url = url.join(headers.get("location", ""))
+    raise _Refused("too many redirects")
+
+
+async def _body(response: httpcore.Response, headers: dict[str, str], limits: DownloadLimits) -> bytes:
+    if response.status in _RETRIED:
+        raise _TryAgain(f"server error {response.status}")
+    if response.status != httpx.codes.OK:
+        raise _Refused(f"dead link {response.status}")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Refused("compressed though that was not asked for")
+    declared = headers.get("content-length", "")
+    data = bytearray()
+    async for chunk in response.aiter_stream():
+        data += chunk
+        if len(data) > limits.max_bytes or (declared.isdigit() and int(declared) > limits.max_bytes):
             raise _Refused(f"larger than {limits.max_bytes} bytes")
-        data = bytearray()
-        async for chunk in response.aiter_bytes():
-            data += chunk
-            if len(data) > limits.max_bytes:
-                raise _Refused(f"larger than {limits.max_bytes} bytes")
-        return bytes(data)
+    return bytes(data)

@@ -1,11 +1,12 @@
 """D3 from parquet with its real images from a local web server that misbehaves in every way."""
 
-import asyncio
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from train.data import d3
-from train.data.d3 import build_shards, read_rows
-from train.data.download import DownloadLimits, download_all
+from train.data.d3 import D3Rows, build_shards
+from train.data.download import Downloader, DownloadLimits
 from train.data.images import DataError
 from train.data.shards import open_shards
 from train.data.synthetic import synthetic_record
@@ -33,6 +34,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: dict[str, int] = {}
+        self.hosts: list[str] = []
         self.ended = threading.Event()
 
     @property
@@ -44,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.hosts.append(self.headers["host"])
         self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
         kind = self.path.split("/")[1]
         image = synthetic_record(int(self.path.rsplit("/", maxsplit=1)[1])).images["real"]
@@ -51,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.ended.wait(60)
         elif kind == "moved":
             self.answer(302, b"", location=self.path.replace("moved", "ok"))
+        elif kind == "away":
+            self.answer(302, b"", location=f"http://inside.example:{self.server.server_port}/ok/1")
         elif kind == "loop":
             self.answer(302, b"", location=self.path)
         elif kind == "gone":
@@ -121,9 +126,18 @@ def rows(server: Server, tmp_path: Path) -> Path:
     return tmp_path / "d3.parquet"
 
 
+def download_all(urls: list[str], limits: DownloadLimits, **options: object) -> list[bytes | str]:
+    """What each URL ends as, in order."""
+    results: dict[int, bytes | str] = {}
+    with Downloader(limits, **options) as downloader:
+        for future in [downloader.submit(url, partial(results.__setitem__, index)) for index, url in enumerate(urls)]:
+            future.result()
+    return [results[index] for index in range(len(urls))]
+
+
 def test_downloads_end_as_images_or_reasons(server: Server) -> None:
     """Each thing that goes wrong on the web has its reason; what is passing is tried again, what is not is not."""
-    results = asyncio.run(download_all([f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS))
+    results = download_all([f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS)
     by_kind = dict(zip([*KINDS[:10], "ok", "ok", "words", "ftp"], results, strict=True))
     for kind in ("ok", "moved", "busy"):
         assert isinstance(by_kind[kind], bytes)
@@ -133,22 +147,70 @@ def test_downloads_end_as_images_or_reasons(server: Server) -> None:
     assert by_kind["huge"] == "larger than 200000 bytes"
     assert by_kind["cut"] == "broke off"
     assert by_kind["loop"] == "too many redirects"
-    assert by_kind["words"] in ("invalid URL", "connection: UnsupportedProtocol") and isinstance(by_kind["ftp"], str)
+    assert by_kind["words"] == by_kind["ftp"] == "invalid URL"
     assert server.asked["/busy/3"] == server.asked["/cut/6"] == 2
     assert server.asked["/gone/2"] == server.asked["/html/4"] == 1
 
 
 def test_a_server_that_does_not_answer_is_a_timeout(server: Server) -> None:
     """Each try has its time; after the last one the reason is `timeout`."""
-    assert asyncio.run(download_all([f"{server.url}/slow/1"], replace(LIMITS, timeout_s=1))) == ["timeout"]
+    assert download_all([f"{server.url}/slow/1"], replace(LIMITS, timeout_s=1)) == ["timeout"]
     assert server.asked["/slow/1"] <= LIMITS.attempts
 
 
-def test_private_addresses_are_refused_unless_allowed(server: Server) -> None:
-    """A URL from the data set cannot make the machine ask its own network."""
-    results = asyncio.run(download_all([f"{server.url}/ok/1"], replace(LIMITS, allow_private=False)))
-    assert results == ["address is not public"]
+PUBLIC, PRIVATE = "93.184.215.14", ["127.0.0.1", "10.0.0.8", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses_are_refused_by_default(address: str, server: Server) -> None:
+    """A URL from the data set cannot make the machine ask its own network, whatever form the name's address has."""
+    strict = replace(LIMITS, allow_private=False)
+    assert not DownloadLimits().allow_private
+    assert download_all(["http://images.example/1"], strict, resolve=lambda _host, _port: [address]) == ["address is not public"]
+    literal = f"[{address}]" if ":" in address else address
+    assert download_all([f"http://{literal}:{server.server_port}/ok/1"], strict) == ["address is not public"]
     assert server.asked == {}
+
+
+def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked(server: Server) -> None:
+    """A name server that says a public address first and a private one later (DNS rebinding) is asked once, and its first answer is used."""
+    answers, asked = [["127.0.0.1"], ["127.0.0.2"]], []
+
+    def resolve(host: str, _port: int) -> list[str]:
+        asked.append(host)
+        return answers[min(len(asked), len(answers)) - 1]
+
+    found = download_all([f"http://images.example:{server.server_port}/ok/1"], LIMITS, resolve=resolve)
+    assert found == [synthetic_record(1).images["real"]]
+    assert asked == ["images.example"]
+    assert server.hosts == [f"images.example:{server.server_port}"]
+
+
+def test_a_redirect_to_a_private_address_is_refused(server: Server) -> None:
+    """The address is checked at every hop: a public page cannot send the downloader to the machine's own network."""
+
+    def resolve(host: str, _port: int) -> list[str]:
+        return {"outside.example": ["127.0.0.1"], "inside.example": ["0.0.0.0"]}[host]
+
+    urls = [f"http://outside.example:{server.server_port}/away/1"]
+    # The test's own server has a private address: 0.0.0.0, refused always, stands for what is refused.
+    assert download_all(urls, LIMITS, resolve=resolve) == ["address is not public"]
+    assert list(server.asked) == ["/away/1"]
+
+
+def test_names_without_an_address_are_told_from_silent_name_servers() -> None:
+    """No such name is final; a name server that does not answer is tried again."""
+    tried: list[str] = []
+
+    def resolve(host: str, _port: int) -> list[str]:
+        tried.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN if host == "silent.example" else socket.EAI_NONAME, "no answer")
+
+    assert download_all(["http://gone.example/1", "http://silent.example/1"], LIMITS, resolve=resolve) == [
+        "unknown host",
+        "name server does not answer",
+    ]
+    assert sorted(tried) == ["gone.example", "silent.example", "silent.example"]
 
 
 def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp_path: Path) -> None:
@@ -176,18 +238,18 @@ def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: 
     """Killed in the second block and started again: the same shards as in one go, and no finished download is asked for again."""
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     server.asked.clear()
-    true_download, calls = d3.download_all, []
+    true_fakes, written = d3._fakes, []
 
-    async def failing(urls: list[str], limits: DownloadLimits) -> list[bytes | str]:
-        calls.append(len(urls))
-        if len(calls) == 4:
+    def killed(row: dict) -> object:
+        written.append(row["id"])
+        if len(written) == 4:
             raise KeyboardInterrupt
-        return await true_download(urls, limits)
+        return true_fakes(row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(d3, "download_all", failing)
+        patch.setattr(d3, "_fakes", killed)
         with pytest.raises(KeyboardInterrupt):
-            build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
+            build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=replace(LIMITS, concurrency=1))
     before = dict(server.asked)
     assert len(before) >= 8
     resumed = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
@@ -209,10 +271,10 @@ def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:
 def test_wrong_sources_give_one_clear_line(rows: Path, tmp_path: Path) -> None:
     """No such file, another schema, and a folder begun with other values are DataErrors that say so."""
     with pytest.raises(DataError, match="neither"):
-        list(read_rows(str(tmp_path / "none.parquet")))
+        D3Rows(str(tmp_path / "none.parquet"))
     parquet.write_table(pa.Table.from_pylist([{"id": "1", "url": "x"}]), tmp_path / "other.parquet")
     with pytest.raises(DataError, match=r"image_gen0.* missing"):
-        list(read_rows(str(tmp_path / "other.parquet")))
+        D3Rows(str(tmp_path / "other.parquet"))
     build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=5, limits=LIMITS)
     with pytest.raises(DataError, match="records_per_shard 5"):
         build_shards(str(rows), tmp_path / "out", records_per_shard=6, limits=LIMITS)
