@@ -12,12 +12,18 @@ that names the file if something is wrong.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +40,7 @@ CodeKind = Literal["fused", "ensemble"]
 MANIFEST = "MANIFEST.json"
 WEIGHTS_FOLDER = "weights"
 SCHEMA = "assay.models/1"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NULL_VERSION = hashlib.sha256(b"assay null model").hexdigest()[:12]
 
 
@@ -59,20 +66,19 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
     for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was before.
     """
     options = options or Options()
+    out = out.resolve()  # a link stays a link: what it leads to is replaced
     if flavour == "tensorrt":
         compiler = compiler or plan.here()
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no model repository of ours (no {MANIFEST}); name another folder")
     model_version, graphs = _graphs(source, flavour, options)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        draft.chmod(0o755)
+    with _draft(out) as draft:
         for name, model in graphs.items():
             _write_model(draft, name, model, model_version, options, compiler)
         if options.code == "ensemble":
             _write_ensemble(draft, model_version)
-        if source is not None:
+        if source is not None and flavour != "null":
             _keep_weights(source, draft)
         manifest = {
             "schema": SCHEMA,
@@ -85,9 +91,10 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
             "files": {path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()},
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if out.exists():
+            exchange(draft, out)
+        else:
+            draft.rename(out)
     return manifest
 
 
@@ -121,19 +128,27 @@ def read_manifest(repository: Path) -> dict[str, Any]:
     return manifest
 
 
-def replace(draft: Path, out: Path) -> None:
-    """Put the complete folder `draft` where `out` is. The old one is gone only after the new one is there."""
-    if not out.exists():
-        draft.rename(out)
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders in one step: killed at any moment, both names hold something whole. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old)
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+    exchange_in_steps(one, other)
+
+
+def exchange_in_steps(one: Path, other: Path) -> None:
+    """The same in three renames, where the file system knows no exchange (NFS): only a kill between them leaves a name empty."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.aside.", dir=other.parent))
+    other.rename(aside)
     try:
-        draft.rename(out)
+        one.rename(other)
     except OSError:
-        old.rename(out)
+        aside.rename(other)
         raise
-    shutil.rmtree(old)
+    aside.rename(one)
 
 
 def file_hash(path: Path) -> str:
@@ -151,6 +166,30 @@ def cores() -> int:
         if limit != "max":
             available = min(available, max(1, round(int(limit) / int(period))))
     return available
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, gone at the end. What killed builds left goes too, unless another build is at work beside it."""
+    prefix = f".{out.name}.draft."
+    lock = os.open(out.parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # another build holds it, and its draft must stay
+        else:
+            for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        draft = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+        try:
+            draft.chmod(0o755)
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[str, dict[str, onnx.ModelProto]]:
@@ -201,6 +240,12 @@ def _write_ensemble(draft: Path, model_version: str) -> None:
     (draft / "code" / "config.pbtxt").write_text(configuration.ensemble(model_version))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m triton_models.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,8 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
     parser.add_argument("--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products")
     parser.add_argument("--code", choices=get_args(CodeKind), default="fused", help="`code` as one graph, or as an ensemble of its parts")
-    parser.add_argument("--instances", type=int, default=Options.instances, help="CPU: copies of each model (default: two where there are two cores)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU: threads per copy (default: the cores, shared out)")
+    parser.add_argument("--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU: threads per copy (default: the cores, shared out)")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick")
     parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")
     options = parser.parse_args(arguments)
@@ -224,6 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
             manifest, where, verb = build(options.weights, options.flavour, options.out, chosen), options.out, "written"
     except (WeightsError, BuildError, PlanError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no room, no permission, no such place
+        print(f"error: {error.filename or options.out or options.check}: {error.strerror}; nothing was changed", file=sys.stderr)
         return 1
     print(f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files")
     return 0

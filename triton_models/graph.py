@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_models.weights import ATTENTION_HEADS, DEPTH, IMAGE_PX, MEAN, NORM_EPSILON, PATCH_PX, SCORES, STD, TOKENS, WIDTH, Weights
+from triton_models.weights import ATTENTION_HEADS, DEPTH, IMAGE_PX, MEAN, NORM_EPSILON, PATCH_PX, SCORES, STD, TOKENS, WIDTH, Weights, WeightsError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 OPSET, IR_VERSION = 18, 9  # within what ONNX Runtime >= 1.14 and TensorRT >= 10 read
@@ -47,6 +47,8 @@ class _Builder:
             values = values.astype(np.float32)
         tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
         if half and self.precision != "fp32":
+            if self.precision == "fp16" and np.abs(values).max() > np.finfo(np.float16).max:
+                raise WeightsError(f"{name} holds values beyond float16; build with --precision bf16 or fp32")
             tensor = helper.make_tensor(name, _TYPES[self.precision], values.shape, values.ravel())
         self.constants[name] = tensor
         return name

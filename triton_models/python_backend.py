@@ -29,29 +29,61 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         for name, expected in json.loads(parameters["files"]).items():
             check(folder / name, expected)
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
+        (given,) = config["input"]
+        self.input, self.shape = given["name"], tuple(int(size) for size in given["dims"])
+        self.outputs = {tensor["name"]: tuple(int(size) for size in tensor["dims"]) for tensor in config["output"]}
+        self.rows = int(parameters["rows"])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = int(parameters["threads"])
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = folder / "model.onnx"
         try:
-            self.session = onnxruntime.InferenceSession(os.fspath(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
+            answer = self.run(np.ones((1, *self.shape), pb_utils.triton_string_to_numpy(given["data_type"])))
         except Exception as error:
-            raise pb_utils.TritonModelException(f"{folder / 'model.onnx'}: ONNX Runtime cannot read it ({one_line(error)}); {REBUILD}") from error
+            raise pb_utils.TritonModelException(f"{graph}: ONNX Runtime cannot use it ({one_line(error)}); {REBUILD}") from error
+        for (name, shape), values in zip(self.outputs.items(), answer, strict=True):
+            if values.shape != (1, *shape) or not np.isfinite(values).all():
+                got = "NaN or infinite numbers" if values.shape == (1, *shape) else f"shape {list(values.shape)} instead of {[1, *shape]}"
+                raise pb_utils.TritonModelException(f"{graph}: its {name} has {got}; {REBUILD}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One run of the graph for the whole list of requests; each gets its rows back."""
-        parts = [[pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests] for name in self.inputs]
-        feed = {name: part[0] if len(part) == 1 else np.concatenate(part) for name, part in zip(self.inputs, parts, strict=True)}
+        """One run of the graph for the whole list of requests; each gets its rows back, or hears why it has none."""
+        parts = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
+        refusals = [self.refusal(request, part) for request, part in zip(requests, parts, strict=True)]
+        kept = [part for part, refusal in zip(parts, refusals, strict=True) if refusal is None]
         try:
-            results = self.session.run(self.outputs, feed)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the sender must hear of it
+            results = self.run(kept[0] if len(kept) == 1 else np.concatenate(kept)) if kept else []
+        except Exception as error:  # noqa: BLE001 - whatever it is, the senders must hear of it
             failed = pb_utils.TritonError(f"ONNX Runtime failed: {one_line(error)}")
-            return [pb_utils.InferenceResponse(error=failed) for _ in requests]
-        ends = np.cumsum([len(part) for part in parts[0]])[:-1]
+            return [pb_utils.InferenceResponse(error=refusal or failed) for refusal in refusals]
+        ends = np.cumsum([len(part) for part in kept])[:-1]
         rows = zip(*(np.split(result, ends) for result in results), strict=True)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in zip(self.outputs, row, strict=True)]) for row in rows]
+        return [
+            pb_utils.InferenceResponse(error=refusal)
+            if refusal
+            else pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in zip(self.outputs, next(rows), strict=True)])
+            for refusal in refusals
+        ]
+
+    def refusal(self, request: Any, part: np.ndarray) -> Any:
+        """Why a request is not computed, or None: nobody waits for it any more, or it would cost the whole batch.
+
+        Triton checks shapes itself, but keeps the batch size in 32 bits: one of 2^32 arrives here as none.
+        """
+        if request.is_cancelled():
+            return pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
+        if part.shape[1:] != self.shape:
+            return pb_utils.TritonError(
+                f"{self.input} has shape {list(part.shape)}, expected [N, {', '.join(map(str, self.shape))}]", pb_utils.TritonError.INVALID_ARG
+            )
+        return None
+
+    def run(self, given: np.ndarray) -> list[np.ndarray]:
+        """The outputs for all rows, computed `self.rows` at a time."""
+        pieces = [self.session.run(list(self.outputs), {self.input: given[start : start + self.rows]}) for start in range(0, len(given), self.rows)]
+        return [np.concatenate(piece) for piece in zip(*pieces, strict=True)]
 
 
 def check(path: Path, expected: str) -> None:

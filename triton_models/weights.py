@@ -33,6 +33,7 @@ STD = (0.229, 0.224, 0.225)
 NORM_EPSILON = 1e-6  # timm's
 SCORES = ("linear", "knn", "svm")
 REAL, FAKE = 0, 1
+MAX_DEGREE = 10  # the released SVM's is 3; each power is a node of the graph
 _ANY = -1
 
 ENCODER_SHAPES: dict[str, tuple[int, ...]] = {
@@ -179,9 +180,26 @@ def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     if not path.is_file():
         raise WeightsError(f"{path}: the file is missing; a weights folder holds {ENCODER_FILE} and {HEADS_FILE}")
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError, json.JSONDecodeError, struct.error) as error:
+        arrays = dict(load_file(path))
+        _refuse_doubles(path)
+    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
+    return arrays
+
+
+def _refuse_doubles(path: Path) -> None:
+    """Raises ValueError when the header (JSON after its length in 8 bytes) names a tensor twice: the library takes the last and says nothing."""
+    with path.open("rb") as file:
+        header = file.read(struct.unpack("<Q", file.read(8))[0])
+    json.loads(header, object_pairs_hook=_without_doubles)
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{_some(sorted({name for name in names if names.count(name) > 1}))} stands in it twice")
+    return unique
 
 
 def _check(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -194,23 +212,29 @@ def _check(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], source: str) -
         if array.ndim != len(shape) or any(want not in (_ANY, have) for want, have in zip(shape, array.shape, strict=True)):
             raise WeightsError(f"{source}: {name} has shape {list(array.shape)}, expected {['M' if n == _ANY else n for n in shape]}")
         if array.dtype.kind not in "fiu":
-            raise WeightsError(f"{source}: {name} is {array.dtype}, numbers are expected")
-        if not np.isfinite(array).all():
-            raise WeightsError(f"{source}: {name} holds {int((~np.isfinite(array)).sum())} values that are NaN or infinite")
+            raise WeightsError(f"{source}: {name} is {array.dtype}; float16, float32, float64 or integers are expected")
+        with np.errstate(over="ignore"):
+            bad = int((~np.isfinite(array.astype(np.float32))).sum())
+        if bad:
+            raise WeightsError(f"{source}: {name} holds {bad} values that are NaN, infinite or too large for float32")
 
 
 def _check_heads(heads: Arrays, source: str) -> None:
-    bank, labels, degree = heads["knn.bank"], heads["knn.labels"], float(heads["svm.degree"][0])
+    bank, labels, vectors = heads["knn.bank"], heads["knn.labels"], heads["svm.support_vectors"]
+    degree, gamma = float(heads["svm.degree"][0]), float(heads["svm.gamma"][0])
     if len(bank) != len(labels):
         raise WeightsError(f"{source}: knn.bank has {len(bank)} rows, knn.labels {len(labels)}")
     if set(np.unique(labels).tolist()) != {REAL, FAKE}:
         raise WeightsError(f"{source}: knn.labels must hold both 0 (real) and 1 (fake) and nothing else")
-    if not (np.linalg.norm(bank.astype(np.float64), axis=1) > 0).all():
+    if not (np.linalg.norm(bank.astype(np.float32), axis=1) > 0).all():
         raise WeightsError(f"{source}: knn.bank holds rows of zeros, which have no direction to compare")
-    if len(heads["svm.support_vectors"]) != len(heads["svm.dual_coef"]):
-        raise WeightsError(f"{source}: svm.support_vectors and svm.dual_coef differ in length")
-    if degree < 1 or degree != int(degree):
-        raise WeightsError(f"{source}: svm.degree is {degree:g}, a whole number from 1 is expected")
+    if not len(vectors) or len(vectors) != len(heads["svm.dual_coef"]):
+        rows = f"{len(vectors)} rows, svm.dual_coef {len(heads['svm.dual_coef'])}"
+        raise WeightsError(f"{source}: svm.support_vectors has {rows}; as many are expected, and at least one")
+    if degree not in range(1, MAX_DEGREE + 1):
+        raise WeightsError(f"{source}: svm.degree is {degree:g}, a whole number from 1 to {MAX_DEGREE} is expected")
+    if gamma <= 0:
+        raise WeightsError(f"{source}: svm.gamma is {gamma:g}, a number above 0 is expected")
 
 
 def _some(names: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,48 @@ def test_a_new_build_replaces_the_old_one_whole(folder: Path, tmp_path: Path) ->
     assert [path.name for path in out.parent.iterdir()] == ["models"]
 
 
+def test_a_killed_build_leaves_the_previous_repository_whole(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL while the draft is written: the repository is as before, and the next build clears what was left."""
+    out = tmp_path / "served" / "models"
+    before = build.build(folder, "cpu", out)
+    arrays = load_file(folder / HEADS_FILE)
+    arrays["linear.intercept"] += 1
+    save_file(arrays, folder / HEADS_FILE)
+    argv = [sys.executable, "-m", "triton_models.build", "--weights", str(folder), "--out", str(out)]
+    process = subprocess.Popen(argv, cwd=Path(build.__file__).parents[1])
+    while not list(out.parent.glob(".models.draft.*")):
+        assert process.poll() is None
+    process.kill()
+    process.wait(60)
+    assert len(list(out.parent.iterdir())) == 2
+    assert build.check(out) == before
+    assert build.build(folder, "cpu", out)["model_version"] != before["model_version"]
+    assert [path.name for path in out.parent.iterdir()] == ["models"]
+
+
+def test_folders_change_places(tmp_path: Path) -> None:
+    """In one step and, where the file system knows none, in several: each folder has the other's content, nothing is left over."""
+    for swap in (build.exchange, build.exchange_in_steps, build.exchange):
+        for name in "ab":
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "content").write_text(name)
+        swap(tmp_path / "a", tmp_path / "b")
+        assert [(tmp_path / name / "content").read_text() for name in "ab"] == ["b", "a"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+        with pytest.raises(OSError, match="nowhere"):
+            swap(tmp_path / "nowhere", tmp_path / "b")
+        assert (tmp_path / "b" / "content").read_text() == "a"
+
+
+def test_a_link_to_a_repository_stays_a_link(folder: Path, tmp_path: Path) -> None:
+    """Building onto a symbolic link replaces the folder that it leads to."""
+    build.build(None, "null", tmp_path / "real" / "models")
+    (tmp_path / "models").symlink_to(tmp_path / "real" / "models")
+    build.build(folder, "cpu", tmp_path / "models")
+    assert (tmp_path / "models").is_symlink()
+    assert build.check(tmp_path / "real" / "models")["flavour"] == "cpu"
+
+
 def test_a_foreign_folder_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     """A folder that holds something else is refused, its content untouched."""
     (tmp_path / "home").mkdir()
@@ -78,9 +122,10 @@ def test_a_foreign_folder_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
 
 
-def test_null_flavour_answers_without_weights(tmp_path: Path) -> None:
-    """The null flavour has the same names and tensors and constant scores."""
+def test_null_flavour_answers_without_weights(folder: Path, tmp_path: Path) -> None:
+    """The null flavour has the same names and tensors and constant scores, whatever weights are named beside it."""
     manifest = build.build(None, "null", tmp_path / "models")
+    assert build.build(folder, "null", tmp_path / "other") == manifest
     path = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     embedding, scores = session.run(["embedding", "scores"], {"images": np.zeros((3, 224, 224, 3), np.uint8)})
@@ -127,6 +172,30 @@ def test_the_command_line_builds_and_checks(folder: Path, tmp_path: Path, comman
     assert len(failed.stderr.strip().splitlines()) == 1
     assert str(folder / HEADS_FILE) in failed.stderr
     assert json.loads((tmp_path / "models" / build.MANIFEST).read_text())["flavour"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--out", "/proc/nowhere/models"), 1, "error: /proc/nowhere: No such file or directory"),
+        (("--out", "models", "--instances", "0"), 2, "--instances: 0 is not a whole number from 1"),
+        (("--out", "models", "--threads", "-3"), 2, "--threads: -3 is not a whole number from 1"),
+        (("--check", "/nowhere"), 1, "error: /nowhere/MANIFEST.json: no readable manifest"),
+    ],
+)
+def test_the_command_line_refuses_in_a_line(
+    folder: Path, options: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that cannot be written, a count below one: the exit code, and a line that says what is wrong, no traceback."""
+    monkeypatch.chdir(folder.parent)
+    arguments = list(options) if "--check" in options else ["--weights", str(folder), *options]
+    if code == 2:
+        with pytest.raises(SystemExit, match="2"):
+            build.main(arguments)
+    else:
+        assert build.main(arguments) == code
+    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_plans_are_refused_without_tensorrt(folder: Path, tmp_path: Path) -> None:

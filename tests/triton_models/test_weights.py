@@ -1,5 +1,10 @@
 """Weights folders: what is read, what is refused and what a version depends on."""
 
+import json
+import os
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +29,6 @@ def change(folder: Path, file: str, edit: Callable[[dict[str, np.ndarray]], obje
 
 def test_demo_weights_load_and_have_the_version_of_their_card() -> None:
     """The committed demo weights are whole, at most 14 MB, and the card names their version."""
-    import json
-
     demo = Path(weights.__file__).with_name("weights") / "demo"
     assert sum(path.stat().st_size for path in demo.iterdir()) <= 14_000_000
     assert weights.load(demo).version == json.loads((demo / "card.json").read_text())["model_version"]
@@ -41,6 +44,15 @@ def test_version_depends_on_the_numbers_alone(folder: Path) -> None:
     assert weights.load(folder).version != version
 
 
+def test_version_is_the_same_in_another_process_with_other_threads(folder: Path) -> None:
+    """Neither the number of threads nor hash seeds nor the processor's instructions in use change the version."""
+    code = "import sys; from pathlib import Path; from triton_models import weights; print(weights.load(Path(sys.argv[1])).version)"
+    plain = {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3", "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}
+    argv = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+    other = subprocess.run(argv, env=os.environ | plain, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=120)
+    assert other.stdout.strip() == weights.load(folder).version
+
+
 @pytest.mark.parametrize(
     ("file", "edit", "says"),
     [
@@ -54,11 +66,19 @@ def test_version_depends_on_the_numbers_alone(folder: Path) -> None:
         ),
         (HEADS_FILE, lambda arrays: arrays.update({"knn.labels": np.ones(20, np.int64)}), "both 0 (real) and 1 (fake)"),
         (HEADS_FILE, lambda arrays: arrays.update({"knn.labels": np.arange(19) % 2}), "20 rows, knn.labels 19"),
-        (HEADS_FILE, lambda arrays: arrays.update({"svm.dual_coef": np.ones(4)}), "differ in length"),
+        (HEADS_FILE, lambda arrays: arrays.update({"svm.dual_coef": np.ones(4)}), "5 rows, svm.dual_coef 4"),
+        (HEADS_FILE, lambda arrays: arrays.update({"svm.support_vectors": np.ones((0, WIDTH)), "svm.dual_coef": np.ones(0)}), "0 rows"),
+        (HEADS_FILE, lambda arrays: arrays.update({"svm.degree": np.array([1e6])}), "svm.degree is 1e+06"),
+        (HEADS_FILE, lambda arrays: arrays.update({"svm.gamma": np.array([-0.5])}), "svm.gamma is -0.5"),
+        (
+            HEADS_FILE,
+            lambda arrays: arrays.update({"linear.coef": np.full(WIDTH, 1e300)}),
+            "linear.coef holds 192 values that are NaN, infinite or too large",
+        ),
         (HEADS_FILE, lambda arrays: arrays.update({"svm.degree": np.array([2.5])}), "svm.degree is 2.5"),
         (HEADS_FILE, lambda arrays: arrays.update({"linear.coef": np.ones(191)}), "linear.coef has shape [191], expected [192]"),
         (HEADS_FILE, lambda arrays: arrays.update({"surprise": np.ones(1)}), "surprise not expected"),
-        (ENCODER_FILE, lambda arrays: arrays["norm.bias"].__setitem__(0, np.inf), "norm.bias holds 1 values that are NaN or infinite"),
+        (ENCODER_FILE, lambda arrays: arrays["norm.bias"].__setitem__(0, np.inf), "norm.bias holds 1 values that are NaN, infinite or too large"),
         (ENCODER_FILE, lambda arrays: arrays.pop("cls_token"), "cls_token missing"),
     ],
 )
@@ -78,6 +98,20 @@ def test_a_truncated_file_is_named(folder: Path, file: str, keep: float) -> None
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
     with pytest.raises(WeightsError, match=file):
+        weights.load(folder)
+
+
+def test_a_tensor_named_twice_is_refused(folder: Path) -> None:
+    """A header with the same name twice, which the library reads without a word, is refused and the name told."""
+    content = (folder / HEADS_FILE).read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + length].decode().rstrip()
+    entry = json.dumps({"linear.coef": json.loads(header)["linear.coef"]})[1:-1]
+    doubled = f"{header[:-1]},{entry}}}".encode()
+    doubled += b" " * (-len(doubled) % 8)
+    (folder / HEADS_FILE).write_bytes(struct.pack("<Q", len(doubled)) + doubled + content[8 + length :])
+    assert "linear.coef" in load_file(folder / HEADS_FILE)
+    with pytest.raises(WeightsError, match=r"heads\.safetensors: .*linear\.coef stands in it twice"):
         weights.load(folder)
 
 
