@@ -23,13 +23,13 @@ from typing import Any
 import torch
 
 from train.data.folder import FolderSource, scan_folder
-from train.data.images import DataError, decode_image, decode_tensor
+from train.data.images import DataError, decode_image, decode_pixels
 from train.data.loader import StepSampler, make_loader
 from train.data.records import Pair
 from train.distributed import Group, pick_device
 from train.engine import Trainer
 from train.recipe import Views, load_recipe
-from train.transforms.views import make_views
+from train.transforms.views import make_views, plan_views
 
 ROUNDS = 3
 MIN_SIDE_PX = 64
@@ -84,9 +84,10 @@ def _make_views(job: tuple[list[Pair], bool, int]) -> dict[str, float]:
     recipe, clock, count, started = Views(fast=fast), {"decode": 0.0, "views": 0.0}, 0, time.perf_counter()
     for pair in pairs:
         begun = time.process_time()
-        real, fake = (decode_tensor(key.read()) if fast else decode_image(key.read()) for key in (pair.real, pair.fake))
+        real, fake = (decode_pixels(key.read()) if fast else decode_image(key.read()) for key in (pair.real, pair.fake))
         decoded = time.process_time()
-        count += len(make_views(real, fake, pair.id, recipe, seed=seed, epoch=0))
+        sizes = [(image.shape[1], image.shape[0]) if fast else image.size for image in (real, fake)]
+        count += len(make_views(real, fake, plan_views(*sizes, pair.id, recipe, seed=seed, epoch=0)))
         clock["decode"] += decoded - begun
         clock["views"] += time.process_time() - decoded
     return {"count": count, "wall": time.perf_counter() - started, **clock}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.io import decode_jpeg
+from torchvision.io import decode_jpeg, decode_png, decode_webp
 
 MAX_PIXELS = 100_000_000
 # Pillow's format names -> the extension under which original bytes are kept.
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+_DECODERS = {"JPEG": decode_jpeg, "PNG": decode_png, "WEBP": decode_webp}
 
 
 class DataError(ValueError):
@@ -49,16 +49,19 @@ def decode_image(data: bytes) -> Image.Image:
             raise BadImage(f"cannot be decoded: {error}") from error
 
 
-def decode_tensor(data: bytes) -> Tensor:
-    """uint8 [1, 3, H, W], channels last in memory: the pixels of `decode_image`, for JPEG without Pillow's copies. Raises BadImage."""
+def decode_pixels(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3]: the pixels of `decode_image`, without Pillow's copies for the formats of a data set's bulk. Raises BadImage."""
     with _opened(data) as image:
-        plain = image.format == "JPEG" and image.mode == "RGB"
-    if plain:
+        plain = image.format in _DECODERS and image.mode == "RGB" and not getattr(image, "is_animated", False)
+        decoder = _DECODERS[image.format] if plain else None
+    if decoder is not None:
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))[None]
+            pixels = decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         except RuntimeError as error:
             raise BadImage(f"cannot be decoded: {str(error).splitlines()[0]}") from error
-    return torch.from_numpy(np.array(decode_image(data))).permute(2, 0, 1)[None]
+        if pixels.dtype == torch.uint8 and len(pixels) == len("RGB"):  # else 16 bit or a transparent colour: as Pillow reads them
+            return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return np.array(decode_image(data))
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -224,9 +224,11 @@ def sharpen(image: Image.Image, factor: float = 1.0) -> Image.Image:
 
 def shuffle_indices(count: int, factor: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 targets and sources among `count` pixels: `int(factor * count)` of them change places with one another."""
-    rng = np.random.default_rng(seed)
-    targets = rng.choice(count, size=int(factor * count), replace=False)
-    return targets, rng.permutation(targets)
+    sources = np.random.default_rng(seed).choice(count, size=int(factor * count), replace=False)
+    # The same pixels in ascending order: against the random order that `choice` gives them they are a random permutation.
+    chosen = np.zeros(count, dtype=bool)
+    chosen[sources] = True
+    return np.flatnonzero(chosen), sources
 
 
 def shuffle_pixels(image: Image.Image, factor: float = 1.0, seed: int = 0) -> Image.Image:

@@ -22,7 +22,7 @@ from train.transforms.crops import center_crop, resize_tail, resized_crop, sampl
 from train.transforms.operator import Step, TransformOperator
 
 GLOBAL_SIZE_PX = 224
-Picture = Image.Image | Tensor
+Picture = Image.Image | np.ndarray  # the reference takes PIL images, the fast path uint8 [H, W, 3]
 
 
 def view_rng(seed: int, epoch: int, record_id: str, view: str, occurrence: int = 0) -> np.random.Generator:
@@ -59,25 +59,24 @@ def plan_view(view: str, width: int, height: int, recipe: Views, rng: np.random.
     return Plan(box, operator.sample(rng), recipe.local_size_px if local else GLOBAL_SIZE_PX, resize)
 
 
-def reference_view(image: Image.Image, plan: Plan) -> Tensor:
-    """uint8 [3, S, S] by the PIL reference."""
+def reference_view(image: Image.Image, plan: Plan) -> np.ndarray:
+    """uint8 [S, S, 3] by the PIL reference."""
     if plan.box is not None:
         image = resized_crop(image, *plan.box, size=plan.size_px)
     image = TransformOperator().apply(image, plan.steps)
-    pixels = resize_tail(image, plan.size_px) if plan.resize else center_crop(image, plan.size_px)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return resize_tail(image, plan.size_px) if plan.resize else center_crop(image, plan.size_px)
 
 
-def fast_view(images: Tensor, plan: Plan) -> Tensor:
-    """uint8 [N, 3, S, S] of uint8 [N, 3, H, W] by the fast path, on the device that the images are on."""
+def fast_view(pixels: np.ndarray, plan: Plan) -> np.ndarray:
+    """uint8 [S, S, 3] of uint8 [H, W, 3] by the fast path."""
     if plan.box is not None:
-        images = fast.resized_crop(images, *plan.box, size=plan.size_px)
-    return fast.tail(fast.apply(images, plan.steps), plan.size_px, resize=plan.resize)
+        pixels = fast.resized_crop(pixels, *plan.box, size=plan.size_px)
+    return fast.tail(fast.apply(pixels, plan.steps), plan.size_px, resize=plan.resize)
 
 
-def make_views(
-    real: Picture,
-    fake: Picture,
+def plan_views(
+    real: tuple[int, int],
+    fake: tuple[int, int],
     record_id: str,
     recipe: Views,
     *,
@@ -85,18 +84,30 @@ def make_views(
     epoch: int,
     occurrence: int = 0,
     terms: Terms = "both",
-) -> Mapping[str, Tensor]:
-    """uint8 [3, S, S] under each name that `terms` needs; S is 224, or `local_size_px` for the local crops.
+) -> dict[str, Plan]:
+    """The draw of each view that `terms` needs, for images of these sizes (width, height)."""
+    sizes = {"real": real, "fake": fake}
+    return {view: plan_view(view, *sizes[class_of(view)], recipe, view_rng(seed, epoch, record_id, view, occurrence)) for view in views_needed(terms)}
 
-    Tensors (uint8 [1, 3, H, W]) take the fast path, PIL images the reference.
+
+def class_of(view: str) -> str:
+    """`real` or `fake`."""
+    return view.split("_", maxsplit=1)[0]
+
+
+def make_views(real: Picture, fake: Picture, plans: Mapping[str, Plan]) -> dict[str, Tensor]:
+    """uint8 [3, S, S] for each plan, channels last in memory; S is 224, or `local_size_px` for the local crops.
+
+    Arrays (uint8 [H, W, 3]) take the fast path, PIL images the reference.
     """
     images = {"real": real, "fake": fake}
     made: dict[str, Tensor] = {}
-    for view in views_needed(terms):
-        image = images[view.split("_", maxsplit=1)[0]]
-        rng = view_rng(seed, epoch, record_id, view, occurrence)
-        if isinstance(image, Tensor):
-            made[view] = fast_view(image, plan_view(view, image.shape[-1], image.shape[-2], recipe, rng))[0]
-        else:
-            made[view] = reference_view(image, plan_view(view, image.width, image.height, recipe, rng))
+    for view, plan in plans.items():
+        name = class_of(view)
+        if view != name and plan == plans.get(name):  # T drew no op: the clean view, which is made already
+            made[view] = made[name]
+            continue
+        image = images[name]
+        pixels = fast_view(image, plan) if isinstance(image, np.ndarray) else reference_view(image, plan)
+        made[view] = torch.from_numpy(pixels).permute(2, 0, 1)
     return made
