@@ -8,6 +8,8 @@ from functools import partial
 
 from PIL import Image, ImageFilter
 
+from train.data.images import MAX_PIXELS, BadImage
+
 Degrade = Callable[[Image.Image], Image.Image]
 
 
@@ -20,9 +22,12 @@ def encode(image: Image.Image, kind: str, quality: int) -> Image.Image:
 
 
 def shorter_side(image: Image.Image, pixels: int) -> Image.Image:
-    """Resized (Lanczos) so that the shorter side has `pixels`."""
+    """Resized (Lanczos) so that the shorter side has `pixels`. Raises BadImage where that would pass the limit of a decoded image."""
     factor = pixels / min(image.size)
-    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.LANCZOS)
+    width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{image.width}x{image.height} with a shorter side of {pixels} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def blurred(image: Image.Image, radius_px: float) -> Image.Image:

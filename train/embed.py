@@ -1,10 +1,17 @@
-"""Embeddings of labelled images through a frozen backbone, from the crop of inference; and the linear probe on them."""
+"""Embeddings of labelled images through a frozen backbone, from the crop of inference; and the linear probe on them.
+
+`Passes` keeps what it has embedded in a folder, so that an evaluation of hours that was stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +19,14 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from train.data.images import BadImage, decode_image
+from train.data.images import decode_image
 from train.data.records import Labelled, held_out
 from train.model import Backbone
 from train.transforms.crops import center_crop
 
 BATCH = 64
+KEPT_AT_ONCE = 512  # images; what a stop loses at most
+UNFINISHED = ".unfinished-"
 Degrade = Callable[[Image.Image], Image.Image]
 
 
@@ -51,7 +60,7 @@ def embed_images(
         try:
             pixels = decode_image(image.key.read())
             return center_crop(pixels if degrade is None else degrade(pixels), backbone.size_px)
-        except (OSError, BadImage) as error:
+        except (OSError, ValueError) as error:  # BadImage, or a degradation that this image does not admit
             return f"{image.key.path}: {error}"
 
     with ThreadPoolExecutor(threads) as pool:
@@ -65,6 +74,57 @@ def embed_images(
                 kept += [image for image, _ in good]
             advance(len(batch))
     return Embedded(kept, np.concatenate(rows) if rows else np.zeros((0, 1), np.float32), failed)
+
+
+class Passes:
+    """Embeds images chunk by chunk and keeps each chunk below `out`, under a name made from the backbone and the images.
+
+    `finish` removes what was kept, also that of stopped evaluations of other models or images.
+    """
+
+    def __init__(self, backbone: Backbone, images: Sequence[Labelled], out: Path) -> None:
+        self._backbone, self._out = backbone, out
+        self._folder = out / f"{UNFINISHED}{_digest(backbone, images)}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def embed(self, name: str, images: Sequence[Labelled], degrade: Degrade | None = None, *, advance: Callable[[int], object] = int) -> Embedded:
+        """As `embed_images`, for the pass `name`: always the same images and degradation."""
+        done = [
+            self._chunk(name, start, images[start : start + KEPT_AT_ONCE], degrade, advance) for start in range(0, max(1, len(images)), KEPT_AT_ONCE)
+        ]
+        return Embedded(
+            [image for part in done for image in part.images],
+            np.concatenate([part.embeddings for part in done if part.images] or [done[0].embeddings]),
+            [line for part in done for line in part.failed],
+        )
+
+    def finish(self) -> None:
+        for folder in self._out.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(folder)
+
+    def _chunk(self, name: str, start: int, images: Sequence[Labelled], degrade: Degrade | None, advance: Callable[[int], object]) -> Embedded:
+        path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{start:08d}.npz"
+        if path.exists():
+            with np.load(path) as kept:
+                advance(len(images))
+                return Embedded([images[index] for index in kept["kept"]], kept["embeddings"], json.loads(str(kept["failed"])))
+        embedded = embed_images(self._backbone, images, degrade, advance=advance)
+        place = {id(image): index for index, image in enumerate(images)}
+        kept_places = np.array([place[id(image)] for image in embedded.images], dtype=np.int64)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, kept=kept_places, embeddings=embedded.embeddings, failed=json.dumps(embedded.failed))
+        partial.replace(path)
+        return embedded
+
+
+def _digest(backbone: Backbone, images: Sequence[Labelled]) -> str:
+    digest = hashlib.sha256(repr((backbone.name, backbone.size_px, backbone.mean, backbone.std)).encode())
+    for tensor in backbone.module.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for image in images:
+        digest.update(repr((image.id, image.key, image.label)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _batches(images: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:

@@ -4,7 +4,7 @@
     python -m train.main evaluate --backbone timm:resnet50 --fit-on TRAIN --data D3_TEST --out results/resnet50
 
 Writes `results.json`, `scores.csv` (one row an image) and `embeddings.npz` (for the report). Every image format is read;
-what cannot be read is named in the results, never dropped in silence.
+what cannot be read is named in the results, never dropped in silence. A stopped evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from train.data.records import FAKE, REAL, Labelled, limit_per_class
 from train.degrade import SWEEPS
-from train.embed import Embedded, embed_images
+from train.embed import Embedded, Passes
 from train.heads import Calibration, Heads
 from train.metrics import Ranked, accuracies, summarise, with_intervals
 from train.model import Backbone
+from train.progress import counting
 from triton_models.weights import SCORES
 
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
@@ -60,16 +62,23 @@ def evaluate(
     out: Path,
     options: Options | None = None,
     *,
-    say: Callable[[str], object] = str,
+    about: Mapping[str, str] | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure `heads` on embeddings of `images` and write the results below `out`; returns what results.json holds."""
+    """Measure `heads` on embeddings of `images` and write the results below `out`; returns what results.json holds.
+
+    `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads do not have.
+    """
     options = options or Options()
-    embedded = embed_images(backbone, images)
+    passes = Passes(backbone, images, out)
+    with counting(console, "images", len(images)) as advance:
+        embedded = passes.embed("as received", images, advance=advance)
     for line in embedded.failed:
-        say(f"cannot be read: {line}")
+        _say(console, f"cannot be read: {line}")
     scores = heads.scores(embedded.embeddings, options.calibration)
     results: dict[str, Any] = {
         "backbone": backbone.name,
+        "about": dict(about or {}),
         "calibration": options.calibration,
         "images": {"real": int((embedded.labels == REAL).sum()), "fake": int((embedded.labels == FAKE).sum()), "unreadable": len(embedded.failed)},
         "unreadable": embedded.failed,
@@ -78,12 +87,12 @@ def evaluate(
         "rows": rows(embedded, scores, options.resamples),
     }
     if options.robustness:
-        results["robustness"] = sweep(backbone, heads, embedded.images, options, say=say)
-    out.mkdir(parents=True, exist_ok=True)
+        results["robustness"] = sweep(passes, heads, embedded.images, options, console=console)
     (out / RESULTS).write_text(json.dumps(_finite(results), indent=2) + "\n")
     _write_scores(out / SCORES_FILE, embedded.images, scores)
     generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
     np.savez_compressed(out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores)
+    passes.finish()
     return results
 
 
@@ -133,18 +142,26 @@ def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
     return found
 
 
-def sweep(backbone: Backbone, heads: Heads, images: list[Labelled], options: Options, *, say: Callable[[str], object] = str) -> dict[str, Any]:
+def sweep(passes: Passes, heads: Heads, images: list[Labelled], options: Options, *, console: Console | None = None) -> dict[str, Any]:
     """Per kind and strength of degradation the metrics of each head, on the same images every time."""
     chosen = limit_per_class(images, options.sweep_images)
     result: dict[str, Any] = {}
     for kind, strengths in {"none": {"": None}, **SWEEPS}.items():
         for strength, degrade in strengths.items():
-            embedded = embed_images(backbone, chosen, degrade)
+            with counting(console, f"{kind} {strength}", len(chosen)) as advance:
+                embedded = passes.embed(f"{kind} {strength}", chosen, degrade, advance=advance)
+            for line in embedded.failed:
+                _say(console, f"{kind} {strength}: left out: {line}")
             scores = heads.scores(embedded.embeddings, options.calibration)
             by_head = {head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(SCORES)}
             result.setdefault(kind, {})[strength] = by_head
-            say(f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']:.3f}")
+            _say(console, f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']:.3f}")
     return result
+
+
+def _say(console: Console | None, line: str) -> None:
+    if console is not None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def headline(results: dict[str, Any]) -> list[tuple[str, ...]]:

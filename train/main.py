@@ -8,6 +8,7 @@ unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 out_console, console = Console(), Console(stderr=True)
+
+GOES_ON = "stopped; the same command goes on where it was"
 
 OVERVIEW = """\
 Reproduces CoDE and measures it.
@@ -52,22 +55,28 @@ class CalibrationKind(StrEnum):
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What the user can put right becomes one line for each problem and exit 2; a diverged run exit 1."""
+def _clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
+    """What the user can put right becomes one line for each problem and exit 2; Ctrl-C and SIGTERM one line and exit 130."""
     from train.data.images import DataError
     from train.recipe import RecipeError
     from train.sklearn_pickle import UnsafePickleError
     from triton_models.weights import WeightsError
 
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    except KeyboardInterrupt as error:
+        console.print(when_stopped, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from error
     except RecipeError as error:
         for problem in error.problems:
             console.print(f"recipe: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    except (DataError, WeightsError, UnsafePickleError) as error:
+    except (DataError, WeightsError, UnsafePickleError, OSError) as error:
         console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _say(line: str) -> None:
@@ -132,19 +141,31 @@ def data_d3(
     """
     from train.data.d3 import DownloadLimits, build_shards
 
-    with _clear_errors():
+    with _clear_errors(when_stopped=GOES_ON):
         limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s)
         manifest = build_shards(source, out, split=split, records_per_shard=records, limit=limit, limits=limits, console=console)
     out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key != "shards"}))
 
 
 @data_app.command("folder")
-def data_folder(folder: Path, min_side_px: Annotated[int, typer.Option(min=1)] = 32) -> None:
+def data_folder(
+    folder: Path,
+    min_side_px: Annotated[int, typer.Option(help="A shorter side below this is `tiny`.", min=1)] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, every file that is left out in it.")] = False,
+) -> None:
     """Check a folder (real/..., fake/GENERATOR/...): every file decoded, what is left out named. Example: `data folder images/`"""
+    from dataclasses import asdict
+
+    from train.data.folder import scan_folder
     from train.data.open import open_source
 
     with _clear_errors():
-        open_source(folder, min_side_px=min_side_px, console=out_console)
+        if as_json:
+            source, problems = scan_folder(folder, min_side_px, console=console)
+            counts = {"real": sum(image.label == 0 for image in source.images), "fake": sum(image.label == 1 for image in source.images)}
+            sys.stdout.write(json.dumps({"images": counts, "left_out": [asdict(problem) for problem in problems]}, indent=2) + "\n")
+        else:
+            open_source(folder, min_side_px=min_side_px, console=out_console)
 
 
 @data_app.command("equalise")
@@ -234,32 +255,43 @@ def evaluate(
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
     robustness: Annotated[bool, typer.Option(help="Also JPEG, WebP, size, blur, crop and sharing sweeps.")] = False,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")] = False,
 ) -> None:
-    """Measure a model. Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`"""
+    """Measure a model; a stopped run goes on where it was.
+
+    Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`
+    """
     from train.data.images import DataError
     from train.data.open import open_source
-    from train.evaluate import Options, headline
+    from train.evaluate import RESULTS, Options, headline
     from train.evaluate import evaluate as measure
     from train.fit_heads import fit_heads
     from train.heads import Heads
     from train.model import code_backbone, timm_backbone
     from train.recipe import HeadFit
+    from triton_models import weights as served
 
-    with _clear_errors():
+    with _clear_errors(when_stopped=GOES_ON):
         if (weights is None) == (backbone is None):
             raise DataError("give either --weights DIR or --backbone timm:NAME")
         if weights is not None:
             body, fitted = code_backbone(weights), Heads.load(weights)
+            about = {"weights": str(weights), "model version": served.load(weights).version}
         else:
             if fit_on is None or not str(backbone).startswith("timm:"):
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
             fitted, _ = fit_heads(body, open_source(fit_on, console=console).labelled(), HeadFit(), say=_say)
+            about = {"heads fitted on": str(fit_on)}
+        about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
         try:
-            results = measure(body, fitted, open_source(data, console=console).labelled(), out, options, say=_say)
+            results = measure(body, fitted, open_source(data, console=console).labelled(), out, options, about=about, console=console)
         except ValueError as error:
             raise DataError(str(error)) from error
+    if as_json:
+        sys.stdout.write((out / RESULTS).read_text())
+        return
     columns = [f"{head} {metric}" for head in ("linear", "knn", "svm") for metric in ("AUC", "bal. acc.")]
     table = Table("images", "fakes", *columns)
     for line in headline(results):

@@ -69,15 +69,20 @@ class Backbone:
         return self.module(normalise(images.to(device), self.mean, self.std)).float().cpu()
 
 
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def code_backbone(folder: str | Path) -> Backbone:
     """The encoder of a weights folder. Raises WeightsError."""
-    return Backbone(f"code:{Path(folder).name}", load_encoder(folder), 224, MEAN, STD)
+    return Backbone(f"code:{Path(folder).name}", load_encoder(folder).to(best_device()), 224, MEAN, STD)
 
 
 def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
     """Any timm model with its own size and normalisation. Raises WeightsError for an unknown name or when its weights cannot be had."""
     try:
-        module = timm.create_model(name, pretrained=pretrained, num_classes=0).eval()
+        module = timm.create_model(name, pretrained=pretrained, num_classes=0).eval().to(best_device())
     except (RuntimeError, ValueError, OSError) as error:
         raise WeightsError(
             f"timm:{name}: {str(error).splitlines()[0]} (`python -c 'import timm; print(timm.list_models())'` lists the names)"

@@ -1,8 +1,9 @@
-"""The progress bar of training: images per second, time left and the loss, on stderr; plain lines where there is no terminal."""
+"""Progress bars on stderr: of training (images per second, time left, loss) and of anything else that counts; none where there is no terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -35,3 +36,12 @@ class StepProgress:
     def note(self, line: str) -> None:
         if self._enabled:
             self._console.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def counting(console: Console | None, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` of `what`; yields the function that moves it on. Lines printed on `console` meanwhile stand above it."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console, disable=console is None or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,7 +1,9 @@
 """Evaluation, export and report on a small set with known answers."""
 
 import csv
+import io
 import json
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
+from train import embed
 from train.data.folder import scan_folder
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
@@ -88,10 +92,44 @@ def test_unreadable_images_are_named_not_dropped(folder: Path, heads: Heads, tmp
     from train.data.records import Key
 
     broken = replace(images[0], key=Key(str(tmp_path / "gone.png")))
-    said: list[str] = []
-    results = evaluate(BACKBONE, heads, [*images[1:], broken], tmp_path, Options(resamples=5), say=said.append)
+    console = Console(record=True, file=io.StringIO())
+    results = evaluate(BACKBONE, heads, [*images[1:], broken], tmp_path, Options(resamples=5), console=console)
     assert results["images"]["unreadable"] == 1
-    assert "gone.png" in results["unreadable"][0] and "gone.png" in said[0]
+    assert "gone.png" in results["unreadable"][0] and "gone.png" in console.export_text()
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(folder: Path, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped within a sweep and started again: no image of a finished part is decoded again, the results are those of one go, nothing is left over."""
+    images = scan_folder(folder)[0].images
+    options = Options(resamples=5, robustness=True, sweep_images=8)
+    monkeypatch.setattr(embed, "KEPT_AT_ONCE", 5)
+    monkeypatch.setattr("train.evaluate.SWEEPS", {"JPEG quality": SWEEPS["JPEG quality"]})
+    whole = evaluate(BACKBONE, heads, images, tmp_path / "whole", options)
+    true_embed, embedded = embed.embed_images, []
+
+    def counted(backbone: Backbone, chunk: list, *rest: object, stop_after: int | None = None, **named: object) -> object:
+        if stop_after is not None and len(embedded) == stop_after:
+            raise KeyboardInterrupt
+        embedded.append(len(chunk))
+        return true_embed(backbone, chunk, *rest, **named)
+
+    monkeypatch.setattr(embed, "embed_images", counted)
+    evaluate(BACKBONE, heads, images, tmp_path / "counted", options)
+    chunks = len(embedded)
+    embedded.clear()
+    monkeypatch.setattr(embed, "embed_images", partial(counted, stop_after=chunks // 2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(BACKBONE, heads, images, tmp_path / "parts", options)
+    monkeypatch.setattr(embed, "embed_images", counted)
+    # Another model in between neither uses what was kept nor takes it away.
+    other = Backbone("other", Means(), 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    monkeypatch.setattr(embed, "embed_images", partial(counted, stop_after=len(embedded) + 1))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(other, heads, images, tmp_path / "parts", options)
+    monkeypatch.setattr(embed, "embed_images", counted)
+    assert evaluate(BACKBONE, heads, images, tmp_path / "parts", options) == whole
+    assert len(embedded) == chunks + 1
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {"results.json", "scores.csv", "embeddings.npz"}
 
 
 def test_robustness_sweeps_every_kind(folder: Path, heads: Heads, tmp_path: Path) -> None:

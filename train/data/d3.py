@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from rich.console import Console
 from train.data.download import Downloader, DownloadLimits
 from train.data.images import BadImage, DataError, read_header
 from train.data.shards import MANIFEST, D3Record, index_shard, write_shard
+from train.progress import counting
 
 __all__ = ["D3Rows", "DownloadLimits", "build_shards"]
 
@@ -70,8 +71,9 @@ def build_shards(
         failures: list[dict[str, str]] = []
         staging = out / ".staging" / f"{block:06d}"
         staging.mkdir(parents=True, exist_ok=True)
-        counted = _counted(_chain(first, chunk))
-        entry = write_shard(out, block, _records(counted, split, staging, seen, failures, limits))
+        with counting(console, f"rows of shard {block}", records_per_shard) as advance:
+            counted = _counted(_chain(first, chunk), advance)
+            entry = write_shard(out, block, _records(counted, split, staging, seen, failures, limits))
         _failures_of(out, entry["shard"]).write_text("".join(json.dumps(failure) + "\n" for failure in failures))
         reasons = Counter(failure["reason"].split(":", maxsplit=1)[0] for failure in failures)
         manifest["shards"].append({**entry, "rows": counted.count, "failures": dict(sorted(reasons.items()))})
@@ -134,14 +136,15 @@ class D3Rows:
 
 
 class _counted:  # noqa: N801 - used as a function
-    """An iterator that knows how many it has given."""
+    """An iterator that knows how many it has given, and tells `advance`."""
 
-    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
-        self._rows, self.count = rows, 0
+    def __init__(self, rows: Iterator[dict[str, Any]], advance: Callable[[int], object]) -> None:
+        self._rows, self._advance, self.count = rows, advance, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row in self._rows:
             self.count += 1
+            self._advance(1)
             yield row
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from train.data.images import BadImage, DataError, decode_image
 from train.data.records import FAKE, REAL, Key, Labelled, Pair, held_out, shuffled
+from train.progress import counting
 
 # Files that accompany images; everything else that is no image is named.
 SIDECARS = frozenset({".txt", ".json", ".csv", ".md", ".jsonl", ".html"})
@@ -75,14 +77,17 @@ class FolderOrder:
         return Pair(f"{real.id}+{fake.id}", real.key, fake.key)
 
 
-def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4) -> tuple[FolderSource, list[Problem]]:
+def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, console: Console | None = None) -> tuple[FolderSource, list[Problem]]:
     """Every image below `folder`, and every file left out. Ids are the SHA-256 of the bytes.
 
     Raises DataError if the layout is not one of the two.
     """
     candidates = list_folder(Path(folder))
-    with ThreadPoolExecutor(threads) as pool:
-        checked = list(pool.map(lambda image: _check(image, min_side_px), candidates))
+    checked: list[Labelled | Problem] = []
+    with ThreadPoolExecutor(threads) as pool, counting(console, f"looking at {folder}", len(candidates)) as advance:
+        for result in pool.map(lambda image: _check(image, min_side_px), candidates):
+            checked.append(result)
+            advance(1)
     problems = [result for result in checked if isinstance(result, Problem)]
     images = [result for result in checked if isinstance(result, Labelled)]
     labels: dict[str, set[int]] = {}

@@ -24,7 +24,7 @@ def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, c
         raise DataError(f"{path} is no folder: data.source names a folder of images or of *.tar shards")
     if any(path.glob("*.tar")):
         return open_shards(path, window)
-    source, problems = scan_folder(path, min_side_px)
+    source, problems = scan_folder(path, min_side_px, console=console)
     if console is not None:
         for problem in problems[:SHOWN]:
             console.print(f"left out ({problem.kind}): {problem.path}: {problem.detail}", style="yellow", highlight=False, soft_wrap=True)
