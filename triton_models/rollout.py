@@ -18,8 +18,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,20 @@ def load(client: Any, live: Path, new: Path) -> str:
     manifest = build.check(new)
     build.check(live)
     previous = previous_of(live)
-    draft = Path(tempfile.mkdtemp(prefix=f".{live.name}.", dir=live.parent))
-    shutil.copytree(new, draft, dirs_exist_ok=True)
-    if (live / SHADOW).is_dir():
-        shutil.copytree(live / SHADOW, draft / SHADOW)
-    shutil.rmtree(previous, ignore_errors=True)
-    live.rename(previous)
-    draft.rename(live)
-    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _exchange(live, previous))
+    with _beside(live) as work:
+        shutil.copytree(new, work / "new", ignore=shutil.ignore_patterns(SHADOW))
+        if previous.exists():
+            previous.rename(work / "older")
+        (work / "new").rename(previous)
+        _change_places(live, previous)  # before the server is told: after a kill, `back` finds the version before
+
+        def undo() -> None:
+            _change_places(live, previous)
+            previous.rename(work / "refused")
+            if (work / "older").exists():
+                (work / "older").rename(previous)
+
+        return _load_or(client, live, str(manifest["model_version"]), undo=undo)
 
 
 def back(client: Any, live: Path) -> str:
@@ -66,8 +72,8 @@ def back(client: Any, live: Path) -> str:
     if not (previous / MANIFEST).is_file():
         raise RolloutError(f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`")
     manifest = build.check(previous)
-    _exchange(live, previous)
-    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _exchange(live, previous))
+    _change_places(live, previous)
+    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _change_places(live, previous))
 
 
 def shadow(client: Any, live: Path, new: Path) -> str:
@@ -75,17 +81,27 @@ def shadow(client: Any, live: Path, new: Path) -> str:
     manifest = build.check(new)
     if manifest["code"] != "fused":
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
-    shutil.rmtree(live / SHADOW, ignore_errors=True)
-    shutil.copytree(new / "code", live / SHADOW, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
-    configuration = live / SHADOW / "config.pbtxt"
-    configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
-    try:
-        _touch(live / SHADOW)
-        client.load_model(SHADOW, client_timeout=DEADLINE_S)
-        return _canary(client, SHADOW, str(manifest["model_version"]))
-    except (InferenceServerException, RolloutError) as error:
-        shutil.rmtree(live / SHADOW)
-        raise RolloutError(f"{new}: the server does not serve it ({_text(error)}); nothing has changed") from error
+    place = live / SHADOW
+    with _beside(live) as work:
+        draft = work / SHADOW
+        shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
+        configuration = draft / "config.pbtxt"
+        configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
+        had_one = place.is_dir()
+        if had_one:
+            build.exchange(draft, place)
+        else:
+            draft.rename(place)
+        try:
+            _load_model(client, live, SHADOW)
+            return _canary(client, SHADOW, str(manifest["model_version"]))
+        except (InferenceServerException, RolloutError) as error:
+            if had_one:
+                build.exchange(draft, place)
+            else:
+                place.rename(draft)
+            _put_back(client, live, had_one=had_one)
+            raise RolloutError(f"{new}: the server does not serve it ({_text(error)}); nothing has changed") from error
 
 
 def unshadow(client: Any, live: Path) -> None:
@@ -109,13 +125,31 @@ def previous_of(live: Path) -> Path:
     return live.with_name(f"{live.name}.previous")
 
 
+@contextmanager
+def _beside(live: Path) -> Iterator[Path]:
+    """A folder on the same file system as `live`, gone at the end with what is in it."""
+    with tempfile.TemporaryDirectory(prefix=f".{live.name}.", dir=live.parent) as work:
+        yield Path(work)
+
+
+def _change_places(live: Path, previous: Path) -> None:
+    """The version before for the one that serves; a shadow stays beside whichever serves."""
+    build.exchange(live, previous)
+    if (previous / SHADOW).is_dir():
+        (previous / SHADOW).rename(live / SHADOW)
+
+
 def _load_or(client: Any, live: Path, version: str, *, undo: Callable[[], None]) -> str:
     try:
         _load_ready(client, live)
         return _canary(client, "code", version)
     except (InferenceServerException, RolloutError) as error:
         undo()
-        _load_ready(client, live)
+        try:
+            _load_ready(client, live)
+        except InferenceServerException as again:
+            state = f"the folder is as before, but the server does not take it back ({_text(again)}): start it anew"
+            raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); {state}") from again
         raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); the version before is back") from error
 
 
@@ -123,14 +157,23 @@ def _load_ready(client: Any, live: Path) -> None:
     """Load `code` anew, and whichever of its parts the server has loaded: parts first, since an ensemble names their version."""
     ready = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
     for name in (*ready, "code"):
-        _touch(live / name)
-        client.load_model(name, client_timeout=DEADLINE_S)
+        _load_model(client, live, name)
 
 
-def _touch(folder: Path) -> None:
+def _load_model(client: Any, live: Path, name: str) -> None:
     """Triton takes a model for unchanged, and answers success, unless something in its folder is newer than at the last load."""
-    for path in folder.rglob("*"):
+    for path in (live / name).rglob("*"):
         os.utime(path)
+    client.load_model(name, client_timeout=DEADLINE_S)
+
+
+def _put_back(client: Any, live: Path, *, had_one: bool) -> None:
+    """The server's shadow as it was; a server that is gone finds it in the folder when it starts."""
+    with suppress(InferenceServerException):
+        if had_one:
+            _load_model(client, live, SHADOW)
+        else:
+            client.unload_model(SHADOW)
 
 
 def _canary(client: Any, name: str, version: str) -> str:
@@ -153,13 +196,6 @@ def _served_version(client: Any, name: str) -> str | None:
     return str(client.get_model_config(name).config.parameters["model_version"].string_value)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f".{one.name}.", dir=one.parent))
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
-
-
 def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -174,23 +210,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="its gRPC address")
     parser.add_argument("--new", type=Path, metavar="REPOSITORY", help="for shadow and load: a repository written by triton_models.build")
     options = parser.parse_args(arguments)
+    live = options.repository.resolve()  # a link stays a link
     if (options.new is not None) != (options.action in ("shadow", "load")):
         parser.error(f"{options.action}: --new REPOSITORY {'is needed' if options.new is None else 'has no meaning here'}")
     try:
         with closing(grpc.InferenceServerClient(options.server)) as client:
             match options.action:
                 case "load":
-                    load(client, options.repository, options.new)
+                    load(client, live, options.new)
                 case "back":
-                    back(client, options.repository)
+                    back(client, live)
                 case "shadow":
-                    shadow(client, options.repository, options.new)
+                    shadow(client, live, options.new)
                 case "unshadow":
-                    unshadow(client, options.repository)
-            for place, version in versions(client, options.repository).items():
+                    unshadow(client, live)
+            for place, version in versions(client, live).items():
                 print(f"{place:10}{version or '-'}")
-    except (RolloutError, BuildError, PlanError, InferenceServerException) as error:
-        print(f"error: {_text(error)}", file=sys.stderr)
+    except (RolloutError, BuildError, PlanError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except InferenceServerException as error:
+        print(f"error: server {options.server}: {_text(error)}; is it running, and on this gRPC address?", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or live}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

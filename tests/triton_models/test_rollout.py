@@ -94,6 +94,20 @@ def test_back_and_forth(live: Any, candidate: Path, versions: tuple[str, str], c
     assert command("triton_models.rollout", "load", *where).returncode == 2
 
 
+def test_a_shadow_stays_with_whichever_version_serves(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """Begun after a load, ended after the roll-back: the folder that a restart would serve always says what the server does."""
+    old, new = versions
+    rollout.load(live.client, live.repository, candidate)
+    rollout.shadow(live.client, live.repository, rollout.previous_of(live.repository))
+    rollout.back(live.client, live.repository)
+    assert (live.repository / rollout.SHADOW).is_dir()
+    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, old)
+    rollout.unshadow(live.client, live.repository)
+    rollout.back(live.client, live.repository)
+    assert rollout.versions(live.client, live.repository) == {"serving": new, "shadow": None, "folder": new, "previous": old}
+    assert not (live.repository / rollout.SHADOW).exists()
+
+
 def test_two_versions_side_by_side(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
     """`code_shadow` answers with the new version while `code` keeps the old one, also through a load; then it goes."""
     old, new = versions
@@ -118,7 +132,7 @@ def test_a_damaged_candidate_is_refused_before_anything_changes(live: Any, candi
 
 
 def test_a_candidate_that_the_server_cannot_load_is_taken_back(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
-    """A graph with the right hash that does not open: the error names it, the old folder and version are back."""
+    """A graph with the right hash that does not open: the error names it; folder, version before and shadow are as they were."""
     graph = next(candidate.glob("code/*/model.onnx"))
     old_hash = build.file_hash(graph)
     graph.write_bytes(b"not a graph")
@@ -128,12 +142,36 @@ def test_a_candidate_that_the_server_cannot_load_is_taken_back(live: Any, candid
     for path in (graph, configuration):
         manifest["files"][path.relative_to(candidate).as_posix()] = build.file_hash(path)
     (candidate / build.MANIFEST).write_text(json.dumps(manifest))
+    old = versions[0]
+    before = build.build(None, "null", live.repository.with_name("null"))["model_version"]
+    rollout.load(live.client, live.repository, live.repository.with_name("null"))
+    rollout.back(live.client, live.repository)
+    with pytest.raises(RolloutError, match=r"model\.onnx.*nothing has changed"):
+        rollout.shadow(live.client, live.repository, candidate)
+    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": None, "folder": old, "previous": before}
+    rollout.shadow(live.client, live.repository, live.repository.with_name("null"))
     with pytest.raises(RolloutError, match=r"model\.onnx.*the version before is back"):
         rollout.load(live.client, live.repository, candidate)
     with pytest.raises(RolloutError, match=r"model\.onnx.*nothing has changed"):
         rollout.shadow(live.client, live.repository, candidate)
-    assert served(live)[0] == versions[0]
-    assert rollout.versions(live.client, live.repository)["folder"] == versions[0]
+    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": before, "folder": old, "previous": before}
+    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, before)
+    assert [path.name for path in live.repository.parent.glob(".models*")] == []
+
+
+def test_a_server_that_is_away_changes_nothing(live: Any, candidate: Path, versions: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an answer from the server the folders are put back, and one line says so."""
+    live.server.stop(grace_s=15)
+    where = ["--repository", str(live.repository), "--server", live.server.address]
+    for action, says in (("load", "the folder is as before"), ("shadow", "nothing has changed")):
+        assert rollout.main([action, *where, "--new", str(candidate)]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert says in line
+    assert rollout.main(["status", *where]) == 1
+    assert "is it running" in capsys.readouterr().err
+    assert build.check(live.repository)["model_version"] == versions[0]
+    assert sorted(path.name for path in live.repository.iterdir()) == ["MANIFEST.json", "code", "code_encoder", "code_heads"]
+    assert not rollout.previous_of(live.repository).exists()
 
 
 def test_nothing_to_go_back_to(live: Any) -> None:
