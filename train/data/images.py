@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import decode_jpeg, decode_png, decode_webp
+from torchvision.io import decode_jpeg, decode_webp
 
 MAX_PIXELS = 100_000_000
 # Pillow's format names -> the extension under which original bytes are kept.
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
-_DECODERS = {"JPEG": decode_jpeg, "PNG": decode_png, "WEBP": decode_webp}
+_DECODERS = {"JPEG": decode_jpeg, "WEBP": decode_webp}  # not decode_png, which kills the process on some broken files
 
 
 class DataError(ValueError):
@@ -59,7 +59,7 @@ def decode_pixels(data: bytes) -> np.ndarray:
             pixels = decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         except RuntimeError as error:
             raise BadImage(f"cannot be decoded: {str(error).splitlines()[0]}") from error
-        if pixels.dtype == torch.uint8 and len(pixels) == len("RGB"):  # else 16 bit or a transparent colour: as Pillow reads them
+        if pixels.dtype == torch.uint8 and len(pixels) == len("RGB"):  # else there is more to it: as Pillow reads it
             return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     return np.array(decode_image(data))
 
