@@ -206,7 +206,11 @@ REFUSED = {
     "unknown key": ({"worker": {"replica": 3}}, "replica"),
     "misspelt setting": ({"settings": {"kafka": {"bootstrap_server": ["a:1"]}}}, "bootstrap_server"),
     "impossible setting": ({"settings": {"intake": {"batch_max_items": 1000}}}, "256"),
-    "password in a ConfigMap": ({"settings": {"redis": {"url": "redis://:word@redis:6379/0"}}}, "url"),
+    "password in a ConfigMap": (
+        {"settings": {"redis": {"url": "redis://:word@redis:6379/0"}}},
+        "must hold no user or password; put the whole URL into a Secret",
+    ),
+    "no URL": ({"settings": {"redis": {"url": "redis.example.org:6379"}}}, "redis|rediss|unix"),
     "secret among the settings": ({"settings": {"kafka": {"sasl_password": "word"}}}, "sasl_password"),
     "scale to zero": ({"autoscaling": {"mode": "keda", "minReplicas": 0}}, "minReplicas"),
     "bad digest": ({"worker": {"image": {"digest": "sha256:12"}}}, "digest"),

@@ -42,6 +42,9 @@
 {{- if and (ne $v.triton.mode "external") (ne $shadow (not (empty $v.models.shadow))) -}}
 {{- $problems = append $problems "models.shadow, settings.shadow.share: a shadow model needs both, its weights and the share of the images that it sees" -}}
 {{- end -}}
+{{- if contains "@" (dig "redis" "url" "" $v.settings) -}}
+{{- $problems = append $problems "settings.redis.url: becomes a ConfigMap and must hold no user or password; put the whole URL into a Secret (secrets.keys, or secrets.values, redis.url), or settings.redis.username and the secret redis.password" -}}
+{{- end -}}
 {{- if and $v.secrets.existingSecret $v.secrets.values -}}
 {{- $problems = append $problems "secrets.values: with secrets.existingSecret name its keys under secrets.keys instead" -}}
 {{- end -}}
