@@ -1,6 +1,6 @@
 # Triton with what builds and verifies the model repository inside it: a plan fits the TensorRT that built it, and no other.
 #   docker build -f deploy/docker/triton.Dockerfile -t assay/triton:0.1.0 .
-# Weights of your own: --build-arg WEIGHTS=folder/in/the/repository. Pin a digest of the base for production.
+# Weights of your own: copy the folder to triton_models/weights/mine, --build-arg WEIGHTS=triton_models/weights/mine. Pin a digest of the base for production.
 ARG BASE=nvcr.io/nvidia/tritonserver:26.06-py3
 FROM ${BASE}
 ARG WEIGHTS=triton_models/weights/demo

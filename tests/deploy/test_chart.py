@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,15 @@ def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
     assert found.limits.max_image_bytes < largest[0] < largest[1] == found.kafka.max_request_bytes
     service = chart.of_kind(chart.objects((EXAMPLES / "redis.yaml").read_text()), "Service")[0]
     assert found.redis.url.get_secret_value() == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/0"
+
+
+def test_values_in_the_docs_are_accepted(tmp_path: Path) -> None:
+    """Every piece of values that docs/deploy.md shows renders, and the worker takes what comes of it."""
+    shown = re.findall(r"^```yaml\n(.+?)^```", (paths.CHECKOUT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(shown) >= 2
+    for number, text in enumerate(shown):
+        (tmp_path / str(number)).mkdir()
+        _settings(chart.objects(chart.template(values=yaml.safe_load(text))), tmp_path / str(number))
 
 
 REFUSED = {
