@@ -17,6 +17,7 @@ from tests.deploy import chart
 from worker import settings
 from worker.local import paths
 from worker.pipeline import load_policy
+from worker.telemetry.metrics import metric_docs
 
 pytestmark = pytest.mark.usefixtures("helm")
 EXAMPLES = paths.CHECKOUT / "deploy" / "examples"
@@ -210,6 +211,23 @@ def test_values_in_the_docs_are_accepted(tmp_path: Path) -> None:
     for number, text in enumerate(shown):
         (tmp_path / str(number)).mkdir()
         _settings(chart.objects(chart.template(values=yaml.safe_load(text))), tmp_path / str(number))
+
+
+@pytest.mark.parametrize("page", ["deploy", "runbook", "scaling"])
+def test_values_and_metrics_in_the_docs_exist(page: str) -> None:
+    """What a page tells to set is a value of the chart, and what it tells to look at is a metric."""
+    text = (paths.CHECKOUT / "docs" / f"{page}.md").read_text()
+    schema = generate.schema()
+
+    def exists(path: list[str], node: dict[str, Any]) -> bool:
+        if not path or "properties" not in node:
+            return not path or "additionalProperties" in node
+        return path[0] in node["properties"] and exists(path[1:], node["properties"][path[0]])
+
+    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\b[a-zA-Z]+(?:\.[A-Za-z_]+)+", code)]
+    values = [word for word in words if word.split(".")[0] in schema["properties"] and "Dockerfile" not in word]
+    assert values and [word for word in values if not exists(word.split("."), schema)] == []
+    assert set(re.findall(r"\bassay_[a-z_]+", text)) <= {doc.name for doc in metric_docs()}
 
 
 REFUSED = {
