@@ -37,6 +37,7 @@ from train.progress import StepProgress
 from train.recipe import Recipe, recipe_to_toml
 from train.run_folder import RunFolder
 from train.schedule import learning_rate, parameter_groups
+from train.spectral import initialise_spectral
 from triton_models.weights import MEAN, STD
 
 __all__ = ["FitResult", "TrainingDiverged", "fit", "learning_rate", "parameter_groups"]
@@ -92,7 +93,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, group: Group) -> None:
         self.recipe, self.group = recipe, group
         torch.manual_seed(recipe.training.seed)
-        self.encoder = create_encoder(any_size=recipe.views.local_size_px != 224)
+        self.encoder = create_encoder(any_size={recipe.views.size_px, recipe.views.local_size_px} != {224})
+        if recipe.training.initialisation == "spectral":
+            initialise_spectral(self.encoder, recipe.training.seed)
         if recipe.training.start_from:
             self.encoder.load_state_dict(load_encoder(recipe.training.start_from).state_dict())
         self.encoder.to(group.device)

@@ -173,7 +173,10 @@ def data_equalise(
     folder: Path,
     out: Path,
     held_out: Annotated[float, typer.Option(help="Part kept aside in original bytes.", min=0, max=0.9)] = 0.25,
-    max_per_generator: Annotated[int, typer.Option(min=1)] = 90,
+    validation: Annotated[float, typer.Option(help="Part of the rest for validation, equalised too.", min=0, max=0.9)] = 0.0,
+    max_per_generator: Annotated[int, typer.Option(help="At most so many training images of one source or generator.", min=1)] = 90,
+    unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
+    copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
     seed: int = 0,
 ) -> None:
     """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""
@@ -185,7 +188,17 @@ def data_equalise(
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty: name a new folder")
         images = open_source(folder, min_side_px=32, console=console).labelled()
-        out_console.print_json(json.dumps(equalise_folder(images, out, held_out_fraction=held_out, max_per_generator=max_per_generator, seed=seed)))
+        counts = equalise_folder(
+            images,
+            out,
+            held_out_fraction=held_out,
+            validation_fraction=validation,
+            max_per_generator=max_per_generator,
+            unseen=unseen or [],
+            copies=copies,
+            seed=seed,
+        )
+    out_console.print_json(json.dumps(counts))
 
 
 @app.command()

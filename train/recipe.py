@@ -49,11 +49,12 @@ class Data:
 
 @dataclass(frozen=True, config=_STRICT)
 class Views:
-    """The eight views of a record. `resize248`: shorter side to 248, centre 224; `native_crop`: the centre 224 as at inference."""
+    """The eight views of a record. `resize248`: shorter side to size / 0.9 (248), then the centre; `native_crop`: the centre as at inference."""
 
     max_ops: Annotated[int, Field(ge=0, le=19)] = 2
     global_scale: tuple[Fraction, Fraction] = (0.4, 1.0)
     local_scale: tuple[Fraction, Fraction] = (0.05, 0.4)
+    size_px: Literal[112, 224] = 224  # of all views but the local crops; 112 is for small machines: a quarter of the work
     local_size_px: Literal[96, 224] = 224  # the paper says 96, the released code puts out 224
     tail: Literal["resize248", "native_crop"] = "resize248"
     fast: bool = True  # the batched tensor path; off = the PIL reference
@@ -91,7 +92,8 @@ class Training:
     steps_per_epoch: Annotated[int, Field(ge=0)] = 1700  # 0 = once through the data
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    start_from: str = ""  # weights folder whose encoder to begin with; empty = timm's random initialisation
+    initialisation: Literal["timm", "spectral"] = "timm"  # spectral: see train/spectral.py, for small data
+    start_from: str = ""  # weights folder whose encoder to begin with; empty = as `initialisation` says
     checkpoint_every_steps: Count = 500
     max_bad_steps: Count = 20  # consecutive non-finite losses before giving up
     image_cache_mb: Annotated[int, Field(ge=0)] = 0  # per data process: decoded images kept in memory, for small sets

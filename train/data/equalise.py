@@ -1,61 +1,80 @@
 """A copy of a folder in which format, size and compression no longer tell real from generated, as far as that can be done.
 
-Every image becomes a square JPEG whose side and quality are drawn from one distribution for both classes; half are cut to that
-side, half shrunk to it; no source or generator has more than a limited number of images. What stays: subjects, and the size
-at which a scene was made. Metadata goes. Used for the demo weights.
+Every image becomes square JPEGs (`copies` of them, each another cut) whose side and quality are drawn from one distribution for both
+classes; half are cut to that side, half shrunk on the way; no source or generator has more than a limited number of images. What stays:
+subjects, and the size at which a scene was made. Metadata goes. Used for the demo weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from train.data.images import decode_image
+from train.data.images import DataError, decode_image
 from train.data.records import FAKE, Labelled, held_out
 
-SIDE_PX = (224, 353)
-QUALITY = (70, 96)
+SIDE_PX = (128, 257)
+QUALITY = (60, 99)
+SHRINK = (0.35, 1.0)
 
 
-def equalise_image(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, int]:
-    """(square RGB image, JPEG quality to keep it in); an image smaller than the side drawn keeps its own shorter side."""
+def equalise_image(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, dict[str, int]]:
+    """(square RGB image, how to keep it as JPEG); an image smaller than the side drawn keeps its own shorter side."""
     side = min(*image.size, int(rng.integers(*SIDE_PX)))
-    if rng.random() < 0.5:
-        factor = side / min(image.size)
-        image = image.resize((max(side, round(image.width * factor)), max(side, round(image.height * factor))), Image.Resampling.LANCZOS)
-    left, top = int(rng.integers(image.width - side + 1)), int(rng.integers(image.height - side + 1))
-    return image.crop((left, top, left + side, top + side)), int(rng.integers(*QUALITY))
+    # The box first, so that large photographs are not resized whole.
+    box = min(*image.size, round(side / rng.uniform(*SHRINK))) if rng.random() < 0.5 else side
+    left, top = int(rng.integers(image.width - box + 1)), int(rng.integers(image.height - box + 1))
+    image = image.crop((left, top, left + box, top + box)).resize((side, side), Image.Resampling.LANCZOS)
+    return image, {"quality": int(rng.integers(*QUALITY)), "subsampling": 2 * int(rng.integers(2))}
 
 
-def equalise_folder(images: list[Labelled], destination: Path, *, held_out_fraction: float, max_per_generator: int, seed: int = 0) -> dict[str, int]:
-    """Write `train/{real,fake}/<generator>/` equalised and `held_out/…` in original bytes; returns the counts.
+def equalise_folder(
+    images: list[Labelled],
+    destination: Path,
+    *,
+    held_out_fraction: float,
+    validation_fraction: float = 0.0,
+    max_per_generator: int,
+    unseen: Collection[str] = (),
+    copies: int = 1,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Write `{train,validation}/{real,fake}/<generator>/` equalised, `held_out/…` and `unseen/…` in original bytes; returns the counts.
 
-    Held out is decided by content, so the same images are held out every time. Files are named by their SHA-256.
+    All cuts of an image are on the same side. Held out is decided by content, so the same images are held out every time; `unseen` are whole sources or generators
+    kept aside. Files are named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have.
     """
+    unknown = set(unseen) - {image.generator for image in images}
+    if unknown:
+        raise DataError(f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)")
     counts: Counter[str] = Counter()
     of_generator: Counter[tuple[int, str]] = Counter()
     for image in sorted(images, key=lambda entry: entry.id):
         label = "fake" if image.label == FAKE else "real"
         data = image.key.read()
-        if held_out(image.id, held_out_fraction):
-            path = destination / "held_out" / label / image.generator / image.id[:16]
+        aside = "unseen" if image.generator in unseen else "held_out" if held_out(image.id, held_out_fraction) else None
+        if aside is not None:
+            path = destination / aside / label / image.generator / image.id[:16]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            counts[f"held_out {label}"] += 1
+            counts[f"{aside} {label}"] += 1
             continue
         if of_generator[image.label, image.generator] >= max_per_generator:
             counts[f"left out {label}"] += 1
             continue
         of_generator[image.label, image.generator] += 1
-        rng = np.random.default_rng([seed, int(image.id[:12], 16)])
-        pixels, quality = equalise_image(decode_image(data), rng)
-        path = destination / "train" / label / image.generator / f"{image.id[:16]}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels.save(path, "JPEG", quality=quality)
-        counts[f"train {label}"] += 1
+        pixels = decode_image(data).convert("RGB")
+        part = "validation" if held_out(f"validation {image.id}", validation_fraction) else "train"
+        folder = destination / part / label / image.generator
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy in range(copies):
+            cut, kept_as = equalise_image(pixels, np.random.default_rng([seed, copy, int(image.id[:12], 16)]))
+            cut.save(folder / f"{image.id[:16]}-{copy}.jpg", "JPEG", **kept_as)
+        counts[f"{part} {label}"] += 1
     (destination / "equalised.json").write_text(json.dumps(dict(counts), indent=2, sort_keys=True) + "\n")
     return dict(counts)

@@ -21,7 +21,6 @@ from train.transforms import fast
 from train.transforms.crops import center_crop, resize_tail, resized_crop, sample_box
 from train.transforms.operator import Step, TransformOperator
 
-GLOBAL_SIZE_PX = 224
 Picture = Image.Image | np.ndarray  # the reference takes PIL images, the fast path uint8 [H, W, 3]
 
 
@@ -50,13 +49,13 @@ def plan_view(view: str, width: int, height: int, recipe: Views, rng: np.random.
     """Draw one view of an image of `width` x `height` pixels. The clean views have neither crop nor ops; the crops get both, as released."""
     resize = recipe.tail == "resize248"
     if view in ("real", "fake"):
-        return Plan(None, [], GLOBAL_SIZE_PX, resize)
+        return Plan(None, [], recipe.size_px, resize)
     operator = TransformOperator(recipe.max_ops)
     if view.endswith("_T"):
-        return Plan(None, operator.sample(rng), GLOBAL_SIZE_PX, resize)
+        return Plan(None, operator.sample(rng), recipe.size_px, resize)
     local = view.endswith("_local")
     box = sample_box(width, height, recipe.local_scale if local else recipe.global_scale, rng)
-    return Plan(box, operator.sample(rng), recipe.local_size_px if local else GLOBAL_SIZE_PX, resize)
+    return Plan(box, operator.sample(rng), recipe.local_size_px if local else recipe.size_px, resize)
 
 
 def reference_view(image: Image.Image, plan: Plan) -> np.ndarray:
@@ -96,7 +95,7 @@ def class_of(view: str) -> str:
 
 
 def make_views(real: Picture, fake: Picture, plans: Mapping[str, Plan]) -> dict[str, Tensor]:
-    """uint8 [3, S, S] for each plan, channels last in memory; S is 224, or `local_size_px` for the local crops.
+    """uint8 [3, S, S] for each plan, channels last in memory; S is the recipe's `size_px`, or `local_size_px` for the local crops.
 
     Arrays (uint8 [H, W, 3]) take the fast path, PIL images the reference.
     """
