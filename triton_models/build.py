@@ -112,7 +112,11 @@ def check(repository: Path) -> dict[str, Any]:
             raise BuildError(f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again")
     if plans := manifest.get("plans"):
         machine = plan.here()
-        plan.Key(plans["tensorrt"], plans["capability"], "").check(machine.trt.__version__, machine.capability)
+        for graph_file in (name for name in manifest["files"] if name.endswith("/model.onnx")):
+            key = plan.Key(plans["tensorrt"], plans["capability"], manifest["files"][graph_file])
+            key.check(machine.trt.__version__, machine.capability)
+            if f"{Path(graph_file).parent.as_posix()}/{key.file_name}" not in manifest["files"]:
+                raise PlanError(f"{repository / graph_file}: no plan of this graph stands beside it; {plan.REBUILD}")
     return manifest
 
 

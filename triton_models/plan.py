@@ -99,7 +99,7 @@ def compile_plan(
     `trt`: the module `tensorrt` or `tensorrt_rtx`. `profile`: N at least, at its best, at most. `cache`: timing cache file,
     read and written. `target`: see `Compiler`. Raises PlanError with what the parser or the builder says.
     """
-    said = _recorder(trt)
+    said = recorder(trt)
     builder = trt.Builder(said)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
@@ -130,8 +130,8 @@ def compile_plan(
     return bytes(plan)
 
 
-def _recorder(trt: Any) -> Any:
-    """A logger that keeps the last error for the message of an exception."""
+def recorder(trt: Any) -> Any:
+    """A logger for `trt` that keeps the last error, as `last`, for the message of an exception."""
 
     class Recorder(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -2,8 +2,8 @@
 
     python -m triton_models.verify REPOSITORY [--server HOST:PORT] [--images FOLDER]
 
-Compared with float64 NumPy: PyTorch and scikit-learn (where installed), each ONNX graph, and the models of a running server,
-which on a GPU are the TensorRT plans. Prints the largest differences and the labels that changed; exit 1 past the tolerance:
+Compared with float64 NumPy: PyTorch and scikit-learn (where installed), each ONNX graph, each TensorRT plan where the
+repository has them, and the models of a running server. Prints the largest differences and the labels that changed; exit 1 past the tolerance:
 1e-4 for float32; for mixed precision scores within 0.01 and no label changed outside 0.45 to 0.55.
 """
 
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_models import build, configuration, reference, weights
+from triton_models import build, configuration, plan, reference, weights
 from triton_models.build import BuildError
 from triton_models.plan import PlanError
+from triton_models.plan_run import run_plan
 from triton_models.weights import IMAGE_PX, Array, WeightsError
 
 Values = npt.NDArray[Any]
@@ -74,6 +75,7 @@ def verify(repository: Path, *, server: str | None = None, images: reference.Ima
         compare.row("NumPy float64, version of the weights", lambda: _same_version(loaded.version, manifest["model_version"])),
         compare.row("PyTorch + scikit-learn", lambda: _frameworks(folder, loaded, pixels), optional=True),
         *_graphs(repository, manifest, compare),
+        *_plans(repository, manifest, compare),
     ]
     if server is None:
         return [*rows, Row("server", skipped="no --server given")]
@@ -98,8 +100,8 @@ class _Comparison:
             return Row(name, failure=" ".join(str(error).split())[:160])
         expected: dict[str, Array] = {"embedding": self.embeddings, "scores": self.scores}
         for key, value in values.items():
-            if value.shape != expected[key].shape:
-                return Row(name, failure=f"{key} has shape {list(value.shape)}, expected {list(expected[key].shape)}")
+            if np.shape(value) != expected[key].shape:
+                return Row(name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(expected[key].shape)}")
         apart = {key: float(np.abs(value - expected[key]).max()) for key, value in values.items()}
         spread = apart["embedding"] / self.embeddings.std() if "embedding" in apart else None
         return Row(name, spread, apart.get("scores"), self._changed(values["scores"]) if "scores" in values else 0)
@@ -146,6 +148,18 @@ def _run_graph(path: Path, given: Values, outputs: tuple[str, ...]) -> dict[str,
     return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
 
 
+def _plans(repository: Path, manifest: dict[str, Any], compare: _Comparison) -> list[Row]:
+    """Each model's TensorRT plan, on this machine's GPU."""
+    if not manifest["plans"]:
+        return []
+    trt, rows = plan.load_tensorrt(), []
+    for name, (inputs, _) in configuration.MODELS.items():
+        for path in (repository / name / str(manifest["version_number"])).glob("*.plan"):
+            given = compare.pixels if inputs == ("images",) else compare.embeddings.astype(np.float32)
+            rows.append(compare.row(f"TensorRT plan {name}", partial(run_plan, trt, path, given)))
+    return rows
+
+
 def _served(server: str, manifest: dict[str, Any], compare: _Comparison) -> list[Row]:
     """Each model the server has ready, `code` in any case."""
     from tritonclient import grpc  # noqa: PLC0415 - only with --server
@@ -183,7 +197,10 @@ def folder_images(folder: Path, most: int = 64) -> reference.Images:
     crops: list[npt.NDArray[np.uint8]] = []
     for path in sorted(folder.rglob("*"))[: most * 4]:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(crops) < most:
-            image = Image.open(path).convert("RGB")
+            try:
+                image = Image.open(path).convert("RGB")
+            except OSError as error:
+                raise BuildError(f"{path}: no readable image ({error}); take it out of the folder") from error
             left, top = (image.width - IMAGE_PX) // 2, (image.height - IMAGE_PX) // 2
             crops.append(np.asarray(image.crop((left, top, left + IMAGE_PX, top + IMAGE_PX))))
     if not crops:

@@ -4,14 +4,16 @@ TensorRT-RTX parses and builds without a GPU, through the same code that builds 
 """
 
 import json
+from ctypes.util import find_library
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from triton_models import build, graph, plan, weights
+from triton_models import build, graph, plan, plan_run, weights
 from triton_models.plan import Compiler, Key, PlanError
+from triton_models.plan_run import run_plan
 from triton_models.weights import WIDTH, Weights
 
 IMAGE = (224, 224, 3)
@@ -85,14 +87,48 @@ def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
     assert len(names) == 4
 
 
-@pytest.mark.gpu
-def test_real_tensorrt_builds_and_serves_the_same_model(folder: Path, tmp_path: Path) -> None:
-    """On a GPU, inside the serving image: plans are built for this machine and pass the check."""
-    pytest.importorskip("tensorrt", reason="needs TensorRT: run inside the serving image on a GPU")
-    try:
-        plan.gpu_capability()
-    except PlanError as error:
-        pytest.skip(str(error))
-    manifest = build.build(folder, "tensorrt", tmp_path / "models", build.Options(precision="fp16"))
-    assert build.check(tmp_path / "models") == manifest
-    assert json.loads((tmp_path / "models" / build.MANIFEST).read_text())["plans"]["capability"] == plan.gpu_capability()
+def test_a_plan_of_another_graph_is_refused(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph exchanged without building its plan anew, all hashes of the manifest right: refused, with the command to type."""
+    compiler = Compiler(rtx, "8.9", "SM89")
+    monkeypatch.setattr(plan, "here", lambda: compiler)
+    manifest = build.build(folder, "tensorrt", tmp_path / "models", compiler=compiler)
+    name = f"code/{manifest['version_number']}/model.onnx"
+    (tmp_path / "models" / name).write_bytes((tmp_path / "models" / name.replace("code/", "code_heads/")).read_bytes())
+    manifest["files"][name] = build.file_hash(tmp_path / "models" / name)
+    (tmp_path / "models" / build.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PlanError, match=r"code/.*no plan of this graph stands beside it; .*python -m triton_models\.build"):
+        build.check(tmp_path / "models")
+
+
+def test_timings_of_another_tensorrt_are_not_used(rtx: ModuleType, folder: Path, small_weights: Weights, tmp_path: Path) -> None:
+    """A timing cache that is damaged or of another version is replaced by one that fits, not a reason to fail."""
+    graph.write(graph.heads(small_weights), tmp_path / "model.onnx")
+    cache = tmp_path / "timings" / "cache"
+    plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), cache=cache, target="SM89")
+    good = cache.read_bytes()
+    for content in (b"", b"of another version", good[: len(good) // 2]):
+        cache.write_bytes(content)
+        assert plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), cache=cache, target="SM89")
+        assert len(cache.read_bytes()) >= len(good)
+
+
+def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
+    """Without the driver's library the error says what is missing; with it this is the work of the GPU tests."""
+    if find_library("cuda"):
+        pytest.skip("a CUDA driver is here; see test_gpu.py")
+    with pytest.raises(PlanError, match="no CUDA driver is here"):
+        run_plan(None, tmp_path / "some.plan", np.zeros((1, WIDTH), np.float32))
+
+
+def test_the_calls_that_run_a_plan_exist(rtx: ModuleType) -> None:
+    """TensorRT-RTX, whose interface is TensorRT's, knows every call by which a plan is run (there is no GPU to make them on)."""
+    used = {
+        rtx.Runtime: ("deserialize_cuda_engine",),
+        rtx.ICudaEngine: ("create_execution_context", "num_io_tensors", "get_tensor_name", "get_tensor_mode"),
+        rtx.IExecutionContext: ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+        rtx.TensorIOMode: ("INPUT",),
+    }
+    source = Path(plan_run.__file__ or "").read_text()
+    for owner, names in used.items():
+        for name in names:
+            assert hasattr(owner, name) and f".{name}" in source
