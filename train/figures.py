@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -20,12 +20,13 @@ from train.metrics import Ranked, calibration_bins
 from triton_models.weights import SCORES
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D")
 TSNE_POINTS = 3000
 SHOWN_GENERATORS = 7
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+def _axes(title: str, x: str, y: str, size: tuple[float, float] = (6, 4.5)) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
     return figure, axes
@@ -41,19 +42,46 @@ def tsne(embeddings: np.ndarray, labels: np.ndarray, generators: np.ndarray) -> 
     labels, generators = labels[chosen], generators[chosen]
     by_label, axes = _axes("Embeddings by label (t-SNE)", "", "")
     for value, name in ((0, "real"), (1, "generated")):
-        axes.scatter(*points[labels == value].T, s=6, color=PALETTE[value], label=name)
-    axes.legend()
+        axes.scatter(*points[labels == value].T, s=9, color=PALETTE[value], marker=MARKERS[value], label=name)
+    _map_legend(by_label, axes)
     by_generator, axes = _axes("Embeddings by generator (t-SNE)", "", "")
-    axes.scatter(*points[labels == 0].T, s=6, color="#BBBBBB", label="real")
+    axes.scatter(*points[labels == 0].T, s=9, color="#BBBBBB", label="real")
     names, counts = np.unique(generators[labels == 1], return_counts=True)
     for index, name in enumerate(names[np.argsort(-counts)]):
         here = (labels == 1) & (generators == name)
         last = index >= SHOWN_GENERATORS
         color = PALETTE[-1] if last else PALETTE[index]
         label = "_" if index > SHOWN_GENERATORS else ("others" if last else name)
-        axes.scatter(*points[here].T, s=6, color=color, marker="x" if last else "o", label=label)
-    axes.legend(fontsize=7)
+        axes.scatter(*points[here].T, s=9, color=color, marker="x" if last else MARKERS[index % len(MARKERS)], label=label)
+    _map_legend(by_generator, axes)
     return {"tsne_label": by_label, "tsne_generator": by_generator}
+
+
+def _map_legend(figure: Figure, axes: Any) -> None:
+    axes.set(xticks=[], yticks=[])  # only nearness means something in a t-SNE
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8, markerscale=1.6)
+
+
+def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """AUC with interval of every generator and head, one panel a group: `rows` is what train.evaluate.rows gives."""
+    groups = sorted({row["group"] for row in rows})
+    chosen = {group: [row for row in rows if row["group"] == group and row["kind"] == "generator"] for group in groups}
+    tallest = max(len(entries) for entries in chosen.values())
+    figure, panels = plt.subplots(1, len(groups), figsize=(10, 1.3 + 0.34 * tallest), layout="constrained", sharex=True, squeeze=False)
+    for group, axes in zip(groups, panels.flat, strict=True):
+        entries = sorted(chosen[group], key=lambda row: row["metrics"]["linear"]["auc"]["value"] or 0)
+        for index, head in enumerate(SCORES):
+            found = [entry["metrics"][head]["auc"] for entry in entries]
+            value, low, high = (np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high"))
+            heights = np.arange(len(entries)) + 0.22 * (1 - index)
+            axes.hlines(heights, low, high, color=PALETTE[index], linewidth=2, alpha=0.45)
+            axes.plot(value, heights, MARKERS[index], color=PALETTE[index], label=head, markersize=5)
+        axes.set_yticks(np.arange(len(entries)), [f"{entry['name']} ({entry['family']})" for entry in entries], fontsize=9)
+        axes.axvline(0.5, color="k", linestyle=":", linewidth=0.8)
+        axes.set(title=group, xlabel="AUC", xlim=(min(0.4, *axes.get_xlim()), 1.01))
+        axes.grid(alpha=0.25, axis="x")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False)
+    return figure
 
 
 def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
@@ -105,7 +133,7 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 def robustness(sweeps: Mapping[str, Any]) -> Figure:
     kinds = [kind for kind in sweeps if kind != "none"]
-    figure, panels = plt.subplots(2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True, squeeze=False)
     for kind, axes in zip(kinds, panels.flat, strict=False):
         for index, head in enumerate(SCORES):
             plain = sweeps["none"][""][head]["auc"]
@@ -116,22 +144,28 @@ def robustness(sweeps: Mapping[str, Any]) -> Figure:
                 axes.axhline(plain, color=PALETTE[index], linestyle=":", linewidth=0.8)
         axes.set(title=kind, ylim=(0, 1.02))
         axes.grid(alpha=0.25)
-    panels[0, 0].set_ylabel("AUC (dotted: as received)")
-    panels[0, 0].legend()
+    figure.supylabel("AUC (dotted: as received)", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False)
     return figure
 
 
 def training(metrics: list[dict[str, Any]]) -> Figure:
-    figure, axes = _axes("Training", "step", "loss")
+    figure, axes = _axes("Training", "step", "loss", size=(10, 4.5))
     steps = [line for line in metrics if line["kind"] == "step"]
+    width = max(1, len(steps) // 50)
+    at = [line["step"] for line in steps]
     for index, name in enumerate(name for name in steps[0] if name.startswith(("global_", "multiscale_")) or name == "total"):
-        axes.plot([line["step"] for line in steps], [line[name] for line in steps], color=PALETTE[index % len(PALETTE)], label=name, linewidth=1)
+        values = np.array([line[name] for line in steps], dtype=float)
+        axes.plot(at, values, color=PALETTE[index], linewidth=0.8, alpha=0.25)
+        axes.plot(at[width - 1 :], np.convolve(values, np.full(width, 1 / width), "valid"), color=PALETTE[index], label=name, linewidth=1.6)
     probes = [line for line in metrics if line["kind"] == "probe"]
+    handles, names = axes.get_legend_handles_labels()
     if probes:
         right = axes.twinx()
-        right.plot([line["step"] for line in probes], [line["auc"] for line in probes], "k^--", label="probe AUC", markersize=4)
-        right.set(ylabel="AUC of the linear probe", ylim=(0, 1))
-    axes.legend(fontsize=7)
+        handles += right.plot([line["step"] for line in probes], [line["auc"] for line in probes], "k^--", label="probe AUC", markersize=4)
+        names.append("probe AUC")
+        right.set(ylabel="AUC of the linear probe", ylim=(0, 1.02))
+    figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 

@@ -27,16 +27,27 @@ from train.run_folder import read_metrics
 from triton_models.weights import SCORES
 
 PAGE = "report.html"
+DPI = 150
+SECTIONS = {
+    "generators": "By generator",
+    "protocol": "The authors' protocol",
+    "curves": "Curves",
+    "robust": "Robustness",
+    "embeddings": "Embeddings",
+    "data": "Data shortcuts",
+    "run": "Training",
+}
 _CAPTIONS = {
-    "tsne_label": "Embeddings by label",
-    "tsne_generator": "Embeddings by generator",
-    "roc": "ROC of the three heads",
-    "det": "Detection error trade-off",
-    "histograms": "Scores by label",
-    "reliability": "Reliability: is a score of 0.8 right in 80 % of cases?",
-    "robustness": "Robustness to what happens to images on their way",
-    "training": "Training",
-    "shortcuts": "Properties of the files by label: what must not give the answer away",
+    "by_generator": "AUC of each head with its interval, against all reals of the group. Dotted: chance.",
+    "tsne_label": "t-SNE of the embeddings, by label (the paper's Figure 1).",
+    "tsne_generator": "The same map by generator; those with few images are together.",
+    "roc": "ROC on all images. Dotted: chance.",
+    "det": "Detection error trade-off on all images, on normal deviates: straight lines are Gaussian scores; lower left is better.",
+    "histograms": "How the scores of each head are spread over the two classes.",
+    "reliability": "Is a score of 0.8 right in 80 % of cases? Dotted: perfectly calibrated. Points stand for 15 equal bins.",
+    "robustness": "AUC after what happens to images on their way. Dotted: the images as received.",
+    "training": "Loss terms (faint: each step; line: running mean) and the AUC of the linear probe.",
+    "shortcuts": "Properties of the files by label: the two colours should look alike.",
 }
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _METRIC_NAMES = {
@@ -62,23 +73,26 @@ def write_report(results_folder: Path, out: Path, *, run: Path | None = None, da
     facts = summary(gather(data)) if data else None
     drawn = _draw(results, stored, read_metrics(run) if run else [], facts)
     out.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, str] = {}
+    pictures: dict[str, dict[str, Any]] = {}
     for name, figure in drawn.items():
         path = out / f"{name}.png"
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=DPI)
+        width, height = (round(inches * DPI) for inches in figure.get_size_inches())
         plt.close(figure)
-        pictures[name] = base64.b64encode(path.read_bytes()).decode()
+        pictures[name] = {"data": base64.b64encode(path.read_bytes()).decode(), "width": width, "height": height}
     page = (
         Environment(autoescape=True)
         .from_string(_TEMPLATE.read_text())
         .render(
             results=results,
-            warnings=facts["warnings"] if facts else [],
+            facts=facts,
             heads=SCORES,
             metrics=_METRIC_NAMES,
-            number=lambda value: "-" if value is None else f"{value:.3f}",
+            number=_number,
+            sections=SECTIONS,
             pictures=pictures,
             captions=_CAPTIONS,
+            descriptions=_descriptions(results),
             recipe=_read(run, "recipe.toml"),
             environment=_read(run, "environment.json"),
         )
@@ -94,6 +108,8 @@ def _draw(
     drawn = figures.tsne(stored["embeddings"], labels, stored["generators"])
     if len(set(labels.tolist())) == 2:
         drawn |= {"roc": figures.roc(labels, scores), "det": figures.det(labels, scores), "reliability": figures.reliability(labels, scores)}
+    if results["rows"]:
+        drawn["by_generator"] = figures.by_generator(results["rows"])
     drawn["histograms"] = figures.histograms(labels, scores)
     if "robustness" in results:
         drawn["robustness"] = figures.robustness(results["robustness"])
@@ -102,6 +118,23 @@ def _draw(
     if facts:
         drawn["shortcuts"] = figures.shortcuts(facts["counts"])
     return drawn
+
+
+def _descriptions(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a figure shows, for those who do not see it: the caption and, where there are few, the numbers."""
+    whole = [row for row in results["rows"] if row["kind"] == "all"]
+
+    def told(metric: str) -> str:
+        entries = [f"{row['group']} {head} {_number(row['metrics'][head][metric]['value'])}".strip() for row in whole for head in SCORES]
+        return f"{_METRIC_NAMES[metric]}: {', '.join(entries)}."
+
+    numbers = {"roc": told("auc"), "det": told("tpr_at_1pct_fpr"), "reliability": told("ece"), "histograms": told("balanced_accuracy")}
+    pointers = {"by_generator": "The tables below have the numbers.", "shortcuts": "The table above has the strength of each."}
+    return {name: " ".join(filter(None, [caption, numbers.get(name), pointers.get(name)])) for name, caption in _CAPTIONS.items()}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _read(run: Path | None, name: str) -> str | None:
