@@ -177,6 +177,7 @@ def data_equalise(
     max_per_generator: Annotated[int, typer.Option(help="At most so many training images of one source or generator.", min=1)] = 90,
     unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
     copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
+    side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (128, 257),
     seed: int = 0,
 ) -> None:
     """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""
@@ -196,6 +197,7 @@ def data_equalise(
             max_per_generator=max_per_generator,
             unseen=unseen or [],
             copies=copies,
+            side_px=side_px,
             seed=seed,
         )
     out_console.print_json(json.dumps(counts))
@@ -293,6 +295,7 @@ def evaluate(
         else:
             if fit_on is None or not str(backbone).startswith("timm:"):
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
+            _say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
             fitted, _ = fit_heads(body, open_source(fit_on, console=console).labelled(), HeadFit(), say=_say)
             about = {"heads fitted on": str(fit_on)}

@@ -23,9 +23,9 @@ QUALITY = (60, 99)
 SHRINK = (0.35, 1.0)
 
 
-def equalise_image(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, dict[str, int]]:
+def equalise_image(image: Image.Image, rng: np.random.Generator, side_px: tuple[int, int] = SIDE_PX) -> tuple[Image.Image, dict[str, int]]:
     """(square RGB image, how to keep it as JPEG); an image smaller than the side drawn keeps its own shorter side."""
-    side = min(*image.size, int(rng.integers(*SIDE_PX)))
+    side = min(*image.size, int(rng.integers(*side_px)))
     # The box first, so that large photographs are not resized whole.
     box = min(*image.size, round(side / rng.uniform(*SHRINK))) if rng.random() < 0.5 else side
     left, top = int(rng.integers(image.width - box + 1)), int(rng.integers(image.height - box + 1))
@@ -42,12 +42,14 @@ def equalise_folder(
     max_per_generator: int,
     unseen: Collection[str] = (),
     copies: int = 1,
+    side_px: tuple[int, int] = SIDE_PX,
     seed: int = 0,
 ) -> dict[str, int]:
     """Write `{train,validation}/{real,fake}/<generator>/` equalised, `held_out/…` and `unseen/…` in original bytes; returns the counts.
 
-    All cuts of an image are on the same side. Held out is decided by content, so the same images are held out every time; `unseen` are whole sources or generators
-    kept aside. Files are named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have.
+    All cuts of an image are on the same side. Held out is decided by content, so the same images are held out every time; `unseen` are
+    whole sources or generators kept aside; the side of a cut is drawn from [side_px[0], side_px[1]). Files are
+    named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have.
     """
     unknown = set(unseen) - {image.generator for image in images}
     if unknown:
@@ -73,7 +75,7 @@ def equalise_folder(
         folder = destination / part / label / image.generator
         folder.mkdir(parents=True, exist_ok=True)
         for copy in range(copies):
-            cut, kept_as = equalise_image(pixels, np.random.default_rng([seed, copy, int(image.id[:12], 16)]))
+            cut, kept_as = equalise_image(pixels, np.random.default_rng([seed, copy, int(image.id[:12], 16)]), side_px)
             cut.save(folder / f"{image.id[:16]}-{copy}.jpg", "JPEG", **kept_as)
         counts[f"{part} {label}"] += 1
     (destination / "equalised.json").write_text(json.dumps(dict(counts), indent=2, sort_keys=True) + "\n")
