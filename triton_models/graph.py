@@ -106,7 +106,10 @@ def write(model: onnx.ModelProto, path: Path) -> list[Path]:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # saving with external data empties the tensors of the model it is given
     onnx.save_model(copy, path, save_as_external_data=large, location=DATA_FILE if large else None, size_threshold=EXTERNAL_BYTES)
-    return [path, path.parent / DATA_FILE] if large else [path]
+    if not large:
+        return [path]
+    (path.parent / DATA_FILE).chmod(path.stat().st_mode)  # onnx gives it to its owner alone, whoever else may serve it
+    return [path, path.parent / DATA_FILE]
 
 
 def _encode(b: _Builder, weights: Weights) -> None:

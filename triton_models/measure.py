@@ -118,8 +118,8 @@ def _serve(stack: ExitStack, folder: Path, options: Options, policy: str = "") -
     return process.pid, stack.enter_context(closing(grpc.InferenceServerClient(server.address)))
 
 
-def graphs(folder: Path, rounds: int, batch: int = CPU_ROWS["code"]) -> dict[str, tuple[float, float]]:
-    """Processor milliseconds per image on one thread (least of the rounds) and largest score difference, by variant."""
+def graphs(folder: Path, rounds: int, batch: int) -> dict[str, tuple[float, float]]:
+    """Processor milliseconds per image on one thread, `batch` images a run (least of the rounds), and largest score difference, by variant."""
     model = graph.fused(weights.load(folder)).SerializeToString()
     pixels = reference.images(batch)
     variants = _onnxruntime(model) | _onnxruntime_int8(model) | _openvino(model)
@@ -286,13 +286,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server", metavar="HOST:PORT", help="serving: its gRPC address")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a round on a server")
+    parser.add_argument("--images", type=int, default=CPU_ROWS["code"], help="graphs: images in one run")
     options = parser.parse_args(arguments)
     given, needed = (options.server, "--server HOST:PORT") if options.what == "serving" else (options.weights, "--weights DIR")
     if given is None:
         parser.error(f"{options.what}: {needed} is needed")
     match options.what:
         case "graphs":
-            _print_graphs(graphs(options.weights, options.rounds))
+            _print_graphs(graphs(options.weights, options.rounds, options.images))
         case "queues":
             _print_queues(queues(options.weights, options.rounds, options.seconds))
         case "servers":

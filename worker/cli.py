@@ -264,12 +264,23 @@ def replay(
         err.print(f"{count} images {done} to {settings.incoming_topic}")
 
 
-@command(examples='python -m worker stack up\neval "$(python -m worker stack status --export)"', group=stack_app, name="up")
-def stack_up(as_json: AsJson = False) -> None:
+@command(
+    examples='python -m worker stack up\npython -m worker stack up --models build/models\neval "$(python -m worker stack status --export)"',
+    group=stack_app,
+    name="up",
+)
+def stack_up(
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Serve this model repository, not the demo's (docs/models.md).", exists=True, file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Start what does not run; returns once all three serve."""
     from worker.local import stack as local_stack  # noqa: PLC0415
 
-    status = local_stack.up(_stack_dir(), report=lambda line: err.print(line, markup=False, highlight=False))
+    if models is not None and not (models / "MANIFEST.json").is_file():
+        raise typer.BadParameter(f"{models} is no model repository; write one with python -m triton_models.build", param_hint="--models")
+    status = local_stack.up(_stack_dir(), models=models, report=lambda line: err.print(line, markup=False, highlight=False))
     _show_stack(status, as_json=as_json)
 
 
