@@ -39,7 +39,7 @@ class Tolerance:
     margin: float
 
 
-TOLERANCES = {"fp32": Tolerance(1e-4, 1e-4, 1e-4), "fp16": Tolerance(0.01, 0.05, 0.05), "bf16": Tolerance(0.01, 0.2, 0.05)}
+TOLERANCES = {"fp32": Tolerance(1e-4, 1e-4, 1e-4), "fp16": Tolerance(0.01, 0.01, 0.05), "bf16": Tolerance(0.01, 0.08, 0.05)}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """The ONNX graphs against the released code's values, scikit-learn's rule for labels, and timm."""
 
-import warnings
 from pathlib import Path
 
-import joblib
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,8 +9,9 @@ import pytest
 import timm
 import torch
 
+from tests.triton_models.heads import predicted, tie_distance
 from triton_models import graph, weights
-from triton_models.weights import WIDTH, Weights
+from triton_models.weights import WIDTH, Weights, WeightsError
 
 
 def session(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
@@ -46,16 +45,9 @@ def test_labels_are_scikit_learns_on_10_000_embeddings(golden: Path, golden_weig
     x = np.random.default_rng(5).standard_normal((10_000, WIDTH)).astype(np.float32)
     heads = session(graph.heads(golden_weights))
     scores = np.concatenate([heads.run(None, {"embedding": part})[0] for part in np.split(x, 40)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fitted by an older scikit-learn
-        linear, nearest, svm = (joblib.load(path) for name in ("linear*.sav", "knn*.sav", "ocsvm*.joblib") for path in (golden / "heads").glob(name))
-    nearest.n_jobs = 1
-    predicted = np.stack([linear.predict(x) == 1, nearest.predict(x) == 1, svm.predict(x) == -1], axis=1)
-    differs = (scores >= 0.5) != predicted
-    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    to_real, to_fake = (1 - (unit @ side.T).max(axis=1) for side in golden_weights.bank)
+    differs = (scores >= 0.5) != predicted(golden, x)
     assert not differs[:, [0, 2]].any()
-    assert (np.abs(to_real - to_fake)[differs[:, 1]] < 1e-5).all()
+    assert (tie_distance(golden_weights, x)[differs[:, 1]] < 1e-5).all()
 
 
 def test_fused_graph_is_both_parts(golden: Path, golden_weights: Weights) -> None:
@@ -94,6 +86,15 @@ def test_half_precision_keeps_norms_and_softmax_in_float32(golden: Path, golden_
     images = np.load(golden / "encoder" / "images.npz")["images"]
     half, full = (session(graph.fused(golden_weights, precision)).run(["scores"], {"images": images})[0] for precision in ("fp16", "fp32"))
     assert 0 < np.abs(half - full).max() <= 0.01
+
+
+def test_numbers_beyond_float16_are_refused(small_weights: Weights) -> None:
+    """A weight that float16 would make infinite is named, with what to build instead."""
+    encoder = small_weights.encoder | {"blocks.3.mlp.fc1.bias": np.full(4 * WIDTH, 7e4, np.float32)}
+    made = weights.Weights(encoder, small_weights.heads)
+    with pytest.raises(WeightsError, match=r"blocks\.3\.mlp\.fc1\.bias holds values beyond float16; build with --precision bf16"):
+        graph.encoder(made, "fp16")
+    graph.encoder(made, "bf16")
 
 
 def test_bfloat16_graph_is_valid(small_weights: Weights) -> None:
@@ -135,6 +136,7 @@ def test_large_bank_is_external_data(small_weights: Weights, tmp_path: Path) -> 
     assert [path.name for path in files] == ["model.onnx", graph.DATA_FILE]
     assert files[0].stat().st_size < 2_000_000
     assert files[1].stat().st_size > 70_000_000
+    assert files[0].stat().st_mode == files[1].stat().st_mode  # another user may serve what one has built
     x = rng.standard_normal((2, WIDTH)).astype(np.float32)
     (scores,) = session(str(files[0])).run(None, {"embedding": x})
     np.testing.assert_allclose(scores, weights.reference_scores(made, x), atol=1e-5)

@@ -1,19 +1,26 @@
 """The CPU flavour on a real tritonserver: the golden numbers, every batch size, wrong requests, kills and damaged files."""
 
+import http.client
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
+from tests.triton_models.heads import predicted, tie_distance
 from triton_models import build, weights
 from triton_models.weights import WIDTH, Weights
 
@@ -22,6 +29,16 @@ pytestmark = pytest.mark.integration
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
+
+
+def log_of_a_failed_start(directory: Path, serve: Callable) -> list[str]:
+    """Start a server on `directory`/models, which must end by itself; the lines of its log."""
+    with serve(directory, directory / "models", wait=False) as broken:
+        deadline = time.monotonic() + 60
+        while broken.server.running() is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert broken.server.running() is None
+        return broken.server.log.read_text().splitlines()
 
 
 def test_golden_values_through_the_server(golden: Path, golden_weights: Weights, golden_server: Any) -> None:
@@ -49,14 +66,25 @@ def test_configuration_names_the_version(golden_weights: Weights, golden_server:
     assert f"{int(answer.model_version):012x}" == golden_weights.version
 
 
-@pytest.mark.parametrize("count", [1, 2, 33, 256])
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 33, 256])
 def test_every_batch_size_is_served(golden_server: Any, count: int) -> None:
-    """1 to 256 images a request; an image's scores do not depend on its company."""
+    """1 to 256 images a request, from each of the models; an image's scores do not depend on its company."""
     images = pixels(count)
     answer = golden_server.infer(images)
     assert answer["embedding"].shape == (count, WIDTH) and answer["scores"].shape == (count, 3)
     alone = golden_server.infer(images[-1:])
     np.testing.assert_allclose(answer["scores"][-1:], alone["scores"], atol=1e-5)
+    np.testing.assert_allclose(golden_server.infer(images, "code_encoder", ("embedding",))["embedding"], answer["embedding"], atol=2e-5)
+    np.testing.assert_allclose(golden_server.infer(answer["embedding"], "code_heads", ("scores",))["scores"], answer["scores"], atol=1e-5)
+
+
+def test_labels_are_scikit_learns_on_10_000_embeddings(golden: Path, golden_weights: Weights, golden_server: Any) -> None:
+    """Through the server, too, score >= 0.5 is each published head's own predict; only a 1-NN tie below 1e-5 may differ."""
+    x = np.random.default_rng(6).standard_normal((10_000, WIDTH)).astype(np.float32)
+    scores = np.concatenate([golden_server.infer(part, "code_heads", ("scores",))["scores"] for part in np.split(x, 50)])
+    differs = (scores >= 0.5) != predicted(golden, x)
+    assert not differs[:, [0, 2]].any()
+    assert (tie_distance(golden_weights, x)[differs[:, 1]] < 1e-5).all()
 
 
 def test_prefetching_is_on(golden_server: Any) -> None:
@@ -102,15 +130,44 @@ def test_concurrent_requests_get_their_own_rows(golden_server: Any) -> None:
         ((1, 100, 100, 3), np.uint8, "shape"),
         ((1, 224, 224, 3), np.float32, "data-type|datatype|data type"),
         ((224, 224, 3), np.uint8, "shape"),
+        ((0, 224, 224, 3), np.uint8, "size"),
     ],
 )
 def test_a_wrong_request_is_refused_clearly(golden_server: Any, shape: tuple[int, ...], kind: type, says: str) -> None:
-    """Too many images, another size, layout or type: an error that says what is wrong, and the server serves on."""
+    """Too many images or none, another size, layout or type: an error that says what is wrong, and the server serves on."""
     tensor = grpc.InferInput("images", list(shape), "UINT8" if kind is np.uint8 else "FP32")
     tensor.set_data_from_numpy(np.zeros(shape, kind))
     with pytest.raises(InferenceServerException, match=says):
         golden_server.client.infer("code", [tensor])
     assert golden_server.infer(pixels(1))["scores"].shape == (1, 3)
+
+
+def test_a_batch_size_beyond_32_bits_costs_nobody_else(golden_server: Any) -> None:
+    """Triton takes 2^40 images for none at all and lets the request through: the model refuses it alone."""
+    tensor = {"name": "images", "shape": [2**40, 224, 224, 3], "datatype": "UINT8", "parameters": {"binary_data_size": 150528}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", golden_server.server.ports["triton_http"], timeout=60)
+    with closing(connection):
+        connection.request("POST", "/v2/models/code/infer", head + pixels(1).tobytes(), {"Inference-Header-Content-Length": str(len(head))})
+        answer = connection.getresponse()
+        assert (answer.status, "images has shape [224, 224, 3], expected [N, 224, 224, 3]" in answer.read().decode()) == (400, True)
+    assert golden_server.infer(pixels(1))["scores"].shape == (1, 3)
+
+
+def test_cancelled_requests_are_not_computed(golden_server: Any) -> None:
+    """Of sixteen requests that are cancelled at once most are never run: nobody waits for their answers."""
+    tensor = grpc.InferInput("images", [64, 224, 224, 3], "UINT8")
+    tensor.set_data_from_numpy(pixels(64))
+
+    def computed() -> int:
+        return int(golden_server.client.get_inference_statistics("code").model_stats[0].inference_count)
+
+    before = computed()
+    calls = [golden_server.client.async_infer("code", [tensor], callback=lambda **_: None) for _ in range(16)]
+    for call in calls:
+        call.cancel()
+    golden_server.infer(pixels(1))
+    assert computed() - before < 8 * 64
 
 
 def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
@@ -125,6 +182,33 @@ def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
     for call in calls:
         call.cancel()
     assert golden_server.infer(pixels(2))["scores"].shape == (2, 3)
+
+
+def test_a_killed_client_leaves_a_region_that_harms_nobody(golden_server: Any) -> None:
+    """A client that registers shared memory and is killed in mid-request: others are served, and its name can be used anew."""
+    code = """
+import os, signal, sys
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import shared_memory
+client, size = grpc.InferenceServerClient(sys.argv[1]), 64 * 224 * 224 * 3
+shared_memory.create_shared_memory_region("killed", sys.argv[2], size)
+client.register_system_shared_memory("killed", sys.argv[2], size)
+tensor = grpc.InferInput("images", [64, 224, 224, 3], "UINT8")
+tensor.set_shared_memory("killed", size)
+client.async_infer("code", [tensor], callback=lambda **_: None)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    key = f"/assay_test_{os.getpid()}_killed"
+    left = Path("/dev/shm") / key[1:]
+    try:
+        done = subprocess.run([sys.executable, "-c", code, golden_server.server.address, key], check=False, timeout=120)
+        assert (done.returncode, left.exists()) == (-signal.SIGKILL, True)
+    finally:
+        left.unlink(missing_ok=True)
+    assert golden_server.infer(pixels(2))["scores"].shape == (2, 3)
+    golden_server.client.unregister_system_shared_memory("killed")
+    assert "killed" not in golden_server.client.get_system_shared_memory_status(as_json=True).get("regions", {})
 
 
 def test_a_killed_server_restarts_with_shared_memory_left_over(golden_folder: Path, tmp_path: Path, serve: Callable) -> None:
@@ -159,13 +243,28 @@ def test_a_damaged_graph_stops_the_start_with_one_line(folder: Path, tmp_path: P
     else:
         content = graph.read_bytes()
         graph.write_bytes(content[: len(content) // 2] if damage == "truncated" else content[:-8] + b"\0" * 8)
-    with serve(tmp_path, tmp_path / "models", wait=False) as broken:
-        deadline = time.monotonic() + 60
-        while broken.server.running() is not None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert broken.server.running() is None
-        said = [line for line in broken.server.log.read_text().splitlines() if str(graph) in line]
+    said = [line for line in log_of_a_failed_start(tmp_path, serve) if str(graph) in line]
     assert any(("missing" if damage == "missing" else "damaged or replaced") in line and "python -m triton_models.build" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [("not a number", "its scores has NaN or infinite numbers"), ("two heads", "its scores has shape [1, 2]")]
+)
+def test_a_graph_that_answers_nonsense_stops_the_start(folder: Path, tmp_path: Path, serve: Callable, fault: str, says: str) -> None:
+    """Right hashes, wrong graph: a head missing, or one that gives NaN, is found by a trial before anything is served."""
+    manifest = build.build(folder, "cpu", tmp_path / "models")
+    path = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
+    old, model = build.file_hash(path), onnx.load(path)
+    if fault == "two heads":
+        next(node for node in model.graph.node if node.name == "scores").input.pop()
+        next(output for output in model.graph.output if output.name == "scores").type.tensor_type.shape.dim[1].dim_value = 2
+    else:
+        intercept = next(tensor for tensor in model.graph.initializer if tensor.name == "svm.intercept")
+        intercept.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "svm.intercept"))
+    onnx.save(model, path)
+    configuration = tmp_path / "models" / "code" / "config.pbtxt"
+    configuration.write_text(configuration.read_text().replace(old, build.file_hash(path)))
+    assert any(f"{path}: {says}" in line for line in log_of_a_failed_start(tmp_path, serve))
 
 
 def test_a_damaged_new_version_leaves_the_old_one_serving(

@@ -83,13 +83,58 @@ def resized(model: onnx.ModelProto) -> None:
         before(model, "pixels", node, "cropped")
 
 
+def mean_for_deviation(model: onnx.ModelProto) -> None:
+    """Mean and standard deviation taken for each other."""
+    mean, std = (np.tile(np.array(values) * 255, weights.PATCH_PX**2) for values in (weights.MEAN, weights.STD))
+    constant(model, "mean", lambda _: std)
+    constant(model, "inverse_std", lambda _: 1 / mean)
+
+
+def planar_patches(model: onnx.ModelProto) -> None:
+    """Patches flattened as NCHW, for a kernel that is flattened as NHWC."""
+    next(node for node in model.graph.node if node.name == "patches/order").attribute[0].ints[:] = [0, 1, 3, 5, 2, 4]
+
+
+def shuffled_labels(model: onnx.ModelProto) -> None:
+    """The bank's labels in another order than its rows: as many reals and fakes as before, but not the same ones."""
+    real, fake = (next(tensor for tensor in model.graph.initializer if tensor.name == f"knn.{side}") for side in ("real", "fake"))
+    rows = np.concatenate([numpy_helper.to_array(real), numpy_helper.to_array(fake)], axis=1)
+    rows = rows[:, np.random.default_rng(1).permutation(rows.shape[1])]
+    constant(model, "knn.real", lambda values: rows[:, : values.shape[1]])
+    constant(model, "knn.fake", lambda values: rows[:, -values.shape[1] :])
+    for side, part in (("real", rows[:, : real.dims[1]]), ("fake", rows[:, -fake.dims[1] :])):
+        constant(model, f"knn.{side}_square", lambda _, part=part: (part**2).sum(axis=0) / 2)
+
+
+def scores_in_another_order(model: onnx.ModelProto) -> None:
+    """The SVM's score where the linear head's belongs."""
+    scores = next(node for node in model.graph.node if node.name == "scores")
+    scores.input[:] = ["svm", "knn", "linear"]
+
+
+def no_positions(model: onnx.ModelProto) -> None:
+    """Patches without their position embeddings."""
+    constant(model, "patch_positions", np.zeros_like)
+
+
 def before(model: onnx.ModelProto, name: str, node: onnx.NodeProto, value: str) -> None:
     """Put `node` in front and let the node called `name` read `value`."""
     model.graph.node.insert(0, node)
     next(each for each in model.graph.node if each.name == name).input[0] = value
 
 
-FAULTS = [wrong_svm, swapped_bank, swapped_channels, no_normalisation, resized]
+FAULTS = [
+    wrong_svm,
+    swapped_bank,
+    shuffled_labels,
+    scores_in_another_order,
+    swapped_channels,
+    no_normalisation,
+    mean_for_deviation,
+    planar_patches,
+    no_positions,
+    resized,
+]
 
 
 def plant(repository: Path, name: str, fault: Callable[[onnx.ModelProto], None]) -> None:
@@ -110,7 +155,7 @@ def plant(repository: Path, name: str, fault: Callable[[onnx.ModelProto], None])
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails(repository: Path, tmp_path: Path, fault: Callable[[onnx.ModelProto], None]) -> None:
-    """SVM orientation, bank, channel order, normalisation, resizing: the faulty graph's row fails, the others do not."""
+    """SVM orientation, bank, channel order, normalisation, layout, resizing: the faulty graph's row fails, the others do not."""
     shutil.copytree(repository, tmp_path / "models")
     plant(tmp_path / "models", "code", fault)
     assert failed(verify.verify(tmp_path / "models", images=IMAGES)) == ["ONNX graph code"]
@@ -168,9 +213,14 @@ def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Pat
     assert "ONNX graph code_heads" in said
     assert "PAST THE TOLERANCE" in said
     (tmp_path / "models" / "code" / "config.pbtxt").write_text("")
-    assert verify.main([str(tmp_path / "models")]) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "config.pbtxt: damaged" in line
+    (tmp_path / "images" / "9.png").write_bytes(b"no image")
+    for arguments, says in (
+        ([tmp_path / "models"], "config.pbtxt: damaged"),
+        ([repository, "--images", tmp_path / "images"], "9.png: no readable image"),
+    ):
+        assert verify.main([str(argument) for argument in arguments]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert says in line
 
 
 @pytest.mark.integration
