@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data.images import DataError
-from train.data.loader import Batch, StepSampler, make_loader
+from train.data.loader import Batch, StepSampler, make_batches
 from train.data.open import open_source
 from train.data.records import Labelled, Source, limit_per_class
 from train.distributed import Group, process_group
@@ -207,7 +207,7 @@ def _loop(
     steps = steps_per_epoch(recipe, len(source.order(0, training.seed)), group.world)
     epochs = recipe.optimisation.epochs
     sampler = StepSampler(training.batch_size, accumulation, steps, epochs, group.rank, group.world, progress.epoch, progress.step_in_epoch)
-    batches = iter(make_loader(source, recipe, sampler, pin_memory=group.device.type == "cuda"))
+    batches = make_batches(source, recipe, sampler, group.device)
     bad_steps = 0
 
     def result(status: str) -> FitResult:

@@ -57,7 +57,8 @@ class Views:
     size_px: Literal[112, 224] = 224  # of all views but the local crops; 112 is for small machines: a quarter of the work
     local_size_px: Literal[96, 224] = 224  # the paper says 96, the released code puts out 224
     tail: Literal["resize248", "native_crop"] = "resize248"
-    fast: bool = True  # the batched tensor path; off = the PIL reference
+    fast: bool = True  # off = the PIL reference
+    made_on: Literal["auto", "workers", "device"] = "auto"  # data processes, or a batch at a time on the training device; auto = there if it is a GPU
 
 
 @dataclass(frozen=True, config=_STRICT)

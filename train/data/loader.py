@@ -1,14 +1,18 @@
-"""From a source to batches of views: pairs are decoded and turned into views in data processes, in an order known beforehand.
+"""From a source to batches of views: pairs are decoded in data processes, in an order known beforehand, and turned into views there
+or, where training has a GPU, a batch at a time on it while the step before is still running.
 
-Position p of an epoch is the same record with the same views whatever the number of processes and ranks, and whether or not
-the run was resumed. A record that cannot be read is replaced by the next one and reported.
+Position p of an epoch is the same record with the same draw of views whatever the number of processes and ranks, and whether or
+not the run was resumed. A record that cannot be read is replaced by the next one and reported.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from train.data.images import BadImage, DataError, decode_image, decode_pixels
 from train.data.records import EpochOrder, Key, Source
 from train.losses import Terms
-from train.recipe import Recipe, Views
-from train.transforms.views import Picture, make_views, plan_views
+from train.recipe import Recipe, RecipeError, Views
+from train.transforms import batched
+from train.transforms.views import Picture, Plan, make_views, plan_views
 
 Position = tuple[int, int]  # epoch, position in it
 MAX_REPLACEMENTS = 50
@@ -32,17 +37,51 @@ class Batch:
     views: dict[str, Tensor]
     failed: list[str] = field(default_factory=list)
 
+    def pin_memory(self) -> Batch:
+        return replace(self, views={name: images.pin_memory() for name, images in self.views.items()})
 
-class PairDataset(Dataset[tuple[dict[str, Tensor], list[str]]]):
-    """Maps (epoch, position) to the views of one record. Positions beyond the epoch's records go round again with other views."""
 
-    def __init__(self, source: Source, views: Views, terms: Terms, seed: int, cache_bytes: int = 0) -> None:
-        self.source, self.views, self.terms, self.seed, self.cache_bytes = source, views, terms, seed, cache_bytes
+@dataclass
+class Drawn:
+    """A record whose views are drawn but not made: `images` has uint8 [H, W, 3] under `real` and `fake`."""
+
+    images: dict[str, Tensor]
+    plans: Mapping[str, Plan]
+
+
+@dataclass
+class DrawnBatch:
+    """Records on their way to the device that makes their views; `failed` as in Batch."""
+
+    records: list[Drawn]
+    failed: list[str]
+
+    def pin_memory(self) -> DrawnBatch:
+        pinned = [replace(record, images={name: image.pin_memory() for name, image in record.images.items()}) for record in self.records]
+        return replace(self, records=pinned)
+
+    def on(self, device: torch.device) -> Batch:
+        """The views, made on `device`."""
+        images = [{name: image.to(device, non_blocking=True).permute(2, 0, 1) for name, image in record.images.items()} for record in self.records]
+        return Batch(batched.make_views(images, [record.plans for record in self.records]), self.failed)
+
+
+Sample = tuple[dict[str, Tensor] | Drawn, list[str]]
+
+
+class PairDataset(Dataset[Sample]):
+    """Maps (epoch, position) to the views of one record, or (`draw_only`) to its images and the draw of its views.
+
+    Positions beyond the epoch's records go round again with other views.
+    """
+
+    def __init__(self, source: Source, views: Views, terms: Terms, seed: int, cache_bytes: int = 0, *, draw_only: bool = False) -> None:
+        self.source, self.views, self.terms, self.seed, self.cache_bytes, self.draw_only = source, views, terms, seed, cache_bytes, draw_only
         self._order: tuple[int, EpochOrder] | None = None
         self._cache: OrderedDict[Key, Picture] = OrderedDict()
         self._cached_bytes = 0
 
-    def __getitem__(self, position: Position) -> tuple[dict[str, Tensor], list[str]]:
+    def __getitem__(self, position: Position) -> Sample:
         epoch, index = position
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.source.order(epoch, self.seed))
@@ -58,6 +97,8 @@ class PairDataset(Dataset[tuple[dict[str, Tensor], list[str]]]):
                 continue
             sizes = _size_px(real), _size_px(fake)
             plans = plan_views(*sizes, pair.id, self.views, seed=self.seed, epoch=epoch, occurrence=occurrence, terms=self.terms)
+            if self.draw_only:
+                return Drawn({"real": torch.as_tensor(real), "fake": torch.as_tensor(fake)}, plans), failed
             return make_views(real, fake, plans), failed
         raise DataError(f"{MAX_REPLACEMENTS} records in a row cannot be read, the last: {failed[-1]}")
 
@@ -114,23 +155,60 @@ class StepSampler(Sampler[list[Position]]):
 
 def collate(samples: list[tuple[dict[str, Tensor], list[str]]]) -> Batch:
     """Stack samples view by view, channels last as they are: any other layout costs more time than a view's crop."""
-    views = {name: torch.stack([sample[0][name].permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2) for name in samples[0][0]}
-    return Batch(views, [line for sample in samples for line in sample[1]])
+    views = {name: torch.stack([made[name].permute(1, 2, 0) for made, _ in samples]).permute(0, 3, 1, 2) for name in samples[0][0]}
+    return Batch(views, [line for _, failed in samples for line in failed])
 
 
-def make_loader(source: Source, recipe: Recipe, sampler: StepSampler, *, pin_memory: bool = False) -> DataLoader[tuple[dict[str, Tensor], list[str]]]:
-    """Batches in the sampler's order, made in `data.workers` processes (0 = in this one)."""
-    dataset = PairDataset(source, recipe.views, recipe.loss.terms, recipe.training.seed, recipe.training.image_cache_mb * 2**20)
-    workers = recipe.data.workers
-    return DataLoader(
-        dataset,
+def collate_drawn(samples: list[tuple[Drawn, list[str]]]) -> DrawnBatch:
+    """Samples of a data set that draws only, as they are."""
+    return DrawnBatch([record for record, _ in samples], [line for _, failed in samples for line in failed])
+
+
+def made_on_device(views: Views, device: torch.device) -> bool:
+    """Whether `device` makes the views, rather than the data processes. Raises RecipeError where the recipe contradicts itself."""
+    if views.made_on == "device" and not views.fast:
+        raise RecipeError(["views.made_on = 'device': the PIL reference runs in data processes only, set views.fast=true or views.made_on=workers"])
+    return views.made_on == "device" or (views.made_on == "auto" and views.fast and device.type == "cuda")
+
+
+def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: torch.device) -> Iterator[Batch]:
+    """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError."""
+    workers, draw_only = recipe.data.workers, made_on_device(recipe.views, device)
+    cache_bytes = recipe.training.image_cache_mb * 2**20
+    loader: DataLoader[Any] = DataLoader(
+        PairDataset(source, recipe.views, recipe.loss.terms, recipe.training.seed, cache_bytes, draw_only=draw_only),
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
+        collate_fn=collate_drawn if draw_only else collate,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_one_thread if workers else None,
         prefetch_factor=2 if workers else None,
     )
+    return _made_ahead(iter(loader), device) if draw_only else iter(loader)
+
+
+def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[Batch]:
+    """The views of each batch, made by a thread on a stream of its own while the caller works with the batch before."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def make_next() -> Batch | None:
+        batch = next(drawn, None)
+        if batch is None:
+            return None
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            made = batch.on(device)
+        if stream is not None:
+            stream.synchronize()
+        return made
+
+    with ThreadPoolExecutor(1, thread_name_prefix="views") as maker:
+        ahead = maker.submit(make_next)
+        while (batch := ahead.result()) is not None:
+            ahead = maker.submit(make_next)
+            if stream is not None:
+                for images in batch.views.values():  # else their memory could be used again before the caller's stream has read it
+                    images.record_stream(torch.cuda.current_stream(device))
+            yield batch
 
 
 def _one_thread(_worker: int) -> None:

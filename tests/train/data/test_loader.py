@@ -1,0 +1,85 @@
+"""Batches: the same draw of views whoever makes them, failures reported, the views of the next batch made ahead."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.data.folder import FolderSource, scan_folder
+from train.data.loader import Batch, StepSampler, made_on_device, make_batches
+from train.recipe import RecipeError, Views, load_recipe
+
+RECORDS, STEPS = 3, 4
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+
+
+def photo(width: int, height: int, seed: int) -> Image.Image:
+    """Smooth shapes: plain noise would show every rounding."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    for index in range(4):
+        for folder in ("real", "fake/gan"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            photo(90 + 30 * index, 120, 2 * index + len(folder)).save(tmp_path / folder / f"{index}.png")
+    return scan_folder(tmp_path)[0]
+
+
+def batches(source: FolderSource, made_on: str, device: str, *, workers: int = 0) -> list[Batch]:
+    recipe = load_recipe("smoke", [f"views.made_on={made_on}", f"data.workers={workers}", "views.local_size_px=96"])
+    return list(make_batches(source, recipe, StepSampler(RECORDS, 1, STEPS, 1), torch.device(device)))
+
+
+@DEVICES
+def test_views_made_on_the_device_are_those_of_the_data_processes(source: FolderSource, device: str) -> None:
+    """Batch for batch the same views, within a grey level on average, whether workers or the training device make them."""
+    here, there = batches(source, "workers", "cpu"), batches(source, "device", device)
+    assert len(here) == len(there) == STEPS
+    differences = []
+    for one, other in zip(here, there, strict=True):
+        assert list(one.views) == list(other.views)
+        for name, views in one.views.items():
+            assert other.views[name].device.type == device and other.views[name].shape == views.shape
+            differences.append((other.views[name].cpu().int() - views.int()).abs().float().mean().item())
+    assert np.mean(differences) < 0.5 and np.max(differences) < 4
+
+
+def test_data_processes_hand_over_what_this_process_would(source: FolderSource) -> None:
+    """With views made on the device too, the number of data processes changes no pixel."""
+    alone, helped = batches(source, "device", "cpu"), batches(source, "device", "cpu", workers=2)
+    for one, other in zip(alone, helped, strict=True):
+        assert all(torch.equal(one.views[name], other.views[name]) for name in one.views)
+
+
+@pytest.mark.parametrize("made_on", ["workers", "device"])
+def test_unreadable_records_are_named(source: FolderSource, made_on: str, tmp_path: Path) -> None:
+    """A file that breaks after the scan is replaced by the next record and reported, whoever makes the views."""
+    (tmp_path / "real" / "0.png").write_bytes(b"no image any more")
+    made = batches(source, made_on, "cpu")
+    failed = [line for batch in made for line in batch.failed]
+    assert failed and all("not an image" in line for line in failed)
+    assert all(len(views) == RECORDS for batch in made for views in batch.views.values())
+
+
+def test_an_error_while_making_ahead_reaches_the_caller(source: FolderSource, tmp_path: Path) -> None:
+    """What goes wrong in the thread that works ahead is raised where the batch is asked for."""
+    for path in (tmp_path / "real").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="in a row cannot be read"):
+        batches(source, "device", "cpu")
+
+
+def test_the_device_makes_views_only_where_it_is_a_gpu_or_told_to() -> None:
+    """`auto` is the data processes on a CPU and for the PIL reference, the device on a GPU; the reference on a device is refused."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [made_on_device(Views(), device) for device in (cpu, gpu)] == [False, True]
+    assert not made_on_device(Views(fast=False), gpu) and not made_on_device(Views(made_on="workers"), gpu)
+    assert made_on_device(Views(made_on="device"), cpu)
+    with pytest.raises(RecipeError, match=r"views\.made_on"):
+        made_on_device(Views(made_on="device", fast=False), gpu)
