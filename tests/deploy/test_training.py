@@ -64,6 +64,7 @@ def test_a_wrong_argument_is_found(argument: str, refusal: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_drained_pod_fails_and_the_next_one_goes_on(tmp_path: Path) -> None:
     """The Job's own command: SIGTERM saves and is no success (the Job would be over), and the same command then finishes the run."""
     write_synthetic_folder(tmp_path / "images", 8, size=64)
@@ -80,13 +81,14 @@ def test_a_drained_pod_fails_and_the_next_one_goes_on(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         try:
-            wait_until(lambda: bool(read_metrics(run)) or first.poll() is not None, "the first step", 120)
+            wait_until(lambda: bool(read_metrics(run)) or first.poll() is not None, "the first step", 400)
             first.send_signal(signal.SIGTERM)
-            assert first.wait(60) not in (0, None), (tmp_path / "log").read_text()[-2000:]
+            assert first.wait(120) not in (0, None), (tmp_path / "log").read_text()[-2000:]
         finally:
-            if first.poll() is None:
-                first.kill()
-        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=200, check=False)
+            # torchrun puts its processes into sessions of their own and ends them itself, unless it is killed.
+            first.terminate()
+            first.wait(120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, timeout=400, check=False)
     assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     assert [line["step"] for line in read_metrics(run) if line["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert "continue with: python -m train.main fit" in (tmp_path / "log").read_text()
