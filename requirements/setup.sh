@@ -79,3 +79,5 @@ else
   .venv/bin/python -m pip install -q --no-deps --require-hashes -r "$lock"
   .venv/bin/python -m pip install -q --no-deps -e .
 fi
+# The browser of the tests, unpacked below .assay where there is none; without one they are skipped and say so.
+if [ "$set_name" = all ]; then .venv/bin/python -m tests.browser.chromium; fi

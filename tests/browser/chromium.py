@@ -31,7 +31,7 @@ def chromium() -> tuple[Path, dict[str, str]]:
     home = _install(FOLDER, _unpack)
     program = home / "usr" / "lib" / "chromium" / "chromium"
     variables = {
-        "LD_LIBRARY_PATH": ":".join(str(home / folder) for folder in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")),
+        "LD_LIBRARY_PATH": ":".join(sorted({str(library.parent) for library in home.rglob("*.so*")})),
         "XDG_DATA_DIRS": str(home / "usr" / "share"),
         "FONTCONFIG_FILE": str(home / "fonts.conf"),
     }
