@@ -79,6 +79,13 @@ def _clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _require_new(folder: Path) -> None:
+    from train.data.images import DataError
+
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty: name a new folder")
+
+
 def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -110,7 +117,7 @@ def data_inspect(
     with _clear_errors():
         source = open_source(folder, console=console)
         images = source.labelled()
-        facts = summary(gather(images)) | {"left_out": source.problems}
+        facts = summary(gather(images, console)) | {"left_out": source.problems}
         if sheet is not None:
             facts["contact_sheet"] = contact_sheet(images, sheet)
     if as_json:
@@ -144,7 +151,8 @@ def data_d3(
     with _clear_errors(when_stopped=GOES_ON):
         limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s)
         manifest = build_shards(source, out, split=split, records_per_shard=records, limit=limit, limits=limits, console=console)
-    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key != "shards"}))
+    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "position")}))
+    _say(f"next: python -m train.main fit --recipe paper --set data.source={out}")
 
 
 @data_app.command("folder")
@@ -186,8 +194,9 @@ def data_equalise(
     from train.data.open import open_source
 
     with _clear_errors():
-        if out.exists() and any(out.iterdir()):
-            raise DataError(f"{out} is not empty: name a new folder")
+        if any(folder.glob("*.tar")):
+            raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
+        _require_new(out)
         images = open_source(folder, min_side_px=32, console=console).labelled()
         counts = equalise_folder(
             images,
@@ -251,10 +260,13 @@ def heads(
     """Fit the three heads and their calibration. Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`"""
     from train.data.open import open_source
     from train.fit_heads import make_weights
+    from train.model import load_encoder
     from train.recipe import load_recipe
 
     with _clear_errors():
         chosen = load_recipe(recipe, overrides or [])
+        _require_new(out)
+        load_encoder(encoder)  # a wrong path is told before the data are looked at
         images = open_source(data, min_side_px=chosen.data.min_side_px, console=console).labelled()
         out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say)))
 
@@ -329,7 +341,7 @@ def report(
 
     with _clear_errors():
         images = open_source(data, console=console).labelled() if data else None
-        out_console.print(str(write_report(results, out, run=run, data=images)), soft_wrap=True)
+        out_console.print(str(write_report(results, out, run=run, data=images, console=console)), soft_wrap=True)
 
 
 @app.command()

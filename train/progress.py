@@ -1,14 +1,21 @@
-"""Progress bars on stderr: of training (images per second, time left, loss) and of anything else that counts; none where there is no terminal."""
+"""Progress on stderr: a bar of training (images per second, time left, loss terms) and of anything else that counts.
+
+Where there is no terminal (a job's log) training says a line every half minute, and the others say nothing.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 30.0
 
 
 class StepProgress:
@@ -18,6 +25,7 @@ class StepProgress:
         columns = [TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")]
         columns += [TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn()]
         self._console, self._enabled = console, enabled
+        self._next_line_s = 0.0  # the first step says that training has begun
         self._bar = Progress(*columns, console=console, disable=not enabled or not console.is_terminal)
         self._task = self._bar.add_task("fit", total=total, completed=done, epoch=0, loss="", speed="")
 
@@ -32,6 +40,11 @@ class StepProgress:
         shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         rate = f"{speed['images_per_s']:.0f} images/s, {speed['waiting_for_data']:.0%} waiting"
         self._bar.update(self._task, advance=1, epoch=epoch, loss=shown, speed=rate)
+        if not self._console.is_terminal and time.monotonic() >= self._next_line_s:
+            self._next_line_s = time.monotonic() + LINE_EVERY_S
+            task = self._bar.tasks[0]
+            left = "" if task.time_remaining is None else f", {timedelta(seconds=round(task.time_remaining))} left"
+            self.note(f"step {task.completed:.0f}/{task.total:.0f}, epoch {epoch}: {shown}, {rate}{left}")
 
     def note(self, line: str) -> None:
         if self._enabled:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from train.heads import Heads
+from train.hub import first_line, quiet_hub
 from train.sklearn_pickle import UnsafePickleError, read_estimator
 from triton_models import weights
 from triton_models.weights import DEPTH, ENCODER_SHAPES, WeightsError
@@ -155,9 +156,10 @@ def _download(source: str) -> Path:
 
     repository = source.removeprefix(HUB_PREFIX)
     try:
-        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", *PUBLISHED.values()]))
+        with quiet_hub():
+            return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", *PUBLISHED.values()]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise WeightsError(f"{source}: {str(error).splitlines()[0]}; is the hub reachable? A local folder works too") from error
+        raise WeightsError(f"{source}: {first_line(error)}; is the hub reachable? A local folder works too") from error
 
 
 def _card(version: str) -> dict[str, Any]:

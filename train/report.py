@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from train import figures
 from train.data.images import DataError
@@ -60,17 +61,22 @@ _METRIC_NAMES = {
 }
 
 
-def write_report(results_folder: Path, out: Path, *, run: Path | None = None, data: Sequence[Labelled] | None = None) -> Path:
+def write_report(
+    results_folder: Path, out: Path, *, run: Path | None = None, data: Sequence[Labelled] | None = None, console: Console | None = None
+) -> Path:
     """Write `out`/report.html and its figures; `run` adds curves and recipe, `data` the check for shortcuts.
 
     Raises DataError if `results_folder` holds no evaluation.
     """
     if not (results_folder / RESULTS).exists():
         raise DataError(f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first")
-    results = json.loads((results_folder / RESULTS).read_text())
+    try:
+        results = json.loads((results_folder / RESULTS).read_text())
+    except ValueError as error:
+        raise DataError(f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again") from error
     with np.load(results_folder / EMBEDDINGS) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
-    facts = summary(gather(data)) if data else None
+    facts = summary(gather(data, console)) if data else None
     drawn = _draw(results, stored, read_metrics(run) if run else [], facts)
     out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, dict[str, Any]] = {}

@@ -1,12 +1,15 @@
 """The command line: overview, exit codes, and the way from a folder to a served model."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from train import main
 from train.data.synthetic import synthetic_image, write_synthetic_folder
 from train.main import app
 from train.model import create_encoder, save_encoder
@@ -47,7 +50,7 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("fit --recipe smoke --set optimisation.speed=1 --set loss.variant=best", "optimisation.speed"),
         ("fit --recipe smoke --run {tmp}/run --set data.source={tmp}/nowhere", "nowhere"),
         ("fit --recipe smoke --run {tmp}/run --resume", "recipe"),
-        ("heads --encoder {tmp} --data {tmp}/nowhere --out {tmp}/w", "nowhere"),
+        ("heads --encoder {tmp} --data {tmp}/nowhere --out {tmp}/w", "encoder.safetensors"),
         ("evaluate --data {tmp} --out {tmp}/r", "--weights"),
         ("evaluate --data {tmp} --out {tmp}/r --backbone resnet18", "--fit-on"),
         ("evaluate --data {tmp} --out {tmp}/r --weights {tmp}", "encoder.safetensors"),
@@ -58,11 +61,41 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("data d3 {tmp}/none.parquet {tmp}/s", "none.parquet"),
         ("bench --data {tmp}/nowhere", "nowhere"),
         ("fit --unknown", "unknown"),
+        ("fit --recipe smoke --set data.source={tmp} --set loss.temperature=-1 --run {tmp}/run", "loss.temperature"),
+        ("fit --recipe smoke --set data=3", "data"),
+        ("fit --recipe smoke --set optimisation.lr=", "optimisation.lr"),
+        ("fit --recipe smoke --set =3", "section.field=value"),
+        ("fit --recipe {tmp}", "recipe"),
+        ("fit --recipe {tmp}/bad.toml", "bad.toml"),
+        ("fit --recipe smoke --set data.source={tmp}/real --run {tmp}/run", "real/"),
+        ("fit --recipe smoke --set data.source={tmp}/bad.toml --run {tmp}/run", "no folder"),
+        ("fit --recipe smoke --run {tmp}/bad.toml/run --set data.source={tmp}", "bad.toml"),
+        ("fit --run {tmp}/run --resume --set training.seed=1", "--set"),
+        ("heads --encoder {tmp} --data {tmp} --out {tmp}", "not empty"),
+        ("heads --encoder {tmp}/bad.toml --data {tmp} --out {tmp}/w", "encoder.safetensors"),
+        ("evaluate --data {tmp}/bad.toml --out {tmp}/r --weights {tmp}", "encoder.safetensors"),
+        ("evaluate --data {tmp} --out {tmp}/r --weights {tmp} --backbone timm:resnet18", "either"),
+        ("evaluate --data {tmp} --out {tmp}/r --backbone timm:resnet81 --fit-on {tmp}", "resnet18"),
+        ("evaluate --data {tmp} --out {tmp}/r --weights {tmp} --calibration best", "best"),
+        ("evaluate --data {tmp} --out {tmp}/r --weights {tmp} --resamples -1", "resamples"),
+        ("report --results {tmp} --out {tmp}/p", "results.json"),
+        ("report --results {tmp}/broken --out {tmp}/p", "results.json"),
+        ("import-release {tmp}/bad.toml {tmp}/w", "model.safetensors"),
+        ("data d3 {tmp}/bad.toml {tmp}/s", "bad.toml"),
+        ("data d3 {tmp} {tmp}/s", "parquet"),
+        ("data d3 {tmp}/bad.toml {tmp}/s --records 0", "records"),
+        ("data folder {tmp}/bad.toml", "no folder"),
+        ("data inspect {tmp}/tars", "bad.tar"),
+        ("data equalise {tmp} {tmp}", "not empty"),
         ("no-such-command", "no-such-command"),
     ],
 )
 def test_what_the_user_can_put_right_is_exit_2(arguments: str, named: str, runner: CliRunner, tmp_path: Path) -> None:
     """Wrong usage, recipe, paths or weights: exit 2, the thing named, no traceback."""
+    (tmp_path / "bad.toml").write_text("name = [")
+    for name in ("tars/bad.tar", "broken/results.json", "real/broken.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{")
     result = runner.invoke(app, [part.format(tmp=tmp_path) for part in arguments.split()], env={"COLUMNS": "300"})
     assert result.exit_code == 2, result.output
     assert named in result.output
@@ -86,6 +119,34 @@ def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> N
         assert result.exit_code == 0 and "finished after 1 steps" in result.output, result.output
     other = runner.invoke(app, [*command, "--set", "training.seed=9"], env={"COLUMNS": "300"})
     assert other.exit_code == 2 and "another recipe" in other.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C and SIGTERM end a command with 130 and what to do next, after its own clearing up; afterwards SIGTERM is what it was."""
+    before, cleared = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with main._clear_errors(when_stopped=main.GOES_ON):
+            try:
+                signal.raise_signal(number)
+            finally:
+                cleared.append(True)
+
+    with pytest.raises(typer.Exit) as ended:
+        work()
+    assert ended.value.exit_code == 130 and cleared
+    assert "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_folder_check_as_json_names_what_is_left_out(runner: CliRunner, tmp_path: Path) -> None:
+    """Counts of both classes, and path, kind and reason of every file that is left out."""
+    write_synthetic_folder(tmp_path, 2, size=64)
+    (tmp_path / "real" / "broken.jpg").write_bytes(b"no image")
+    told = json.loads(runner.invoke(app, ["data", "folder", str(tmp_path), "--json"]).stdout)
+    assert told["images"] == {"real": 2, "fake": 2}
+    assert [(entry["kind"], Path(entry["path"]).name) for entry in told["left_out"]] == [("corrupt", "broken.jpg")]
 
 
 def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> None:
@@ -117,6 +178,8 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
         "--calibration",
         "temperature",
     )
+    about = json.loads((tmp_path / "results" / "results.json").read_text())["about"]
+    assert about["model version"] == weights.load(tmp_path / "weights").version and about["data"] == str(images)
     run("report", "--results", tmp_path / "results", "--out", tmp_path / "report", "--data", images)
     run("export", "--weights", tmp_path / "weights", "--out", tmp_path / "served", "--half")
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
@@ -148,7 +211,7 @@ def test_bench_measures_without_augly(runner: CliRunner, tmp_path: Path) -> None
     write_synthetic_folder(tmp_path, 3, size=96)
     result = runner.invoke(app, ["bench", "--data", str(tmp_path), "--processes", "1", "--records", "2", "--train-steps", "0", "--json"])
     measured = json.loads(result.stdout)
-    assert measured["rates"]["fast"]["ops_per_s_cpu"] > 0
+    assert measured["views_per_s_cpu"]["views"]["fast"] > 0
     assert ("times_augly" in measured) or "augly==1.0.0" in measured["augly"]
 
 

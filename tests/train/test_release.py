@@ -228,3 +228,26 @@ def test_golden_release_is_reproduced(golden: Path, tmp_path: Path) -> None:
     distances = facts["knn_min_distance_to_real_and_fake"]
     np.testing.assert_allclose(scores[:, 1], distances[:, 0] / distances.sum(axis=1), atol=1e-5)
     assert np.array_equal(labels, np.stack([facts["linear_predict"], facts["knn_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int))
+    # Beneath the scores: what scikit-learn's own methods answer.
+    logit = np.log(scores / (1 - scores))
+    np.testing.assert_allclose(logit[:, 0], facts["linear_decision_function"], rtol=1e-6)
+    np.testing.assert_allclose(-logit[:, 2], facts["svm_decision_function"], rtol=1e-6)
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (data["test_X"].astype(float), heads.arrays["knn.bank"].astype(float))]
+    to_bank = 1 - unit[0] @ unit[1].T
+    assert np.array_equal(to_bank.argmin(axis=1), facts["knn_index"][:, 0])
+    np.testing.assert_allclose(to_bank.min(axis=1), facts["knn_distance"][:, 0], atol=2e-6)
+
+
+def test_golden_plain_pickles_answer_the_same(golden: Path, tmp_path: Path) -> None:
+    """The same heads written by pickle.dump instead of joblib give scikit-learn's answers, the 1-NN those of its own 300-row bank."""
+    plain = golden / "heads" / "plain_pickle"
+    if not plain.is_dir():
+        pytest.skip("plain_pickle is in the whole golden set only: set ASSAY_GOLDEN to its folder")
+    folder = tmp_path / "published"
+    (folder / "sklearn").mkdir(parents=True)
+    shutil.copy(golden / "encoder" / "model_fp16.safetensors", folder / "model.safetensors")
+    for kind, name in PUBLISHED.items():
+        shutil.copy(plain / ("knn_300rows.sav" if kind == "KNeighborsClassifier" else Path(name).name), folder / name)
+    labels = Heads.load(import_release(folder, tmp_path / "made")).labels(np.load(golden / "heads" / "data.npz")["test_X"])
+    facts = np.load(golden / "heads" / "expected.npz")
+    assert np.array_equal(labels, np.stack([facts["linear_predict"], facts["knn300_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int))

@@ -25,6 +25,7 @@ from rich.console import Console
 from train.data.download import Downloader, DownloadLimits
 from train.data.images import BadImage, DataError, read_header
 from train.data.shards import MANIFEST, D3Record, index_shard, write_shard
+from train.hub import first_line, quiet_hub
 from train.progress import counting
 
 __all__ = ["D3Rows", "DownloadLimits", "build_shards"]
@@ -128,11 +129,12 @@ class D3Rows:
     @contextmanager
     def _clear(self) -> Iterator[None]:
         try:
-            yield
+            with quiet_hub():
+                yield
         except self._errors as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{self._source}: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{self._source}: {first_line(error)}") from error
 
 
 class _counted:  # noqa: N801 - used as a function

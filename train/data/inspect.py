@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
+from rich.console import Console
 
 from train.data.images import BadImage, decode_image, read_header
 from train.data.records import FAKE, Labelled
+from train.progress import counting
 
 SIZE_STEPS = (0, 128, 256, 384, 512, 768, 1024)
 LOUD = 0.3  # Cramer's V from which a property is called a shortcut
@@ -35,17 +37,19 @@ class Facts:
     size_bytes: int
 
 
-def gather(images: Sequence[Labelled]) -> list[Facts]:
+def gather(images: Sequence[Labelled], console: Console | None = None) -> list[Facts]:
     """The facts of every image whose header can be read."""
     facts: list[Facts] = []
-    for image in images:
-        try:
-            data = image.key.read()
-            header = read_header(data)
-        except (OSError, BadImage):
-            continue  # open_source has named it already
-        label = "fake" if image.label == FAKE else "real"
-        facts.append(Facts(label, image.generator, header.format, header.width, header.height, len(data)))
+    with counting(console, "file properties", len(images)) as advance:
+        for image in images:
+            advance(1)
+            try:
+                data = image.key.read()
+                header = read_header(data)
+            except (OSError, BadImage):
+                continue  # open_source has named it already
+            label = "fake" if image.label == FAKE else "real"
+            facts.append(Facts(label, image.generator, header.format, header.width, header.height, len(data)))
     return facts
 
 
