@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,14 @@ def test_mixed_precision_does_not_hide_a_fault(repository: Path, tmp_path: Path)
         plant(tmp_path / fault.__name__, "code", fault)
         rows = verify.verify(tmp_path / fault.__name__, images=IMAGES)
         assert [row.name for row in rows if not row.passes(tolerance)] == ["ONNX graph code"], fault.__name__
+
+
+def test_nothing_compared_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where neither PyTorch nor ONNX Runtime is installed and no server named, the exit code is 1 and the line says what to do."""
+    for name in ("torch", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert verify.main([str(repository)]) == 1
+    assert "NOTHING was compared" in capsys.readouterr().out
 
 
 def test_nan_does_not_pass() -> None:
