@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,3 +32,20 @@ def test_any_broken_byte_is_an_image_or_a_bad_image(kind: str) -> None:
             except BadImage:
                 bad += 1
     assert bad > len(broken) // 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_pixels_are_those_of_pillow(kind: str, mode: str) -> None:
+    """Whatever decoder reads a format, the pixels are the reference's, also for turned, animated and see-through images."""
+    image = Image.effect_noise((67, 45), 60).convert("RGB").convert(mode)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    frames = {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
+    for options in ({"exif": orientation}, {"lossless": True}, frames):
+        buffer = io.BytesIO()
+        try:
+            image.save(buffer, kind, **options)
+        except (OSError, ValueError, KeyError):
+            continue  # this format has no such images
+        assert np.array_equal(decode_pixels(buffer.getvalue()), np.asarray(decode_image(buffer.getvalue())))
