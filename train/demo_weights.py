@@ -63,7 +63,9 @@ def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
         raise DataError("stopped and saved; the same command goes on")
     for name in ("weights", "export"):
         shutil.rmtree(work / name, ignore_errors=True)
-    fitted = make_weights(work / "run" / "best", open_source(work / "heads" / "train").labelled(), recipe.heads, work / "weights", say=console.print)
+    fitted = make_weights(
+        work / "run" / "best", open_source(work / "heads" / "train").labelled(), recipe.heads, work / "weights", say=console.print, console=console
+    )
     exported = export(work / "weights", work / "export", half=True)
     card = {
         "name": "demo",

@@ -1,7 +1,7 @@
 """The training loop: contrastive steps, checkpoints, validation by a linear probe, early stop. One file to read for what happens.
 
     python -m train.main fit --recipe smoke --set data.source=DIR --run runs/first
-    torchrun --nproc-per-node 4 -m train.main fit --recipe paper --set data.source=SHARDS --run runs/paper
+    torchrun --nproc-per-node 4 -m -- train.main fit --recipe paper --set data.source=SHARDS --run runs/paper
 
 Everything random is drawn from (seed, epoch, step, rank or record), never from a generator's state, so that a run stopped
 and resumed equals the uninterrupted one bit for bit on a CPU.

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from train.data.images import DataError
 from train.data.records import Labelled, held_out
-from train.embed import Embedded, embed_images
+from train.embed import UNFINISHED, Embedded, Passes
 from train.heads import FAKE, REAL, Heads
-from train.model import Backbone, code_backbone, save_encoder
+from train.model import code_backbone, save_encoder
+from train.progress import counting
 from train.recipe import HeadFit
 from train.transforms.operator import TransformOperator
 from triton_models import weights
@@ -33,12 +35,16 @@ def transformed(image: Image.Image) -> Image.Image:
     return operator.apply(image, operator.sample(np.random.default_rng(seed)))
 
 
-def fit_heads(backbone: Backbone, images: list[Labelled], recipe: HeadFit, *, say: Callable[[str], object] = str) -> tuple[Heads, dict[str, Any]]:
+def fit_heads(
+    passes: Passes, images: list[Labelled], recipe: HeadFit, *, say: Callable[[str], object] = str, console: Console | None = None
+) -> tuple[Heads, dict[str, Any]]:
     """Heads with both calibrations, and a card with counts and the AUC of each head on the held-out images.
 
-    Raises DataError if a class is missing among the images that can be read.
+    `passes` embeds, keeps what it has, and is finished by the caller. Raises DataError if a class is missing among the images that can be read.
     """
-    embedded = embed_images(backbone, images, transformed if recipe.transformed else None)
+    name, degrade = ("heads under T", transformed) if recipe.transformed else ("heads", None)
+    with counting(console, "images for the heads", len(images)) as advance:
+        embedded = passes.embed(name, images, degrade, advance=advance)
     for line in embedded.failed:
         say(f"left out: {line}")
     apart = np.array([held_out(f"calibration {image.id}", recipe.calibration_fraction) for image in embedded.images], dtype=bool)
@@ -60,19 +66,23 @@ def fit_heads(backbone: Backbone, images: list[Labelled], recipe: HeadFit, *, sa
     return heads, card
 
 
-def make_weights(encoder: Path, images: list[Labelled], recipe: HeadFit, out: Path, *, say: Callable[[str], object] = str) -> dict[str, Any]:
+def make_weights(
+    encoder: Path, images: list[Labelled], recipe: HeadFit, out: Path, *, say: Callable[[str], object] = str, console: Console | None = None
+) -> dict[str, Any]:
     """Fit heads on the encoder in the folder `encoder` and write a whole weights folder `out`; returns its card.
 
-    Raises WeightsError for the encoder, DataError for the images or an `out` that is in use.
+    Where it was stopped it goes on. Raises WeightsError for the encoder, DataError for the images or an `out` that is in use.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.startswith(UNFINISHED) for path in out.iterdir()):
         raise DataError(f"{out} is not empty: name a new folder")
     backbone = code_backbone(encoder)
-    heads, card = fit_heads(backbone, images, recipe, say=say)
+    passes = Passes(backbone, images, out)
+    heads, card = fit_heads(passes, images, recipe, say=say, console=console)
     save_encoder(backbone.module, out)
     heads.save(out)
     card = {"name": out.name, "model_version": weights.load(out).version, "encoder": str(encoder), **card}
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    passes.finish()
     return card
 
 

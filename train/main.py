@@ -257,18 +257,21 @@ def heads(
     recipe: RecipeName = "paper",
     overrides: Overrides = None,
 ) -> None:
-    """Fit the three heads and their calibration. Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`"""
+    """Fit the three heads and their calibration; a stopped run goes on.
+
+    Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`
+    """
     from train.data.open import open_source
     from train.fit_heads import make_weights
     from train.model import load_encoder
     from train.recipe import load_recipe
 
-    with _clear_errors():
+    with _clear_errors(when_stopped=GOES_ON):
         chosen = load_recipe(recipe, overrides or [])
         _require_new(out)
         load_encoder(encoder)  # a wrong path is told before the data are looked at
         images = open_source(data, min_side_px=chosen.data.min_side_px, console=console).labelled()
-        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say)))
+        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say, console=console)))
 
 
 @app.command()
@@ -290,6 +293,7 @@ def evaluate(
     """
     from train.data.images import DataError
     from train.data.open import open_source
+    from train.embed import Passes
     from train.evaluate import RESULTS, Options, headline
     from train.evaluate import evaluate as measure
     from train.fit_heads import fit_heads
@@ -309,7 +313,8 @@ def evaluate(
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
             _say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
-            fitted, _ = fit_heads(body, open_source(fit_on, console=console).labelled(), HeadFit(), say=_say)
+            known = open_source(fit_on, console=console).labelled()
+            fitted, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=_say, console=console)
             about = {"heads fitted on": str(fit_on)}
         about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
