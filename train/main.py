@@ -185,7 +185,7 @@ def data_equalise(
     max_per_generator: Annotated[int, typer.Option(help="At most so many training images of one source or generator.", min=1)] = 90,
     unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
     copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
-    side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (128, 257),
+    side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (224, 353),
     seed: int = 0,
 ) -> None:
     """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""

@@ -18,7 +18,7 @@ from PIL import Image
 from train.data.images import DataError, decode_image
 from train.data.records import FAKE, Labelled, held_out
 
-SIDE_PX = (128, 257)
+SIDE_PX = (224, 353)
 QUALITY = (60, 99)
 SHRINK = (0.35, 1.0)
 
