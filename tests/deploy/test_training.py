@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 from typer.main import get_command
 
-from tests.deploy import chart
+from tests.deploy import chart, tools
 from tests.integration.harness import wait_until
 from train.data.synthetic import write_synthetic_folder
 from train.main import app
@@ -53,6 +55,41 @@ def test_training_takes_the_default_arguments() -> None:
     _, given, recipe = _parse(container["args"])
     assert str(given["run"]) == "/data/runs/$(JOB_NAME)" and recipe.name == "paper"
     assert "JOB_NAME" in [entry["name"] for entry in container["env"]]
+
+
+def _job(*arguments: str, **values: Any) -> chart.Object:
+    return chart.of_kind(chart.objects(chart.template(*arguments, values={**DEFAULTS, **values})), "Job")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "another"),
+    [
+        ({"commonLabels": {"team": "t"}}, True),
+        ({"serviceAccount": {"name": "other"}}, True),
+        ({"gpu": {"resource": "nvidia.com/gpu.shared"}}, True),
+        ({"training": {**DEFAULTS["training"], "image": {"tag": "2"}}}, True),
+        ({"training": {**DEFAULTS["training"], "backoffLimit": 9}}, False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_a_job_cannot_change_is_in_its_name(change: dict[str, Any], another: bool) -> None:
+    """A changed value that reaches the pods makes a Job of another name, one that a Job takes keeps its name: no upgrade is refused as immutable."""
+    before, after = _job(), _job(**change)
+    assert (before["spec"]["template"] != after["spec"]["template"]) == another
+    assert (before["metadata"]["name"] != after["metadata"]["name"]) == another
+
+
+def test_another_chart_version_is_no_other_run(tmp_path: Path) -> None:
+    """The chart's version alone changes nothing of the Job but its own labels."""
+    copy = tmp_path / "assay"
+    shutil.copytree(chart.CHART, copy)
+    meta = copy / "Chart.yaml"
+    meta.write_text(re.sub(r"^version: .*$", "version: 9.9.9", meta.read_text(), flags=re.MULTILINE))
+    command = [str(tools.helm()), "template", "assay", str(copy), "--kube-version", "1.36.3", "--set=training.enabled=true,training.dataClaimName=d"]
+    after = chart.of_kind(chart.objects(subprocess.run(command, capture_output=True, text=True, check=True).stdout), "Job")[0]
+    before = _job()
+    assert after["metadata"]["labels"]["helm.sh/chart"] == "assay-9.9.9"
+    assert (after["metadata"]["name"], after["spec"]) == (before["metadata"]["name"], before["spec"])
 
 
 @pytest.mark.parametrize(("argument", "refusal"), [("--out=/data/runs/paper", "No such option: --out"), ("--set=data.sauce=/data", "data.sauce")])

@@ -14,7 +14,8 @@ podFailurePolicy:
     - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
 template:
   metadata:
-    labels: {{- merge (include "assay.labels" $labels | fromYaml) $t.podLabels | toYaml | nindent 6 }}
+    {{- /* Without the versions of chart and app: an upgrade that changes no more must not make another run. */}}
+    labels: {{- merge (omit (include "assay.labels" $labels | fromYaml) "helm.sh/chart" "app.kubernetes.io/version") (deepCopy $t.podLabels) | toYaml | nindent 6 }}
     {{- with $t.podAnnotations }}
     annotations: {{- toYaml . | nindent 6 }}
     {{- end }}
