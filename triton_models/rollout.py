@@ -14,8 +14,11 @@ folder is put back too. Every answer carries its version, so the worker follows 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import glob
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,6 +37,7 @@ from triton_models.plan import PlanError
 from triton_models.weights import IMAGE_PX
 
 SHADOW = "code_shadow"
+WAS = "was"  # in the folder of a load at work: the inode of the version that served when it began
 DEADLINE_S = 300.0  # a TensorRT plan with a large bank loads slowly from a network disk
 
 
@@ -47,33 +51,51 @@ def load(client: Any, live: Path, new: Path) -> str:
     Raises BuildError or PlanError when `new` is damaged or for another machine, RolloutError when the server does not take it;
     in each case `live` and the server are as before.
     """
-    manifest = build.check(new)
-    build.check(live)
     previous = previous_of(live)
-    with _beside(live) as work:
-        shutil.copytree(new, work / "new", ignore=shutil.ignore_patterns(SHADOW))
-        if previous.exists():
-            previous.rename(work / "older")
-        (work / "new").rename(previous)
-        _change_places(live, previous)  # before the server is told: after a kill, `back` finds the version before
+    if new.resolve() in (live, previous):
+        advice = "it is what the server is started on" if new.resolve() == live else "go back to it with `rollout back`"
+        raise RolloutError(f"--new {new}: {advice}; name another repository")
+    manifest = build.check(new)
+    version = str(manifest["model_version"])
+    with _alone(live), _beside(live) as work:
+        if build.check(live) == manifest:  # loaded before: the server is told again, the version to go back to stays
+            return _try(client, live, version, swap=lambda: None, undo=lambda: None)
+        draft, was = work / "new", live.stat().st_ino
+        shutil.copytree(new, draft, ignore=shutil.ignore_patterns(SHADOW))
+        (work / WAS).write_text(str(was))
+
+        def swap() -> None:
+            _change_places(live, draft)
+            if previous.exists():
+                build.exchange(draft, previous)
+            else:
+                draft.rename(previous)  # before the server is told: after a kill, `back` finds the version before
 
         def undo() -> None:
-            _change_places(live, previous)
-            previous.rename(work / "refused")
-            if (work / "older").exists():
-                (work / "older").rename(previous)
+            if previous.is_dir() and previous.stat().st_ino == was:
+                if draft.exists():
+                    build.exchange(draft, previous)
+                else:
+                    previous.rename(draft)
+            if live.stat().st_ino != was:
+                _change_places(live, draft)
 
-        return _load_or(client, live, str(manifest["model_version"]), undo=undo)
+        return _try(client, live, version, swap=swap, undo=undo)
 
 
 def back(client: Any, live: Path) -> str:
     """Serve the version before the last `load` (or `back`) again; returns its model version. Raises as `load` does."""
     previous = previous_of(live)
-    if not (previous / MANIFEST).is_file():
-        raise RolloutError(f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`")
-    manifest = build.check(previous)
-    _change_places(live, previous)
-    return _load_or(client, live, str(manifest["model_version"]), undo=lambda: _change_places(live, previous))
+    with _alone(live):
+        if not (previous / MANIFEST).is_file():
+            raise RolloutError(f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`")
+        version, was = str(build.check(previous)["model_version"]), live.stat().st_ino
+
+        def undo() -> None:
+            if live.stat().st_ino != was:
+                _change_places(live, previous)
+
+        return _try(client, live, version, swap=lambda: _change_places(live, previous), undo=undo)
 
 
 def shadow(client: Any, live: Path, new: Path) -> str:
@@ -82,25 +104,27 @@ def shadow(client: Any, live: Path, new: Path) -> str:
     if manifest["code"] != "fused":
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
     place = live / SHADOW
-    with _beside(live) as work:
+    with _alone(live), _beside(live) as work:
         draft = work / SHADOW
         shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
         configuration = draft / "config.pbtxt"
         configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
-        had_one = place.is_dir()
-        if had_one:
-            build.exchange(draft, place)
-        else:
-            draft.rename(place)
+        had_one, candidate = place.is_dir(), draft.stat().st_ino
         try:
-            _load_model(client, live, SHADOW)
-            return _canary(client, SHADOW, str(manifest["model_version"]))
-        except (InferenceServerException, RolloutError) as error:
             if had_one:
                 build.exchange(draft, place)
             else:
+                draft.rename(place)
+            _load_model(client, live, SHADOW)
+            return _canary(client, SHADOW, str(manifest["model_version"]))
+        except BaseException as error:  # an interruption too
+            if had_one and place.stat().st_ino == candidate:
+                build.exchange(draft, place)
+            elif not had_one and place.is_dir():
                 place.rename(draft)
             _put_back(client, live, had_one=had_one)
+            if not isinstance(error, InferenceServerException | RolloutError):
+                raise
             raise RolloutError(f"{new}: the server does not serve it ({_text(error)}); nothing has changed") from error
 
 
@@ -126,6 +150,22 @@ def previous_of(live: Path) -> Path:
 
 
 @contextmanager
+def _alone(live: Path) -> Iterator[None]:
+    """One roll-out at a time; what a killed one left is put back first. Raises RolloutError while another is at work."""
+    with live.with_name(f"{live.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RolloutError(f"{live}: another roll-out is at work on it; wait for its end, then look with `rollout status`") from error
+        for work in live.parent.glob(f".{glob.escape(live.name)}.????????"):
+            draft, was = work / "new", work / WAS
+            if draft.is_dir() and was.is_file() and was.read_text() == str(draft.stat().st_ino):
+                _change_places(live, draft)  # killed between two renames, before the server was told
+            shutil.rmtree(work, ignore_errors=True)
+        yield
+
+
+@contextmanager
 def _beside(live: Path) -> Iterator[Path]:
     """A folder on the same file system as `live`, gone at the end with what is in it."""
     with tempfile.TemporaryDirectory(prefix=f".{live.name}.", dir=live.parent) as work:
@@ -139,8 +179,10 @@ def _change_places(live: Path, previous: Path) -> None:
         (previous / SHADOW).rename(live / SHADOW)
 
 
-def _load_or(client: Any, live: Path, version: str, *, undo: Callable[[], None]) -> str:
+def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], undo: Callable[[], None]) -> str:
+    """Swap the folders and tell the server; `undo` puts back whatever part of the swap was done."""
     try:
+        swap()
         _load_ready(client, live)
         return _canary(client, "code", version)
     except (InferenceServerException, RolloutError) as error:
@@ -151,6 +193,11 @@ def _load_or(client: Any, live: Path, version: str, *, undo: Callable[[], None])
             state = f"the folder is as before, but the server does not take it back ({_text(again)}): start it anew"
             raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); {state}") from again
         raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); the version before is back") from error
+    except BaseException:  # Ctrl-C, SIGTERM, a full disk
+        undo()
+        with suppress(InferenceServerException, OSError):
+            _load_ready(client, live)
+        raise
 
 
 def _load_ready(client: Any, live: Path) -> None:
@@ -232,6 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InferenceServerException as error:
         print(f"error: server {options.server}: {_text(error)}; is it running, and on this gRPC address?", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"error: interrupted; {live} is as before, look with `rollout status`", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {error.filename or live}: {error.strerror}", file=sys.stderr)
         return 1
@@ -239,4 +289,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a Job that is stopped puts the folder back
     sys.exit(main())
