@@ -67,6 +67,10 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
     """
     options = options or Options()
     out = out.resolve()  # a link stays a link: what it leads to is replaced
+    if flavour == "cpu" and options.precision == "bf16":
+        raise BuildError(
+            "flavour cpu cannot serve bf16: ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16, or --flavour tensorrt"
+        )
     if flavour == "tensorrt":
         compiler = compiler or plan.here()
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):

@@ -180,6 +180,7 @@ def test_the_command_line_builds_and_checks(folder: Path, tmp_path: Path, comman
         (("--out", "/proc/nowhere/models"), 1, "error: /proc/nowhere: No such file or directory"),
         (("--out", "models", "--instances", "0"), 2, "--instances: 0 is not a whole number from 1"),
         (("--out", "models", "--threads", "-3"), 2, "--threads: -3 is not a whole number from 1"),
+        (("--out", "models", "--precision", "bf16"), 1, "error: flavour cpu cannot serve bf16"),
         (("--check", "/nowhere"), 1, "error: /nowhere/MANIFEST.json: no readable manifest"),
     ],
 )

@@ -183,6 +183,15 @@ def test_nothing_compared_is_no_success(repository: Path, monkeypatch: pytest.Mo
     assert "NOTHING was compared" in capsys.readouterr().out
 
 
+def test_a_served_graph_that_was_skipped_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's agreement with float64 says nothing of the graph that is served: where ONNX Runtime is missing, the exit code is 1."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(reference, "images", lambda: IMAGES[:1])
+    assert verify.main([str(repository)]) == 1
+    said = capsys.readouterr().out
+    assert "PyTorch + scikit-learn" in said and "it was not run" in said
+
+
 def test_nan_does_not_pass() -> None:
     """A form of the model that answers NaN fails, whatever the comparison with NaN says."""
     assert not verify.Row("x", embedding=float("nan"), score=0.0).passes(verify.TOLERANCES["fp32"])
