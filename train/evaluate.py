@@ -13,7 +13,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from train.data.records import FAKE, REAL, Labelled, limit_per_class
+from train.data.records import FAKE, REAL, Labelled, Problem, limit_per_class
 from train.degrade import SWEEPS
 from train.embed import Embedded, Passes
 from train.heads import Calibration, Heads
@@ -62,11 +62,13 @@ def evaluate(
     out: Path,
     options: Options | None = None,
     *,
+    left_out: Sequence[Problem] = (),
     about: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure `heads` on embeddings of `images` and write the results below `out`; returns what results.json holds.
 
+    `left_out` is what the look at the data left out (`Source.left_out`): named and counted with what cannot be read now.
     `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads do not have.
     """
     options = options or Options()
@@ -76,12 +78,20 @@ def evaluate(
     for line in embedded.failed:
         _say(console, f"cannot be read: {line}")
     scores = heads.scores(embedded.embeddings, options.calibration)
+    unreadable = [f"{problem.path}: {problem.detail}" for problem in left_out if problem.kind == "corrupt"] + embedded.failed
+    others = [str(problem) for problem in left_out if problem.kind != "corrupt"]
     results: dict[str, Any] = {
         "backbone": backbone.name,
         "about": dict(about or {}),
         "calibration": options.calibration,
-        "images": {"real": int((embedded.labels == REAL).sum()), "fake": int((embedded.labels == FAKE).sum()), "unreadable": len(embedded.failed)},
-        "unreadable": embedded.failed,
+        "images": {
+            "real": int((embedded.labels == REAL).sum()),
+            "fake": int((embedded.labels == FAKE).sum()),
+            "unreadable": len(unreadable),
+            "left_out": len(others),
+        },
+        "unreadable": unreadable,
+        "left_out": others,
         "intervals": f"95 %, percentile bootstrap, {options.resamples} resamples within each class",
         "protocol": protocol(embedded, scores),
         "rows": rows(embedded, scores, options.resamples),

@@ -318,8 +318,9 @@ def evaluate(
             about = {"heads fitted on": str(fit_on)}
         about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
+        source = open_source(data, console=console)
         try:
-            results = measure(body, fitted, open_source(data, console=console).labelled(), out, options, about=about, console=console)
+            results = measure(body, fitted, source.labelled(), out, options, left_out=source.left_out, about=about, console=console)
         except ValueError as error:
             raise DataError(str(error)) from error
     if as_json:

@@ -16,6 +16,7 @@ from torch import nn
 
 from train import embed
 from train.data.folder import scan_folder
+from train.data.open import open_source
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
 from train.embed import embed_images
@@ -79,7 +80,7 @@ def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tm
     assert {("augm", "all", "all"), ("augm", "family", "trained on"), ("no_augm", "generator", "gen_1")} <= names
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert len(rows) == len(images) == 49
-    assert json.loads((tmp_path / "results.json").read_text())["images"] == {"real": 25, "fake": 24, "unreadable": 0}
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == {"real": 25, "fake": 24, "unreadable": 0, "left_out": 0}
     assert np.load(tmp_path / "embeddings.npz")["scores"].shape == (49, 3)
     assert len(headline(results)) == len(results["rows"])
 
@@ -96,6 +97,20 @@ def test_unreadable_images_are_named_not_dropped(folder: Path, heads: Heads, tmp
     results = evaluate(BACKBONE, heads, [*images[1:], broken], tmp_path, Options(resamples=5), console=console)
     assert results["images"]["unreadable"] == 1
     assert "gone.png" in results["unreadable"][0] and "gone.png" in console.export_text()
+
+
+def test_what_the_look_at_the_data_left_out_is_in_results_and_report(heads: Heads, tmp_path: Path) -> None:
+    """A corrupt file counts as unreadable, a duplicate as left out: each is named with its reason, also on the page."""
+    write_synthetic_folder(tmp_path / "set", 6)
+    real = tmp_path / "set" / "real"
+    (real / "broken.jpg").write_bytes(b"no image")
+    (real / "twin.png").write_bytes((real / "0-00000.png").read_bytes())
+    source = open_source(tmp_path / "set")
+    results = evaluate(BACKBONE, heads, source.labelled(), tmp_path / "out", Options(resamples=5), left_out=source.left_out)
+    assert results["images"] == {"real": 6, "fake": 6, "unreadable": 1, "left_out": 1}
+    assert "broken.jpg" in results["unreadable"][0] and "twin.png: duplicate" in results["left_out"][0]
+    page = write_report(tmp_path / "out", tmp_path / "report").read_text()
+    assert "broken.jpg" in page and "twin.png: duplicate" in page
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(folder: Path, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,7 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
     assert facts["warnings"] == []
     run("data", "equalise", images, tmp_path / "equal", "--held-out", "0.2")
     run("heads", "--encoder", encoder, "--data", images, "--out", tmp_path / "weights", "--set", "heads.calibration_fraction=0.4")
+    (images / "real" / "broken.jpg").write_bytes(b"no image")
     run(
         "evaluate",
         "--weights",
@@ -178,7 +179,9 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
         "--calibration",
         "temperature",
     )
-    about = json.loads((tmp_path / "results" / "results.json").read_text())["about"]
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results["images"]["unreadable"] == 1 and "broken.jpg" in results["unreadable"][0]
+    about = results["about"]
     assert about["model version"] == weights.load(tmp_path / "weights").version and about["data"] == str(images)
     run("report", "--results", tmp_path / "results", "--out", tmp_path / "report", "--data", images)
     run("export", "--weights", tmp_path / "weights", "--out", tmp_path / "served", "--half")

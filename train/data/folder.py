@@ -9,28 +9,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from train.data.images import BadImage, DataError, decode_image
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, held_out, shuffled
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, shuffled
 from train.progress import counting
 
 # Files that accompany images; everything else that is no image is named.
 SIDECARS = frozenset({".txt", ".json", ".csv", ".md", ".jsonl", ".html"})
 GROUPS = ("augm", "no_augm")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file that is left out: `kind` is corrupt, tiny, duplicate or conflict."""
-
-    path: str
-    kind: str
-    detail: str
 
 
 @dataclass
@@ -39,6 +30,7 @@ class FolderSource:
 
     images: list[Labelled]
     problems: dict[str, int]
+    left_out: list[Problem] = field(default_factory=list)
 
     def labelled(self) -> list[Labelled]:
         return self.images
@@ -57,7 +49,7 @@ class FolderSource:
         held = [held_out(image.id, fraction) for image in self.images]
         parts = ([image for image, out in zip(self.images, held, strict=True) if out == side] for side in (False, True))
         kept, apart = parts
-        return FolderSource(kept, self.problems), FolderSource(apart, {})
+        return FolderSource(kept, self.problems, self.left_out), FolderSource(apart, {})
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, c
         else:
             seen[content] = image.key.path
             kept.append(image)
-    return FolderSource(kept, dict(Counter(problem.kind for problem in problems))), problems
+    return FolderSource(kept, dict(Counter(problem.kind for problem in problems)), problems), problems
 
 
 def list_folder(folder: Path) -> list[Labelled]:

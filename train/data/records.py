@@ -44,6 +44,18 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A file or record that is left out: `kind` is corrupt, tiny, duplicate, conflict or (records of shards) incomplete."""
+
+    path: str
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True)
 class Pair:
     """One record of an epoch: a real image and one fake."""
 
@@ -61,9 +73,10 @@ class EpochOrder(Protocol):
 
 
 class Source(Protocol):
-    """A data set. `problems` counts what was left out, by kind."""
+    """A data set. `problems` counts what was left out, by kind; `left_out` names it."""
 
     problems: dict[str, int]
+    left_out: list[Problem]
 
     def order(self, epoch: int, seed: int) -> EpochOrder: ...
 

@@ -12,15 +12,16 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from train.data.images import EXTENSIONS, BadImage, DataError, read_header
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, held_out
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out
 
 MANIFEST = "manifest.json"
 SLOTS = ("real", "gen_0", "gen_1", "gen_2", "gen_3")
@@ -133,6 +134,7 @@ class ShardSource:
     sizes: np.ndarray  # [R, 5] bytes, 0 = absent
     problems: dict[str, int]
     window: int = 1000
+    left_out: list[Problem] = field(default_factory=list)
 
     def key(self, record: int, slot: int) -> Key:
         return Key(self.shards[self.shard_of[record]], int(self.offsets[record, slot]), int(self.sizes[record, slot]))
@@ -158,10 +160,11 @@ class ShardSource:
 
     def split(self, fraction: float) -> tuple[ShardSource, ShardSource]:
         held = np.array([held_out(str(identity), fraction) for identity in self.ids], dtype=bool)
-        return self._part(~held, self.problems), self._part(held, {})
+        return self._part(~held, self.left_out), self._part(held, [])
 
-    def _part(self, kept: np.ndarray, problems: dict[str, int]) -> ShardSource:
-        return ShardSource(self.shards, self.ids[kept], self.shard_of[kept], self.offsets[kept], self.sizes[kept], problems, self.window)
+    def _part(self, kept: np.ndarray, left_out: list[Problem]) -> ShardSource:
+        problems = dict(Counter(problem.kind for problem in left_out))
+        return ShardSource(self.shards, self.ids[kept], self.shard_of[kept], self.offsets[kept], self.sizes[kept], problems, self.window, left_out)
 
 
 @dataclass(frozen=True)
@@ -200,5 +203,8 @@ def open_shards(folder: str | Path, window: int = 1000) -> ShardSource:
     whole = (source.sizes[:, 0] > 0) & (source.sizes[:, 1:] > 0).any(axis=1)
     if not whole.any():
         raise DataError(f"{folder}: no record has a real image and a fake")
-    incomplete = int((~whole).sum())
-    return source._part(whole, {"incomplete": incomplete} if incomplete else {})  # noqa: SLF001 - its own class
+    left_out = [
+        Problem(f"{source.shards[shard_of[record]]}/{ids[record]}", "incomplete", "no real image" if not source.sizes[record, 0] else "no fake")
+        for record in np.flatnonzero(~whole)
+    ]
+    return source._part(whole, left_out)  # noqa: SLF001 - its own class

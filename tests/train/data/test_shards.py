@@ -60,7 +60,9 @@ def test_records_without_a_pair_are_counted(tmp_path: Path) -> None:
     """A record without real or without fakes cannot be trained on; the count says so."""
     lone = D3Record("lone", {"real": synthetic_record(1).images["real"]}, "", "", {})
     write_shard(tmp_path, 0, [synthetic_record(0), lone])
-    assert open_shards(tmp_path).problems == {"incomplete": 1}
+    source = open_shards(tmp_path)
+    assert source.problems == {"incomplete": 1}
+    assert [problem.kind for problem in source.left_out] == ["incomplete"]
     write_shard(tmp_path, 0, [lone])
     with pytest.raises(DataError, match="no record"):
         open_shards(tmp_path)
