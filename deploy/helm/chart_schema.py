@@ -258,6 +258,10 @@ def training() -> Schema:
         sharedMemory=text("Size of /dev/shm, for the data loaders.", pattern=QUANTITY),
         backoffLimit=number("Pods that may fail before the Job gives up."),
         activeDeadlineSeconds=number("Longest run.", 60),
-        ttlSecondsAfterFinished=number("How long a finished Job stays.", 0),
+        ttlSecondsAfterFinished={
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "How long a finished Job stays; for good when null. Once it is gone, the next upgrade makes it, and its run, again.",
+        },
         **placement(),
     )

@@ -7,7 +7,9 @@ completions: {{ $t.nodes }}
 parallelism: {{ $t.nodes }}
 backoffLimit: {{ $t.backoffLimit }}
 activeDeadlineSeconds: {{ $t.activeDeadlineSeconds }}
+{{- if not (kindIs "invalid" $t.ttlSecondsAfterFinished) }}
 ttlSecondsAfterFinished: {{ $t.ttlSecondsAfterFinished }}
+{{- end }}
 # A node that is drained is no failure of the run.
 podFailurePolicy:
   rules:
