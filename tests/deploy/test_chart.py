@@ -262,6 +262,22 @@ REFUSED = {
     "shadow without traffic": ({"models": {"shadow": "/opt/assay/candidate"}}, "settings.shadow.share"),
     "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
     "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
+    "password in a query of the URL": ({"settings": {"redis": {"url": "redis://redis:6379/0?password=word"}}}, "must hold no user or password"),
+    "password in the S3 endpoint": ({"settings": {"references": {"s3_endpoint_url": "https://u:word@s3.example.org"}}}, "s3_endpoint_url: becomes"),
+    "password in the models' address": ({"models": {"source": "s3", "uri": "s3://u:word@bucket/prefix"}}, "models.uri: becomes"),
+    "setting as a variable": ({"worker": {"extraEnv": [{"name": "ASSAY_RUN__DRAIN_TIMEOUT_S", "value": "900"}]}}, "write it under settings"),
+    "certificates without TLS to Kafka": ({"tls": {"kafka": {"secretName": "s"}}}, "tls.kafka.secretName: the connection is not encrypted"),
+    "certificates without TLS to Redis": ({"tls": {"redis": {"secretName": "s"}}}, "tls.redis.secretName: the connection is not encrypted"),
+    "roll-out beyond the budget": ({"worker": {"replicas": 8, "rollout": {"maxUnavailable": 3}}}, "up to 3 of 8 workers"),
+    "sentinel without sentinels": ({"settings": {"redis": {"mode": "sentinel"}}}, "settings.redis.sentinels"),
+    "memory shared between pods": ({"triton": {"mode": "service"}, "settings": {"triton": {"shared_memory": "system"}}}, "share no memory"),
+    "name too long for training": (
+        {"fullnameOverride": "a" * 42, "training": {"enabled": True, "dataClaimName": "d"}},
+        "41 characters at most",
+    ),
+    "name too long": ({"fullnameOverride": "a" * 49}, "48 characters at most"),
+    "no key of the authorities": ({"tls": {"references": {"secretName": "s", "caKey": ""}}}, "tls.references.caKey"),
+    "label of a selector": ({"commonLabels": {"app.kubernetes.io/name": "mine"}}, "take another label"),
     "half a certificate": ({"tls": {"kafka": {"secretName": "s", "certKey": "tls.crt"}}}, "certKey and keyKey"),
 }
 
@@ -272,6 +288,15 @@ def test_wrong_values_are_refused(case: str) -> None:
     values, word = REFUSED[case]
     with pytest.raises(chart.Refused, match=word):
         chart.template(values=values)
+
+
+def test_a_finished_training_job_stays() -> None:
+    """A Job that Kubernetes deleted would be made, and its run started, again by the next upgrade: only who asks for it gets a time to live."""
+    found = []
+    for more in ({}, {"ttlSecondsAfterFinished": 0}):
+        values = {"training": {"enabled": True, "dataClaimName": "d", **more}}
+        found.append(chart.of_kind(chart.objects(chart.template(values=values)), "Job")[0]["spec"].get("ttlSecondsAfterFinished"))
+    assert found == [None, 0]
 
 
 def test_as_many_workers_as_partitions_are_accepted() -> None:

@@ -42,8 +42,22 @@
 {{- if and (ne $v.triton.mode "external") (ne $shadow (not (empty $v.models.shadow))) -}}
 {{- $problems = append $problems "models.shadow, settings.shadow.share: a shadow model needs both, its weights and the share of the images that it sees" -}}
 {{- end -}}
-{{- if contains "@" (dig "redis" "url" "" $v.settings) -}}
+{{- $redisUrl := dig "redis" "url" "" $v.settings -}}
+{{- if or (contains "@" $redisUrl) (regexMatch "[?&](password|username)=" $redisUrl) -}}
 {{- $problems = append $problems "settings.redis.url: becomes a ConfigMap and must hold no user or password; put the whole URL into a Secret (secrets.keys, or secrets.values, redis.url), or settings.redis.username and the secret redis.password" -}}
+{{- end -}}
+{{- if contains "@" (dig "references" "s3_endpoint_url" "" $v.settings | default "") -}}
+{{- $problems = append $problems "settings.references.s3_endpoint_url: becomes a ConfigMap and must hold no user or password; give them as AWS_* variables from a Secret in worker.extraEnv (valueFrom)" -}}
+{{- end -}}
+{{- range $name, $uri := dict "uri" $v.models.uri "shadow" $v.models.shadow -}}
+{{- if regexMatch "://[^/]*@" $uri -}}
+{{- $problems = append $problems (printf "models.%s: becomes an argument and must hold no user or password; put them into the Secret that models.credentialsSecret names" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $v.worker.extraEnv -}}
+{{- if hasPrefix "ASSAY_" (.name | default "" | toString | upper) -}}
+{{- $problems = append $problems (printf "worker.extraEnv: %s is the worker's own setting; write it under settings, a secret one under secrets" .name) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.secrets.existingSecret $v.secrets.values -}}
 {{- $problems = append $problems "secrets.values: with secrets.existingSecret name its keys under secrets.keys instead" -}}
@@ -56,12 +70,40 @@
 {{- $problems = append $problems "settings.kafka.security_protocol: SASL needs settings.kafka.sasl_username and the secret kafka.sasl_password" -}}
 {{- end -}}
 {{- end -}}
-{{- range $server := list "kafka" "redis" "triton" -}}
+{{- range $server := list "kafka" "redis" "triton" "references" -}}
 {{- with index $v.tls $server -}}
+{{- if and .secretName (not .caKey) -}}
+{{- $problems = append $problems (printf "tls.%s.caKey: name the key of %s that holds the authorities to trust" $server .secretName) -}}
+{{- end -}}
 {{- if ne (not .certKey) (not .keyKey) -}}
 {{- $problems = append $problems (printf "tls.%s: certKey and keyKey belong together" $server) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if and $v.tls.kafka.secretName (not (hasSuffix "SSL" (dig "kafka" "security_protocol" "PLAINTEXT" $v.settings))) -}}
+{{- $problems = append $problems "tls.kafka.secretName: the connection is not encrypted; set settings.kafka.security_protocol to SSL or SASL_SSL, or remove the Secret" -}}
+{{- end -}}
+{{- if and $v.tls.redis.secretName (hasPrefix "redis://" $redisUrl) (not (include "assay.hasSecret" (dict "root" . "name" "redis.url"))) -}}
+{{- $problems = append $problems "tls.redis.secretName: the connection is not encrypted; write settings.redis.url with rediss://, or remove the Secret" -}}
+{{- end -}}
+{{- if and (eq (dig "redis" "mode" "" $v.settings) "sentinel") (not (dig "redis" "sentinels" list $v.settings)) -}}
+{{- $problems = append $problems "settings.redis.sentinels: settings.redis.mode=sentinel needs their addresses (host:port)" -}}
+{{- end -}}
+{{- if and (ne $v.triton.mode "sidecar") (eq (dig "triton" "shared_memory" "" $v.settings) "system") -}}
+{{- $problems = append $problems (printf "settings.triton.shared_memory: with triton.mode=%s worker and Triton are in different pods and share no memory; remove it, or set triton.mode=sidecar" $v.triton.mode) -}}
+{{- end -}}
+{{- range $label, $_ := $v.commonLabels -}}
+{{- if or (eq $label "helm.sh/chart") (has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of")) -}}
+{{- $problems = append $problems (printf "commonLabels: %s is set, and selected by, the chart; take another label" $label) -}}
+{{- end -}}
+{{- end -}}
+{{- /* With -training, the CronJob's and the pod's numbers a name is to stay below 63. */ -}}
+{{- $fullname := include "assay.fullname" . -}}
+{{- if and $v.training.enabled (gt (len $fullname) 41) -}}
+{{- $problems = append $problems (printf "fullnameOverride: with training.enabled the names of the release have 41 characters at most, and %s has %d; set a shorter one" $fullname (len $fullname)) -}}
+{{- end -}}
+{{- if gt (len $v.fullnameOverride) 48 -}}
+{{- $problems = append $problems (printf "fullnameOverride: 48 characters at most, and %s has %d" $v.fullnameOverride (len $v.fullnameOverride)) -}}
 {{- end -}}
 {{- $scaled := ne $v.autoscaling.mode "none" -}}
 {{- $least := ternary $v.autoscaling.minReplicas $v.worker.replicas $scaled | int -}}
@@ -86,6 +128,10 @@
 {{- end -}}
 {{- if and $v.pdb.enabled (gt $least 1) (ge (int $v.pdb.maxUnavailable) $least) -}}
 {{- $problems = append $problems (printf "pdb.maxUnavailable=%d: with %d workers a drain could take them all; lower it" (int $v.pdb.maxUnavailable) $least) -}}
+{{- end -}}
+{{- $away := include "assay.podCount" (dict "of" $v.worker.rollout.maxUnavailable "pods" $most "round" "floor") | int -}}
+{{- if and $v.pdb.enabled (gt $away (int $v.pdb.maxUnavailable)) -}}
+{{- $problems = append $problems (printf "worker.rollout.maxUnavailable=%v: a roll-out takes up to %d of %d workers away, more than pdb.maxUnavailable=%d allows a drain; lower it, or raise pdb.maxUnavailable" $v.worker.rollout.maxUnavailable $away $most (int $v.pdb.maxUnavailable)) -}}
 {{- end -}}
 {{- if and (eq $v.triton.mode "service") (gt (int $v.triton.replicas) 1) (ge (int $v.triton.pdb.maxUnavailable) (int $v.triton.replicas)) -}}
 {{- $problems = append $problems "triton.pdb.maxUnavailable: a drain could take every Triton; lower it" -}}
