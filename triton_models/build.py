@@ -129,10 +129,16 @@ def read_manifest(repository: Path) -> dict[str, Any]:
     path = repository / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("no object")  # noqa: TRY004 - told as other damage is
     except (OSError, ValueError) as error:
         raise BuildError(f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build") from error
     if manifest.get("schema") != SCHEMA:
         raise BuildError(f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m triton_models.build")
+    if missing := [name for name in ("model_version", "version_number", "flavour", "precision", "code", "plans", "files") if name not in manifest]:
+        raise BuildError(f"{path}: damaged, {', '.join(missing)} missing; build the repository with python -m triton_models.build")
+    if not isinstance(manifest["files"], dict):
+        raise BuildError(f"{path}: damaged, files is no object; build the repository with python -m triton_models.build")
     return manifest
 
 

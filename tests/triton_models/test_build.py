@@ -154,6 +154,14 @@ def test_check_names_the_damaged_file(folder: Path, tmp_path: Path) -> None:
         build.check(repository)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "assay.models/1"}', "null"])
+def test_a_damaged_manifest_is_told(tmp_path: Path, text: str) -> None:
+    """JSON that is no manifest, or lacks keys: an error that names the file and says to build again."""
+    (tmp_path / build.MANIFEST).write_text(text)
+    with pytest.raises(BuildError, match=r"MANIFEST\.json: .*build the repository"):
+        build.check(tmp_path)
+
+
 def test_the_repository_holds_its_weights(folder: Path, tmp_path: Path) -> None:
     """The weights travel with the repository, where Triton does not look, and still have its version."""
     manifest = build.build(folder, "cpu", tmp_path / "models")
