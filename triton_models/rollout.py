@@ -130,10 +130,11 @@ def shadow(client: Any, live: Path, new: Path) -> str:
 
 def unshadow(client: Any, live: Path) -> None:
     """Stop serving `code_shadow`. Raises RolloutError when there is none."""
-    if not (live / SHADOW).is_dir():
+    if not (live / SHADOW).is_dir() and not client.is_model_ready(SHADOW):
         raise RolloutError(f"{live}: no shadow version is there")
     client.unload_model(SHADOW)
-    shutil.rmtree(live / SHADOW)
+    if (live / SHADOW).is_dir():
+        shutil.rmtree(live / SHADOW)
 
 
 def versions(client: Any, live: Path) -> dict[str, str | None]:

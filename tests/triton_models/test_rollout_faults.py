@@ -141,3 +141,13 @@ def test_two_roll_outs_at_once_are_refused(live: Path, new: Path) -> None:
         with pytest.raises(RolloutError, match="another roll-out is at work"):
             rollout.load(Client(live), live, new)
     assert state(live) == (OLD, OLDER)
+
+
+def test_a_shadow_whose_folder_is_gone_is_unloaded(live: Path) -> None:
+    """The server still serves it, and is asked; without either there is none."""
+    client = Client(live)
+    client.ready.add(rollout.SHADOW)
+    rollout.unshadow(client, live)
+    assert client.ready == {"code"}
+    with pytest.raises(RolloutError, match="no shadow version"):
+        rollout.unshadow(client, live)
