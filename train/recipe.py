@@ -42,7 +42,7 @@ class Data:
     source: str = ""
     validation: str = ""
     validation_fraction: Fraction = 0.1  # held out by record id where `validation` is empty
-    min_side_px: Count = 32  # smaller images are left out, and counted
+    min_side_px: Count = 32  # smaller images of a folder are left out, and counted; shards are taken as they are
     shuffle_window: Count = 1000  # records; shards are read in windows of this size, as the released shuffle buffer
     workers: Annotated[int, Field(ge=0)] = 8  # data processes per training process
 
@@ -189,8 +189,16 @@ def recipe_to_toml(recipe: Recipe) -> str:
     lines, tree = [], dataclasses.asdict(recipe)
     for name, value in tree.items():
         if not isinstance(value, dict):
-            lines.append(f"{name} = {json.dumps(value)}")
+            lines.append(f"{name} = {_toml(value)}")
     for name, section in tree.items():
         if isinstance(section, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)  # inf and nan are TOML, Infinity and NaN are not
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # surrogate pairs are no TOML, nor is a bare DEL

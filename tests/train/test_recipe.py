@@ -1,5 +1,6 @@
 """Recipes: files, overrides, problems and round trips."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_overrides_win_over_the_file() -> None:
     recipe = load_recipe("smoke", ["optimisation.lr=1e-2", "views.fast=false", "views.local_scale=[0.1, 0.3]", "data.source=/some/where"])
     assert (recipe.optimisation.lr, recipe.views.fast, recipe.views.local_scale, recipe.data.source) == (0.01, False, (0.1, 0.3), "/some/where")
     assert recipe.training == load_recipe("smoke").training
+
+
+def test_any_text_and_number_survives_a_round_trip(tmp_path: Path) -> None:
+    """Letters beyond the basic plane, quotes, control characters and infinity are read back from what is written into a run."""
+    recipe = load_recipe(None, ["optimisation.lr=inf"])
+    recipe = replace(recipe, name='\U0001f600 "é" \\ \x7f\n')
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
 
 
 def test_all_problems_are_named_at_once() -> None:
