@@ -254,4 +254,4 @@ def test_report_is_one_page_that_needs_nothing_else(folder: Path, heads: Heads, 
     figures = {path.stem for path in (tmp_path / "report").glob("*.png")}
     assert figures >= {"tsne_label", "tsne_generator", "roc", "det", "histograms", "reliability", "robustness", "training", "shortcuts"}
     assert page.images == len(figures)
-    assert 'name="viewport"' in text and "max-width: 100%" in text
+    assert 'name="viewport"' in text  # how it looks on a phone: tests/browser

@@ -239,7 +239,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     left = Path("/dev/shm") / key[1:]
     try:
         done = subprocess.run([sys.executable, "-c", code, golden_server.server.address, key], check=False, timeout=120)
-        assert (done.returncode, left.exists()) == (-signal.SIGKILL, True)
+        assert done.returncode == -signal.SIGKILL  # the file may be gone at once: Python's resource tracker outlives its process
     finally:
         left.unlink(missing_ok=True)
     assert golden_server.infer(pixels(2))["scores"].shape == (2, 3)
