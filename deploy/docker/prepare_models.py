@@ -1,7 +1,8 @@
-"""Fetches the weights, builds the model repository that this Triton serves, verifies it, and keeps it for the next pod.
+"""Fetches the weights, builds the model repository that this Triton serves, checks its hashes, and keeps it for the next pod.
 
 The chart's init container runs it in the serving image, because a TensorRT plan works only with the TensorRT version and the
-kind of GPU that built it. The cache key holds both, with the weights' version, so that a claim may be shared by unlike nodes.
+kind of GPU that built it. The cache key holds both, with the weights' version, the code that builds and the cores it builds for, so that
+a claim may be shared by unlike nodes and outlives an upgrade. A cache that is damaged, full or not writable never stops a pod.
 
     python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit --flavour cpu|tensorrt
                               --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16|bf16]
@@ -13,6 +14,7 @@ Exit 1 with one line that says what is wrong; `--out` is then not there, and Tri
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -65,11 +67,14 @@ def _from_hub(source: str, work: Path) -> Path:
 
 
 def cache_key(version: str, flavour: build.Flavour, precision: str) -> str:
-    """The folder's name in the cache: weights, precision, and for plans what they are bound to."""
+    """The folder's name in the cache: weights, precision, the building code, and what the repository is bound to."""
+    sources = sorted(Path(build.__file__).parent.glob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+    key = f"{version}-{flavour}-{precision}-{code}"
     if flavour != "tensorrt":
-        return f"{version}-{flavour}-{precision}"
+        return f"{key}-cores{build.cores()}"
     bound = plan.here().key(version)
-    return f"{version}-{flavour}-{precision}-trt{bound.tensorrt}-cc{bound.capability}"
+    return f"{key}-trt{bound.tensorrt}-cc{bound.capability}"
 
 
 def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Options, cache: Path | None, expected: str | None) -> str:
@@ -83,15 +88,31 @@ def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Optio
         if expected and version != expected:
             raise PrepareError(f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change one of the two")
         kept = cache / cache_key(version, flavour, options.precision) if cache else None
-        if kept and kept.is_dir():
-            shutil.copytree(kept, out)
-            build.check(out)
+        if kept and take(kept, out):
             return f"{out}: model version {version} from the cache ({kept.name})"
         build.build(folder, flavour, out, options)
     build.check(out)
     if kept:
-        keep(out, kept)
+        try:
+            keep(out, kept)
+        except OSError as error:
+            print(f"warning: not kept for the next pod, {kept}: {error}", file=sys.stderr)
     return f"{out}: model version {version} built ({flavour})"
+
+
+def take(kept: Path, out: Path) -> bool:
+    """Copy `kept` to `out` if it is there and whole; a damaged one is dropped, and said."""
+    try:
+        if not kept.is_dir():
+            return False
+        shutil.copytree(kept, out)
+        build.check(out)
+    except (build.BuildError, OSError) as error:
+        print(f"warning: {kept} is dropped from the cache and built again: {error}", file=sys.stderr)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        return False
+    return True
 
 
 def keep(repository: Path, kept: Path) -> None:
@@ -140,7 +161,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as work:
                 print("shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None))
                 add_shadow(given.out, Path(work) / "shadow")
-    except (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError) as error:
+    except (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError, OSError) as error:
         shutil.rmtree(given.out, ignore_errors=True)
         print(f"error: {error}", file=sys.stderr)
         return 1

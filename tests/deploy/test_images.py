@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.docker import prepare_models
 from tests.deploy.buildah import DOCKER, Builder, inside
 from tests.integration.harness import Outside, samples, wait_until
 from triton_models import build
@@ -115,7 +116,7 @@ def _prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
-    """The init container's program builds a repository that verifies, and the next pod takes it from the cache; a damaged copy is refused."""
+    """The init container's program builds a repository that verifies, and the next pod takes it from the cache; a damaged copy is named and built again."""
     options = ["--source", str(WEIGHTS), "--cache", str(tmp_path / "cache")]
     first = _prepare(*options, "--out", str(tmp_path / "a"))
     assert first.returncode == 0 and "built" in first.stdout, first.stderr
@@ -123,7 +124,26 @@ def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
     assert second.returncode == 0 and "from the cache" in second.stdout, second.stderr
     next((tmp_path / "cache").rglob("model.onnx")).write_bytes(b"not it")
     third = _prepare(*options, "--out", str(tmp_path / "c"))
-    assert third.returncode == 1 and "damaged" in third.stderr and not (tmp_path / "c").exists()
+    assert third.returncode == 0 and "built" in third.stdout and f"{tmp_path / 'cache'}" in third.stderr and "damaged" in third.stderr
+    build.check(tmp_path / "c")
+    assert "from the cache" in _prepare(*options, "--out", str(tmp_path / "d")).stdout
+
+
+def test_a_cache_that_cannot_be_used_stops_no_pod(tmp_path: Path) -> None:
+    """Where the cache is no folder the repository is built and served all the same, and one line says that it is not kept."""
+    (tmp_path / "cache").write_bytes(b"")
+    done = _prepare("--source", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "a"))
+    assert done.returncode == 0 and "not kept" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    build.check(tmp_path / "a")
+
+
+def test_another_version_of_the_code_does_not_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older image built is not served by a newer one: the key follows the code."""
+    before = prepare_models.cache_key("0123456789ab", "cpu", "fp32")
+    copy = shutil.copytree(Path(build.__file__).parent, tmp_path / "triton_models", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    (copy / "python_backend.py").write_text((copy / "python_backend.py").read_text() + "# mended\n")
+    monkeypatch.setattr(build, "__file__", str(copy / "build.py"))
+    assert prepare_models.cache_key("0123456789ab", "cpu", "fp32") != before
 
 
 def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
