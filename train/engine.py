@@ -34,7 +34,7 @@ from train.embed import embed_images, linear_probe
 from train.losses import code_loss, draw_permutation
 from train.model import Backbone, create_encoder, load_encoder, normalise, save_encoder
 from train.progress import StepProgress
-from train.recipe import Recipe, recipe_to_toml
+from train.recipe import Recipe, RecipeError, recipe_to_toml
 from train.run_folder import RunFolder
 from train.schedule import learning_rate, parameter_groups
 from train.spectral import initialise_spectral
@@ -160,9 +160,11 @@ class Trainer:
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | None = None) -> FitResult:
     """Train as `recipe` says into the folder `run`.
 
-    Raises RecipeError (the folder holds another run, or none to resume), DataError (no usable data), TrainingDiverged.
+    Raises RecipeError (the folder holds another run or none to resume, or there is no GPU), DataError (no usable data), TrainingDiverged.
     """
     console = console or Console(stderr=True)
+    if recipe.training.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(["training.device = 'cuda': PyTorch finds no NVIDIA GPU here; leave it at auto, or say cpu"])
     with process_group(recipe.training.device) as group:
         folder = RunFolder(run, writes=group.is_main)
         if not resume:
@@ -252,7 +254,8 @@ def _loop(
                 if bad_steps >= training.max_bad_steps:
                     raise TrainingDiverged(
                         f"the loss was no number for {bad_steps} steps in a row (step {progress.step}): "
-                        f"resume from {folder.path} with a lower optimisation.lr, or training.precision=bf16"
+                        f"begin another run with a lower optimisation.lr, or training.precision=bf16; "
+                        f"--set training.start_from={folder.path / 'best'} starts from the last encoder that was probed"
                     )
                 if progress.step % training.checkpoint_every_steps == 0 and not bad:
                     folder.save_checkpoint(trainer.state(progress))

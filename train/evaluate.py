@@ -33,9 +33,10 @@ from triton_models.weights import SCORES
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
 # D3's four generators, under its own names and those of the folders that images elsewhere carry.
 TRAINED_ON = re.compile(
-    r"^(gen_[0-3]|d3[-_].*|deepfloyd.*|(sd|stable-diffusion)[-_ ]?(1[.-]4|v1-4|2[.-]1.*)|sdxl([-_ ]1[.-]0|-base.*)?)$", re.IGNORECASE
+    r"^(gen_[0-3]|d3[-_].*|deepfloyd.*|if-i+-.*|(sd|stable-diffusion)[-_ ]?(v?1[.-]4|2[.-]1.*)|(sdxl|stable-diffusion-xl)([-_ ]1[.-]0|-base.*)?)$",
+    re.IGNORECASE,
 )
-GAN = re.compile(r"gan", re.IGNORECASE)
+GAN = re.compile(r"^gan|gan(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def data_equalise(
     unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
     copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
     side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (224, 353),
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""
     from train.data.equalise import equalise_folder

@@ -87,7 +87,7 @@ class Optimisation:
 class Training:
     """The loop. `batch_size` is records per process and micro-batch; each record gives eight views."""
 
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     batch_size: Annotated[int, Field(ge=2)] = 256
     accumulation_steps: Count = 1
     steps_per_epoch: Annotated[int, Field(ge=0)] = 1700  # 0 = once through the data

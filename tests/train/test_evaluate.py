@@ -178,6 +178,10 @@ def test_degradations_keep_images_usable(size: tuple[int, int]) -> None:
         ("sd-3.5-large", "unseen"),
         ("stylegan3", "GAN"),
         ("sdxl-juggernaut", "unseen"),
+        ("stable-diffusion-xl-base-1.0", "trained on"),
+        ("IF-II-L-v1.0", "trained on"),
+        ("organic-diffusion", "unseen"),
+        ("StyleGAN-XL", "GAN"),
     ],
 )
 def test_generators_fall_into_families(name: str, expected: str) -> None:

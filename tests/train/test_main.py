@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -50,6 +51,12 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("fit --recipe smoke --set optimisation.speed=1 --set loss.variant=best", "optimisation.speed"),
         ("fit --recipe smoke --run {tmp}/run --set data.source={tmp}/nowhere", "nowhere"),
         ("fit --recipe smoke --run {tmp}/run --resume", "recipe"),
+        ("fit --recipe smoke --run {tmp}/run --set training.seed=-1", "training.seed"),
+        pytest.param(
+            "fit --recipe smoke --run {tmp}/run --set training.device=cuda",
+            "training.device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
         ("heads --encoder {tmp} --data {tmp}/nowhere --out {tmp}/w", "encoder.safetensors"),
         ("evaluate --data {tmp} --out {tmp}/r", "--weights"),
         ("evaluate --data {tmp} --out {tmp}/r --backbone resnet18", "--fit-on"),

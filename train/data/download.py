@@ -44,6 +44,7 @@ class DownloadLimits:
     attempts: int = 3
     backoff_s: float = 0.5
     max_bytes: int = 25_000_000
+    min_side_px: int = 32  # a smaller image is a placeholder: `tiny`
     max_redirects: int = 5
     allow_private: bool = False  # addresses that are not on the public internet
 
@@ -91,7 +92,7 @@ class Downloader:
     def submit(self, url: str, keep: Callable[[bytes | str], object]) -> Future[None]:
         """Begin a download; `keep` gets the bytes of a whole image or the reason why not, in the downloading thread, before the future is done.
 
-        Reasons: `dead link 404`, `timeout`, `not an image: …`, `address is not public`, …
+        Reasons: `dead link 404`, `timeout`, `not an image: …`, `tiny: 1x1`, `address is not public`, …
         """
         return asyncio.run_coroutine_threadsafe(self._one(url, keep), self._loop)
 
@@ -151,7 +152,9 @@ async def _download(pool: httpcore.AsyncConnectionPool, url: str, limits: Downlo
         try:
             async with asyncio.timeout(limits.timeout_s):
                 data = await _get(pool, httpx.URL(url), limits)
-            await asyncio.to_thread(decode_image, data)
+            image = await asyncio.to_thread(decode_image, data)
+            if min(image.size) < limits.min_side_px:
+                return f"tiny: {image.width}x{image.height}"
         except _Refused as error:
             return str(error)
         except BadImage as error:

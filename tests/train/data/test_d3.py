@@ -71,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("content-length", str(len(image)))
             self.end_headers()
             self.wfile.write(image[: len(image) // 2])
+        elif kind == "pixel":
+            self.answer(200, synthetic_record(1, size=8).images["real"])
         elif kind == "halfimage":
             self.answer(200, image[: len(image) // 2])
         else:
@@ -150,6 +152,11 @@ def test_downloads_end_as_images_or_reasons(server: Server) -> None:
     assert by_kind["words"] == by_kind["ftp"] == "invalid URL"
     assert server.asked["/busy/3"] == server.asked["/cut/6"] == 2
     assert server.asked["/gone/2"] == server.asked["/html/4"] == 1
+
+
+def test_placeholders_are_no_images(server: Server) -> None:
+    """What a host puts in the place of a deleted image, a few pixels, is refused as tiny."""
+    assert download_all([f"{server.url}/pixel/1"], LIMITS) == ["tiny: 8x8"]
 
 
 def test_a_server_that_does_not_answer_is_a_timeout(server: Server) -> None:
