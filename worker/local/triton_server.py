@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import signal
+import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ _CANARY_SHAPE = (1, 224, 224, 3)
 _CANARIES = 4
 _CANARY_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 60.0
+_STUBS_GONE_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it
 
 
@@ -93,9 +96,14 @@ class TritonServer(Server):
 
     def clear_leftovers(self) -> None:
         """End the stubs, and remove the shared memory, of this stack's server. Only while that server is dead."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and self._is_stub(entry):
-                os.kill(int(entry.name), signal.SIGKILL)
+        deadline = time.monotonic() + _STUBS_GONE_S
+        while stubs := [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_stub(entry)]:
+            for entry in stubs:
+                with suppress(ProcessLookupError):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            if time.monotonic() > deadline:  # in the kernel's hands; their memory is removed all the same
+                break
+            time.sleep(0.02)
         for region in _SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
 
