@@ -141,17 +141,24 @@ def data_d3(
     limit: Annotated[int | None, typer.Option(help="Stop after so many rows.", min=1)] = None,
     concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
+    give_up_after: Annotated[int, typer.Option(help="Downloads in a row without an answer: the network is down.", min=1)] = 50,
+    retry_failed: Annotated[bool, typer.Option(help="First try again what failed in the shards written, but for dead links.")] = False,
 ) -> None:
     """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was.
 
     Example: `data d3 hf://elsaEU/ELSA_D3 shards/ --split validation`
     """
     from train.data.d3 import DownloadLimits, build_shards
+    from train.data.download import may_pass
 
     with _clear_errors(when_stopped=GOES_ON):
-        limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s)
-        manifest = build_shards(source, out, split=split, records_per_shard=records, limit=limit, limits=limits, console=console)
-    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "position")}))
+        limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s, max_unanswered=give_up_after)
+        manifest = build_shards(
+            source, out, split=split, records_per_shard=records, limit=limit, limits=limits, retry_failed=retry_failed, console=console
+        )
+    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "positions")}))
+    if passing := sum(count for reason, count in manifest["failures"].items() if may_pass(reason)):
+        _say(f"{passing} links did not answer; the same command with --retry-failed tries them again")
     _say(f"next: python -m train.main fit --recipe paper --set data.source={out}")
 
 

@@ -3,7 +3,8 @@
     python -m train.main data d3 hf://elsaEU/ELSA_D3 shards/ --split validation
 
 Rows are taken in blocks, one shard each. A block is finished when its shard stands in manifest.json; a stopped run redoes the
-unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice.
+unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice. A failure that may pass
+(no answer, a busy server) is tried again when its block is redone: by itself in an unfinished one, with --retry-failed in any.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,8 +24,9 @@ from typing import Any
 
 from rich.console import Console
 
-from train.data.download import Downloader, DownloadLimits
+from train.data.download import Downloader, DownloadLimits, may_pass
 from train.data.images import BadImage, DataError, read_header
+from train.data.records import Key
 from train.data.shards import MANIFEST, D3Record, index_shard, write_shard
 from train.hub import first_line, quiet_hub
 from train.progress import counting
@@ -43,6 +46,7 @@ REQUIRED = (
     *(f"image_gen{k}" for k in GENERATORS),
     *(f"model_gen{k}" for k in GENERATORS),
 )
+DUPLICATE, UNREADABLE = "duplicate id", "generated image unreadable"  # failures of a row that are none of its download
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -54,40 +58,115 @@ def build_shards(
     records_per_shard: int = 5000,
     limit: int | None = None,
     limits: DownloadLimits | None = None,
+    retry_failed: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write the shards that are not there yet; returns the manifest. Raises DataError for a wrong source, schema or another run's `out`."""
+    """Write the shards that are not there yet; returns the manifest. `retry_failed` redoes those with failures that may pass.
+
+    Raises DataError for a wrong source, schema or another run's `out`, and when the network seems to be down.
+    """
     limits = limits or DownloadLimits()
     manifest = _manifest(out, {"source": source, "split": split, "records_per_shard": records_per_shard})
-    finished = len(manifest["shards"])
-    seen = _seen(out, manifest)
+    seen: set[str] = set()
+    write = partial(_write_block, out, split, seen, limits, _Unanswered(limits.max_unanswered), console)
+    for block, entry in enumerate(manifest["shards"]):
+        if retry_failed and any(may_pass(failure["reason"]) for failure in _failures(out, entry["shard"])):
+            rows = D3Rows(source, split, _position(manifest, block))
+            _reopen(out, block, entry["shard"])
+            manifest["shards"][block] = write(block, islice(rows, entry["rows"]), entry["rows"])
+            _finish_block(out, block, manifest)
+        seen.update(_ids(out, entry["shard"]))
     taken = sum(entry["rows"] for entry in manifest["shards"])
-    stream = D3Rows(source, split, manifest["position"])
+    stream = D3Rows(source, split, _position(manifest, len(manifest["shards"])))
     rows = islice(stream, None if limit is None else max(0, limit - taken))
-    for block in range(finished, 10**9):
+    for block in range(len(manifest["shards"]), 10**9):
         chunk = islice(rows, records_per_shard)
         first = next(chunk, None)
         if first is None:
             break
-        failures: list[dict[str, str]] = []
-        staging = out / ".staging" / f"{block:06d}"
-        staging.mkdir(parents=True, exist_ok=True)
-        with counting(console, f"rows of shard {block}", records_per_shard) as advance:
-            counted = _counted(_chain(first, chunk), advance)
-            entry = write_shard(out, block, _records(counted, split, staging, seen, failures, limits))
-        _failures_of(out, entry["shard"]).write_text("".join(json.dumps(failure) + "\n" for failure in failures))
-        reasons = Counter(failure["reason"].split(":", maxsplit=1)[0] for failure in failures)
-        manifest["shards"].append({**entry, "rows": counted.count, "failures": dict(sorted(reasons.items()))})
-        manifest["position"] = stream.position()
-        _save_manifest(out, manifest)
-        shutil.rmtree(staging)
-        if console is not None:
-            console.print(
-                f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures {dict(reasons)}", highlight=False
-            )
-        if counted.count < records_per_shard:
+        entry = write(block, _chain(first, chunk), records_per_shard)
+        manifest["shards"].append(entry)
+        manifest["positions"].append(stream.position())
+        _finish_block(out, block, manifest)
+        if entry["rows"] < records_per_shard:
             break
     return _save_manifest(out, manifest)
+
+
+def _write_block(
+    out: Path,
+    split: str,
+    seen: set[str],
+    limits: DownloadLimits,
+    unanswered: _Unanswered,
+    console: Console | None,
+    block: int,
+    rows: Iterator[dict[str, Any]],
+    expected: int,
+) -> dict[str, Any]:
+    """Write the shard of a block and the list of its failures; returns the manifest entry."""
+    failures: list[dict[str, str]] = []
+    staging = _staging(out, block)
+    staging.mkdir(parents=True, exist_ok=True)
+    with counting(console, f"rows of shard {block}", expected) as advance:
+        counted = _counted(rows, advance)
+        entry = write_shard(out, block, _records(counted, split, staging, seen, failures, limits, unanswered))
+    _failures_path(out, entry["shard"]).write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+    reasons = Counter(failure["reason"].split(":", maxsplit=1)[0] for failure in failures)
+    if console is not None:
+        console.print(
+            f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures {dict(reasons)}", highlight=False
+        )
+    return {**entry, "rows": counted.count, "failures": dict(sorted(reasons.items()))}
+
+
+def _finish_block(out: Path, block: int, manifest: dict[str, Any]) -> None:
+    _save_manifest(out, manifest)
+    shutil.rmtree(_staging(out, block))
+
+
+def _staging(out: Path, block: int) -> Path:
+    return out / ".staging" / f"{block:06d}"
+
+
+def _position(manifest: Mapping[str, Any], block: int) -> dict[str, Any] | None:
+    return manifest["positions"][block - 1] if block else None
+
+
+def _reopen(out: Path, block: int, shard: str) -> None:
+    """Stage what a finished shard has: its real images, and the links that are dead."""
+    staging = _staging(out, block)
+    staging.mkdir(parents=True, exist_ok=True)
+    ids, offsets, sizes = index_shard(out / shard)
+    for key, offset, size in zip(ids.tolist(), offsets[:, 0].tolist(), sizes[:, 0].tolist(), strict=True):
+        if not (staging / key).exists():
+            _stage(staging, key, {}, Key(str(out / shard), offset, size).read())
+    for failure in _failures(out, shard):
+        if not failure["reason"].startswith((DUPLICATE, UNREADABLE)):
+            _stage(staging, failure["id"], {}, failure["reason"])
+
+
+@dataclass
+class _Unanswered:
+    """Counts the failures in a row that may pass: beyond `most` of them it is the network, not the links."""
+
+    most: int
+    in_a_row: int = 0
+    last: str = ""
+
+    def note(self, result: bytes | str) -> None:
+        if isinstance(result, str) and may_pass(result):
+            self.in_a_row, self.last = self.in_a_row + 1, result
+        else:
+            self.in_a_row = 0
+
+    def check(self) -> None:
+        """Raises DataError if the network seems to be down."""
+        if self.in_a_row >= self.most:
+            raise DataError(
+                f"{self.in_a_row} downloads in a row failed, the last with: {self.last}. The network seems to be down: once it is up "
+                "the same command goes on where it stopped (--give-up-after takes another number)"
+            )
 
 
 class D3Rows:
@@ -155,20 +234,27 @@ def _chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[di
     yield from rest
 
 
-def _records(rows: _counted, split: str, staging: Path, seen: set[str], failures: list[dict[str, str]], limits: DownloadLimits) -> Iterator[D3Record]:
+def _records(
+    rows: _counted, split: str, staging: Path, seen: set[str], failures: list[dict[str, str]], limits: DownloadLimits, unanswered: _Unanswered
+) -> Iterator[D3Record]:
     """The records of a block in row order; downloads run ahead of the record that is written, so that a slow link holds up few."""
     known = _read_failures(staging)
     ahead: deque[tuple[str, dict[str, Any], Future[None] | None]] = deque()
 
+    def keep(key: str, result: bytes | str) -> None:
+        unanswered.note(result)
+        _stage(staging, key, known, result)
+
     def finish(key: str, row: dict[str, Any], download: Future[None] | None) -> Iterator[D3Record]:
         if download is not None:
             download.result()
+            unanswered.check()
         url = str(row["url"])
         if key in known:
             failures.append({"id": key, "url": url, "reason": known[key]})
             return
         fakes, broken = _fakes(row)
-        failures.extend({"id": key, "url": url, "reason": f"generated image unreadable: {slot}"} for slot in broken)
+        failures.extend({"id": key, "url": url, "reason": f"{UNREADABLE}: {slot}"} for slot in broken)
         if fakes:
             yield D3Record(key, {"real": (staging / key).read_bytes(), **fakes}, str(row["original_prompt"]), url, _details(row))
 
@@ -176,11 +262,11 @@ def _records(rows: _counted, split: str, staging: Path, seen: set[str], failures
         for row in rows:
             key = f"elsa_v2__{split}__{_UNSAFE.sub('_', str(row['id']))}"
             if key in seen:
-                failures.append({"id": key, "url": str(row["url"]), "reason": "duplicate id"})
+                failures.append({"id": key, "url": str(row["url"]), "reason": DUPLICATE})
                 continue
             seen.add(key)
             there = (staging / key).exists() or key in known
-            ahead.append((key, row, None if there else downloader.submit(str(row["url"]), partial(_stage, staging, key, known))))
+            ahead.append((key, row, None if there else downloader.submit(str(row["url"]), partial(keep, key))))
             if len(ahead) > ROWS_AHEAD * limits.concurrency:
                 yield from finish(*ahead.popleft())
         while ahead:
@@ -190,6 +276,8 @@ def _records(rows: _counted, split: str, staging: Path, seen: set[str], failures
 def _stage(staging: Path, key: str, known: dict[str, str], result: bytes | str) -> None:
     if isinstance(result, str):
         known[key] = result
+        if may_pass(result):
+            return  # said of this try only: a block that is redone tries again
         with (staging / "failed.jsonl").open("a") as file:
             file.write(json.dumps({"id": key, "reason": result}) + "\n")
         return
@@ -227,7 +315,7 @@ def _manifest(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     path = out / MANIFEST
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        return {**asked, "position": None, "shards": []}
+        return {**asked, "positions": [], "shards": []}
     manifest: dict[str, Any] = json.loads(path.read_text())
     for name, value in asked.items():
         if manifest[name] != value:
@@ -235,14 +323,16 @@ def _manifest(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _seen(out: Path, manifest: Mapping[str, Any]) -> set[str]:
-    """The ids of every row of the finished shards, written or failed."""
-    shards = [entry["shard"] for entry in manifest["shards"]]
-    failed = {json.loads(line)["id"] for shard in shards for line in _failures_of(out, shard).read_text().splitlines()}
-    return failed | {str(identity) for shard in shards for identity in index_shard(out / shard)[0]}
+def _ids(out: Path, shard: str) -> set[str]:
+    """The ids of every row of a finished shard, written or failed."""
+    return {failure["id"] for failure in _failures(out, shard)} | {str(identity) for identity in index_shard(out / shard)[0]}
 
 
-def _failures_of(out: Path, shard: str) -> Path:
+def _failures(out: Path, shard: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in _failures_path(out, shard).read_text().splitlines()]
+
+
+def _failures_path(out: Path, shard: str) -> Path:
     return (out / shard).with_suffix(".failures.jsonl")
 
 

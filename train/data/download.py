@@ -27,6 +27,7 @@ from train.data.images import BadImage, decode_image
 from worker.clients.fetch_https import Resolve, forbidden, system_addresses
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PASSING = ("timeout", "broke off", "connection", "server error", "name server does not answer", "unknown host")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [
     (b"User-Agent", b"assay-train (research; D3 real images)"),
@@ -37,7 +38,10 @@ _HEADERS = [
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """`concurrency` downloads at a time; each has `attempts` tries of `timeout_s` and at most `max_bytes`."""
+    """`concurrency` downloads at a time; each has `attempts` tries of `timeout_s` and at most `max_bytes`.
+
+    After `max_unanswered` failures in a row that may pass the network is taken to be down.
+    """
 
     concurrency: int = 64
     timeout_s: float = 20.0
@@ -46,7 +50,13 @@ class DownloadLimits:
     max_bytes: int = 25_000_000
     min_side_px: int = 32  # a smaller image is a placeholder: `tiny`
     max_redirects: int = 5
+    max_unanswered: int = 50
     allow_private: bool = False  # addresses that are not on the public internet
+
+
+def may_pass(reason: str) -> bool:
+    """Whether a reason why a download failed may be the network's or the server's state of that hour, and not the end of the link."""
+    return reason.startswith(_PASSING)
 
 
 class _Refused(Exception):

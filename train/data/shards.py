@@ -61,8 +61,8 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
             ids.append(record.id)
             offsets.append(row_offsets)
             sizes.append(row_sizes)
-    _save_index(path, ids, offsets, sizes)
     partial.replace(path)
+    _save_index(path, ids, offsets, sizes)  # last: an index older than its shard is made anew, a newer one is believed
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     images = int(np.count_nonzero(np.array(sizes))) if sizes else 0

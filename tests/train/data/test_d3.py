@@ -36,6 +36,7 @@ class Server(ThreadingHTTPServer):
         self.asked: dict[str, int] = {}
         self.hosts: list[str] = []
         self.ended = threading.Event()
+        self.down = False
 
     @property
     def url(self) -> str:
@@ -50,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
         kind = self.path.split("/")[1]
         image = synthetic_record(int(self.path.rsplit("/", maxsplit=1)[1])).images["real"]
-        if kind == "slow":
+        if self.server.down:
+            self.close_connection = True  # without a word, as where a link is cut
+        elif kind == "slow":
             self.server.ended.wait(60)
         elif kind == "moved":
             self.answer(302, b"", location=self.path.replace("moved", "ok"))
@@ -265,6 +268,40 @@ def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: 
     one, other = open_shards(tmp_path / "whole"), open_shards(tmp_path / "parts")
     assert np.array_equal(one.ids, other.ids)
     assert build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)["shards"] == whole["shards"]
+
+
+def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: Server, tmp_path: Path) -> None:
+    """So many failures in a row as no links have: the run says that the network is down, and ends with the same shards when it is up again."""
+    whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
+    limits = replace(LIMITS, concurrency=1, attempts=1, max_unanswered=4)
+    build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limit=5, limits=LIMITS)
+    server.down = True
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"network seems to be down.*goes on") as caught:
+            build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=limits)
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "parts").glob("*.tar")] == ["shard-000000.tar"]
+    server.down = False
+    resumed = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
+    assert [entry["sha256"] for entry in resumed["shards"]] == [entry["sha256"] for entry in whole["shards"]]
+    assert resumed["failures"] == whole["failures"]
+
+
+def test_failures_amid_successes_can_be_tried_again(rows: Path, server: Server, tmp_path: Path) -> None:
+    """--retry-failed asks again for what did not answer, for nothing else, and ends with the shards of a day without trouble."""
+    whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
+    server.asked.clear()
+    before = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=replace(LIMITS, attempts=1))
+    assert before["failures"]["server error 503"] == 1 and before["records"] == whole["records"] - 1
+    asked = dict(server.asked)
+    plain = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
+    assert (plain["records"], server.asked) == (before["records"], asked)
+    again = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS, retry_failed=True)
+    assert again == whole
+    assert {path for path, count in server.asked.items() if count > asked[path]} == {"/busy/3", "/cut/6"}
+    source = open_shards(tmp_path / "parts")
+    assert source.key(2, 0).read() == synthetic_record(3).images["real"]
+    assert list((tmp_path / "parts" / ".staging").iterdir()) == []
 
 
 def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:
