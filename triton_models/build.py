@@ -22,15 +22,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx.reference import ReferenceEvaluator
 
-from triton_models import configuration, graph, plan, weights
+from triton_models import configuration, graph, plan, reference, weights
 from triton_models.configuration import MODELS
 from triton_models.plan import Compiler, PlanError
 from triton_models.weights import WeightsError
@@ -78,8 +81,12 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
     model_version, graphs = _graphs(source, flavour, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _draft(out) as draft:
-        for name, model in graphs.items():
-            _write_model(draft, name, model, model_version, options, compiler)
+        number = str(configuration.version_number(model_version))
+        written = {name: _write_graph(model, draft / name / number) for name, model in graphs.items()}
+        if source is not None and flavour != "null":
+            _try(written, source, options.precision)
+        for name, files in written.items():
+            _write_model(name, graphs[name], files, model_version, options, compiler)
         if options.code == "ensemble":
             _write_ensemble(draft, model_version)
         if source is not None and flavour != "null":
@@ -206,6 +213,7 @@ def _draft(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@np.errstate(over="ignore")  # what float32 cannot hold is told by _try
 def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[str, dict[str, onnx.ModelProto]]:
     if flavour == "null":
         return NULL_VERSION, {name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"}
@@ -218,10 +226,13 @@ def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[st
     return loaded.version, graphs
 
 
-def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: str, options: Options, compiler: Compiler | None) -> None:
-    folder = draft / name / str(configuration.version_number(model_version))
+def _write_graph(model: onnx.ModelProto, folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
-    files = graph.write(model, folder / "model.onnx")
+    return graph.write(model, folder / "model.onnx")
+
+
+def _write_model(name: str, model: onnx.ModelProto, files: list[Path], model_version: str, options: Options, compiler: Compiler | None) -> None:
+    folder = files[0].parent
     if compiler is None:
         shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
         hashes = {path.name: file_hash(path) for path in files}
@@ -234,7 +245,36 @@ def _write_model(draft: Path, name: str, model: onnx.ModelProto, model_version: 
         cache = options.timing_cache / f"trt{key.tensorrt}-cc{key.capability}.timings" if options.timing_cache else None
         (folder / key.file_name).write_bytes(compiler.compile(files[0], dims, cache))
         text = configuration.tensorrt_model(name, model_version, plan=key.file_name, capability=compiler.capability)
-    (draft / name / "config.pbtxt").write_text(text)
+    (folder.parent / "config.pbtxt").write_text(text)
+
+
+@np.errstate(all="ignore")
+def _try(written: Mapping[str, list[Path]], source: Path, precision: graph.Precision) -> None:
+    """Run the encoder's written graph, then the heads' (`code` is the same nodes): weights may be finite one by one and overflow together.
+
+    Raises WeightsError, naming the file and the head.
+    """
+    pixels = reference.images(4)
+    pixels[0] = 1  # what the server tries at its start, and the row of ones below
+    embedding = _encode(written["code_encoder"][0], pixels, precision)
+    if not np.isfinite(embedding).all():
+        advice = "export it again" if precision == "fp32" else "build with --precision fp32"
+        raise WeightsError(f"{source / weights.ENCODER_FILE}: its embeddings are NaN or infinite in {precision}; {advice}")
+    # Every step of the heads is looked at: a sigmoid makes 0 or 1 of what has overflown.
+    given = {"embedding": np.concatenate([embedding, np.ones_like(embedding[:1])])}
+    steps = ReferenceEvaluator(str(written["code_heads"][0])).run(None, given, intermediate=True)
+    for head in weights.SCORES:
+        if not all(np.isfinite(values).all() for name, values in steps.items() if name.startswith(head)):
+            raise WeightsError(f"{source / weights.HEADS_FILE}: the {head} head gives NaN or infinite numbers in float32; fit it again")
+
+
+def _encode(path: Path, pixels: reference.Images, precision: graph.Precision) -> npt.NDArray[Any]:
+    """Embeddings by ONNX Runtime; by onnx's own evaluator, which is slower, where that is missing or lacks the precision."""
+    with suppress(ImportError):
+        if precision != "bf16":
+            return graph.run(path, pixels, ["embedding"])["embedding"]
+    (embedding,) = ReferenceEvaluator(str(path)).run(["embedding"], {"images": pixels})
+    return np.asarray(embedding)
 
 
 def _keep_weights(source: Path, draft: Path) -> None:

@@ -10,6 +10,7 @@ other tokens are never read: 7 % of the work), and the patch convolution is a pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,17 @@ def write(model: onnx.ModelProto, path: Path) -> list[Path]:
         return [path]
     (path.parent / DATA_FILE).chmod(path.stat().st_mode)  # onnx gives it to its owner alone, whoever else may serve it
     return [path, path.parent / DATA_FILE]
+
+
+def run(path: Path, given: npt.NDArray[Any], outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs, by name, of a written graph for its one input, under ONNX Runtime. Raises ImportError where that is not installed."""
+    import onnxruntime  # noqa: PLC0415 - not where only the server has it
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the serving model has the same cores
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
 
 
 def _encode(b: _Builder, weights: Weights) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_models import build, configuration, plan, reference, weights
+from triton_models import build, configuration, graph, plan, reference, weights
 from triton_models.build import BuildError
 from triton_models.plan import PlanError
 from triton_models.plan_run import run_plan
@@ -134,18 +134,8 @@ def _graphs(repository: Path, manifest: dict[str, Any], compare: _Comparison) ->
             rows.append(Row(f"ONNX graph {name}", skipped="ONNX Runtime has no bfloat16 kernels on a CPU"))
             continue
         given = compare.pixels if inputs == ("images",) else compare.embeddings.astype(np.float32)
-        rows.append(compare.row(f"ONNX graph {name}", partial(_run_graph, path, given, outputs), optional=True))
+        rows.append(compare.row(f"ONNX graph {name}", partial(graph.run, path, given, outputs), optional=True))
     return rows
-
-
-def _run_graph(path: Path, given: Values, outputs: tuple[str, ...]) -> dict[str, Values]:
-    import onnxruntime  # noqa: PLC0415 - not where only the server has it
-
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the serving model has the same cores
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
 
 
 def _plans(repository: Path, manifest: dict[str, Any], compare: _Comparison) -> list[Row]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from triton_models import build, configuration, weights
 from triton_models.build import BuildError, Options
 from triton_models.plan import PlanError
-from triton_models.weights import HEADS_FILE, WeightsError
+from triton_models.weights import ENCODER_FILE, HEADS_FILE, WeightsError
 
 
 def contents(repository: Path) -> dict[str, bytes]:
@@ -53,6 +53,32 @@ def test_a_failed_build_keeps_the_previous_repository(folder: Path, tmp_path: Pa
     arrays["knn.bank"][0, 0] = np.nan
     save_file(arrays, folder / HEADS_FILE)
     with pytest.raises(WeightsError, match=r"heads\.safetensors: knn\.bank holds 1 values that are NaN"):
+        build.build(folder, "cpu", out)
+    assert contents(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "says"),
+    [
+        (HEADS_FILE, "svm.gamma", 1e30, r"heads\.safetensors: the svm head"),
+        (HEADS_FILE, "linear.coef", 1e38, r"heads\.safetensors: the linear head"),
+        (ENCODER_FILE, "norm.weight", 3e38, r"encoder\.safetensors: its embeddings are NaN or infinite in fp32"),
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False], ids=["ONNX Runtime", "onnx alone"])
+def test_weights_that_overflow_together_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, name: str, value: float, says: str, installed: bool
+) -> None:
+    """Numbers that are finite one by one and give NaN or infinity in float32: told with file and head before the repository is exchanged."""
+    if not installed:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out = tmp_path / "served" / "models"
+    build.build(None, "null", out)
+    before = contents(out)
+    arrays = load_file(folder / file)
+    save_file(arrays | {name: np.full(arrays[name].shape, value, np.float32)}, folder / file)
+    with pytest.raises(WeightsError, match=says):
         build.build(folder, "cpu", out)
     assert contents(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["models"]
