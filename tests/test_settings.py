@@ -126,7 +126,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         "ASSAY_NONSENSE is no setting; ",
         "ASSAY_HTTP__PORT='70000': ",
         "ASSAY_TRITON__URL='http://host:8000': ",
-        "ASSAY_INTAKE__ID_SOURCES='ce_id,user': user is none of ce_id, key, sha256",
+        "ASSAY_INTAKE__ID_SOURCES='ce_id,user': Input should be 'ce_id', 'key' or 'sha256'",
         "ASSAY_REDIS__SENTINELS=None: mode=sentinel needs them",
         f"{path}: flow.max_items=0: ",
         f"{path}: cache.enabled='perhaps': ",

@@ -39,15 +39,6 @@ def _seconds(value: object) -> object:
     return value
 
 
-def _one_of(*allowed: str) -> AfterValidator:
-    def check(values: list[str]) -> list[str]:
-        if unknown := [value for value in values if value not in allowed]:
-            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(allowed)}")
-        return values
-
-    return AfterValidator(check)
-
-
 def _redis_url(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a URL that begins with redis://, rediss:// or unix:// is expected")
@@ -81,6 +72,7 @@ def _triton_url(url: str) -> str:
 
 
 CommaList = Annotated[list[str], BeforeValidator(_split)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 Duration = Annotated[int, BeforeValidator(_seconds), Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -100,9 +92,9 @@ class KafkaSettings(Group):
         default=["localhost:9092"], min_length=1, description="Brokers to start from, `host:port`, comma separated."
     )
     group_id: str = Field(default="assay-worker", min_length=1, description="Consumer group; workers of one group share the partitions.")
-    incoming_topic: str = Field(default="images.incoming", min_length=1, description="Topic the images come from.")
-    verdicts_topic: str = Field(default="images.verdicts", min_length=1, description="Topic the verdicts go to.")
-    rejected_topic: str = Field(default="images.rejected", min_length=1, description="Topic for records that no verdict can be given for.")
+    incoming_topic: Topic = Field(default="images.incoming", description="Topic the images come from.")
+    verdicts_topic: Topic = Field(default="images.verdicts", description="Topic the verdicts go to.")
+    rejected_topic: Topic = Field(default="images.rejected", description="Topic for records that no verdict can be given for.")
     auto_offset_reset: Literal["earliest", "latest"] = Field(default="earliest", description="Where a new group starts to read.")
     group_instance_id: str | None = Field(
         default=None, description="Static membership: a name that survives a restart (in a StatefulSet the pod's name)."
@@ -123,7 +115,7 @@ class KafkaSettings(Group):
     ssl_check_hostname: bool = Field(default=True, description="Compare the broker's certificate with its host name.")
     session_timeout_ms: int = Field(default=10_000, ge=1000, description="A worker silent for so long loses its partitions.")
     heartbeat_interval_ms: int = Field(
-        default=2_000, ge=100, description="Heartbeat to the group coordinator; a third of the session time-out at most."
+        default=2_000, ge=100, description="Heartbeat to the group coordinator; half of the session time-out at most, a third is usual."
     )
     max_poll_interval_ms: int = Field(default=300_000, ge=10_000, description="A worker that does not poll for so long loses its partitions.")
     max_poll_records: PositiveInt = Field(default=64, description="Records taken from the consumer at once.")
@@ -137,7 +129,8 @@ class KafkaSettings(Group):
         description="Largest record to produce. A rejection is the record and some headers: it and the rejected topic's max.message.bytes "
         "must be above the incoming topic's.",
     )
-    request_timeout_ms: int = Field(default=15_000, ge=1000, description="Deadline of one request to a broker.")
+    # The client refuses more: it closes connections that have been idle for 540 s.
+    request_timeout_ms: int = Field(default=15_000, ge=1000, le=539_999, description="Deadline of one request to a broker.")
     commit_interval_ms: int = Field(default=1_000, ge=50, description="How often finished offsets are committed.")
 
     @model_validator(mode="after")
@@ -212,7 +205,7 @@ class TritonSettings(Group):
 class IntakeSettings(Group):
     """From record to item: ids and batches."""
 
-    id_sources: Annotated[CommaList, _one_of("ce_id", "key", "sha256")] = Field(
+    id_sources: Annotated[list[Literal["ce_id", "key", "sha256"]], BeforeValidator(_split)] = Field(
         default=["ce_id", "key", "sha256"],
         min_length=1,
         description="Where the image id comes from, first that is there. A producer that keys by user must leave `key` out.",
@@ -247,7 +240,9 @@ class LimitSettings(Group):
 class ReferenceSettings(Group):
     """Images by reference. Every scheme is off until it is allowed here."""
 
-    schemes: Annotated[CommaList, _one_of("file", "https", "s3")] = Field(default=[], description="Allowed schemes: some of `file`, `https`, `s3`.")
+    schemes: Annotated[list[Literal["file", "https", "s3"]], BeforeValidator(_split)] = Field(
+        default=[], description="Allowed schemes: some of `file`, `https`, `s3`."
+    )
     file_roots: CommaList = Field(default=[], description="Folders that file:// may read from, links resolved.")
     https_hosts: CommaList = Field(
         default=[], description="Hosts that https:// may ask: `host` (port 443) or `host:port`; `*.example.org` takes every host below."

@@ -32,9 +32,6 @@
 {{- if and (eq $v.models.source "pvc") (not $v.models.claimName) -}}
 {{- $problems = append $problems "models.claimName: models.source=pvc needs the claim that holds the weights" -}}
 {{- end -}}
-{{- if and (eq $v.models.source "s3") (not (hasPrefix "s3://" $v.models.uri)) -}}
-{{- $problems = append $problems "models.uri: models.source=s3 needs s3://bucket/prefix" -}}
-{{- end -}}
 {{- if and (eq $v.models.source "hub") (or (not $v.models.uri) (not $v.models.revision)) -}}
 {{- $problems = append $problems "models.uri, models.revision: models.source=hub needs organisation/repository and the commit to pin" -}}
 {{- end -}}
@@ -142,7 +139,7 @@
 {{- if and $v.training.enabled $v.training.schedule (gt (int $v.training.nodes) 1) -}}
 {{- $problems = append $problems "training.nodes: a scheduled run has one node (its pods' names, at which several would meet, are not known beforehand)" -}}
 {{- end -}}
-{{- with $problems -}}
+{{- with concat $problems (include "assay.refused" . | fromYamlArray) -}}
 {{- fail (printf "\n\nthe values do not fit together:\n  - %s\n" (join "\n  - " .)) -}}
 {{- end -}}
 {{- end -}}

@@ -1,0 +1,151 @@
+{{/* What the worker (worker/settings.py, policy.py, clients/fetch_*.py) or Triton would refuse at start, refused here before anything is
+installed. tests/deploy/test_refused.py feeds the same values to both. */}}
+
+{{/* Why an address is no host:port with a port that exists; nothing when it is one. An IPv6 address stands in brackets. */}}
+{{- define "assay.addressProblem" -}}
+{{- if not (regexMatch `^([^/:]+|\[[^/]+\]):[0-9]{1,5}$` .) -}}
+{{ printf "%q is no host:port" . }}
+{{- else -}}
+{{- include "assay.portProblem" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Why the port at the end of an address (host, host:port, [v6]:port, v6) is none; nothing when it is one or there is none. */}}
+{{- define "assay.portProblem" -}}
+{{- $port := regexFind `^[^:]*:[^:]*$|\]:.*$` . | regexFind `:.*$` | trimPrefix ":" -}}
+{{- if and $port (not (and (regexMatch `^[0-9]{1,5}$` $port) (ge (atoi $port) 1) (le (atoi $port) 65535))) -}}
+{{ printf "%q needs a port from 1 to 65535" . }}
+{{- end -}}
+{{- end -}}
+
+{{/* What stands between :// and the path of a URL, without a user. */}}
+{{- define "assay.authority" -}}
+{{- $address := regexFind `://[^/?#\s]*` . | trimPrefix "://" -}}
+{{- regexReplaceAll `^.*@` $address "" -}}
+{{- end -}}
+
+{{/* The problems as a YAML list. */}}
+{{- define "assay.refused" -}}
+{{- $v := .Values -}}
+{{- $problems := list -}}
+{{- $kafka := dig "kafka" dict $v.settings -}}
+{{- $redis := dig "redis" dict $v.settings -}}
+{{- $references := dig "references" dict $v.settings -}}
+{{- range $name, $addresses := dict "kafka.bootstrap_servers" $kafka.bootstrap_servers "redis.sentinels" $redis.sentinels -}}
+{{- range $addresses -}}
+{{- with include "assay.addressProblem" . }}{{ $problems = append $problems (printf "settings.%s: %s" $name .) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $session := $kafka.session_timeout_ms | default 10000 | int -}}
+{{- if gt (mul 2 ($kafka.heartbeat_interval_ms | default 2000 | int)) $session -}}
+{{- $problems = append $problems (printf "settings.kafka.heartbeat_interval_ms: at most half of session_timeout_ms=%d is expected" $session) -}}
+{{- end -}}
+{{- with $redis.url -}}
+{{- with include "assay.authority" . | include "assay.portProblem" }}{{ $problems = append $problems (printf "settings.redis.url: %s" .) }}{{ end -}}
+{{- end -}}
+{{- with get $v.secrets.values "redis.url" -}}
+{{- if not (regexMatch "^(redis|rediss|unix)://" .) -}}
+{{- $problems = append $problems "secrets.values.redis.url: a URL that begins with redis://, rediss:// or unix:// is expected" -}}
+{{- else if include "assay.authority" . | include "assay.portProblem" -}}
+{{- $problems = append $problems "secrets.values.redis.url: a port from 1 to 65535 is expected" -}}
+{{- end -}}
+{{- end -}}
+{{- with dig "triton" "url" "" $v.settings -}}
+{{- with include "assay.addressProblem" (regexReplaceAll "^grpcs?://" . "") -}}
+{{- $problems = append $problems (printf "settings.triton.url: %s; host:port, grpc://host:port or grpcs://host:port is expected" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.tls.triton.secretName (not (hasPrefix "grpcs://" (dig "triton" "url" "" $v.settings | default ""))) -}}
+{{- $problems = append $problems "tls.triton.secretName: the connection is not encrypted; write settings.triton.url with grpcs:// (triton.mode=external), or remove the Secret" -}}
+{{- end -}}
+{{- if and (eq (dig "decode" "device" "" $v.settings | default "") "gpu") (not $v.gpu.worker) -}}
+{{- $problems = append $problems "settings.decode.device: gpu needs a GPU in the worker's container; set gpu.worker=true, or leave the device to the chart" -}}
+{{- end -}}
+{{- range $references.file_roots -}}
+{{- if not (hasPrefix "/" .) }}{{ $problems = append $problems (printf "settings.references.file_roots: %q: an absolute folder is expected" .) }}{{ end -}}
+{{- end -}}
+{{- range $references.https_hosts -}}
+{{- if or (regexMatch `[/?#@\s]|^(\*\.)?(:|$)|.\*` .) (regexMatch `^\*\.([0-9.]+|\[.*)(:|$)` .) -}}
+{{- $problems = append $problems (printf "settings.references.https_hosts: %q: host, host:port, *.example.org or [v6]:port is expected" .) -}}
+{{- else -}}
+{{- with include "assay.portProblem" . }}{{ $problems = append $problems (printf "settings.references.https_hosts: %s" .) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $secret := include "assay.hasSecret" (dict "root" . "name" "references.s3_secret_access_key") -}}
+{{- if and (has "s3" ($references.schemes | default list)) (ne (empty $references.s3_access_key_id) (empty $secret)) -}}
+{{- $problems = append $problems "settings.references.s3_access_key_id: it and the secret references.s3_secret_access_key belong together; set both, or neither for the usual AWS chain" -}}
+{{- end -}}
+{{- range $name, $url := dict "settings.references.s3_endpoint_url" $references.s3_endpoint_url -}}
+{{- if $url -}}
+{{- if not (regexMatch `^https?://[^/\s]+` $url) -}}
+{{- $problems = append $problems (printf "%s: a URL that begins with http:// or https:// is expected" $name) -}}
+{{- else -}}
+{{- with include "assay.authority" $url | include "assay.portProblem" }}{{ $problems = append $problems (printf "%s: %s" $name .) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $problems = concat $problems (include "assay.refusedPolicy" $v.policy.toml | fromYamlArray) -}}
+{{- if ne $v.triton.mode "external" -}}
+{{- $problems = concat $problems (include "assay.refusedModels" . | fromYamlArray) -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{/* What the init container or Triton would refuse, where the chart runs them. */}}
+{{- define "assay.refusedModels" -}}
+{{- $v := .Values -}}
+{{- $problems := list -}}
+{{- if and (eq $v.triton.flavour "cpu") (eq $v.models.precision "bf16") -}}
+{{- $problems = append $problems "models.precision: triton.flavour=cpu cannot serve bf16; take auto, fp32 or fp16" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "image") (not (hasPrefix "/" $v.models.path)) -}}
+{{- $problems = append $problems "models.path: models.source=image needs an absolute folder of the image" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "s3") (not (regexMatch "^s3://[^/]+" $v.models.uri)) -}}
+{{- $problems = append $problems "models.uri: models.source=s3 needs s3://bucket/prefix" -}}
+{{- end -}}
+{{- if and $v.models.shadow (not (regexMatch `^(/|s3://[^/]+|hub://[^/@]+/[^/@]+@.)` $v.models.shadow)) -}}
+{{- $problems = append $problems "models.shadow: a folder (/…), s3://bucket/prefix or hub://organisation/repository@commit is expected" -}}
+{{- end -}}
+{{- range $group, $served := dict "triton" "code" "shadow" "code_shadow" -}}
+{{- $wanted := dig $group "model_name" $served $v.settings | default $served -}}
+{{- if ne $wanted $served -}}
+{{- $problems = append $problems (printf "settings.%s.model_name: the chart's Triton serves %s, not %s; remove it, or set triton.mode=external" $group $served $wanted) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{/* worker/policy.py in few words: the text of policy.toml. */}}
+{{- define "assay.refusedPolicy" -}}
+{{- $problems := list -}}
+{{- $policy := dict "name" "default" "head" "linear" "fake_from" 0.65 "real_below" 0.35 -}}
+{{- $known := keys $policy -}}
+{{- $written := fromToml . -}}
+{{- range $key, $value := $written -}}
+{{- if eq $key "Error" -}}
+{{- $problems = append $problems (printf "policy.toml: %v" $value) -}}
+{{- else if not (has $key $known) -}}
+{{- $problems = append $problems (printf "policy.toml: %s is none of name, head, fake_from, real_below" $key) -}}
+{{- end -}}
+{{- $_ := set $policy $key $value -}}
+{{- end -}}
+{{- if not (and (kindIs "string" $policy.name) (regexMatch "^(?s:.){1,64}$" (toString $policy.name))) -}}
+{{- $problems = append $problems "policy.toml: name: a text of 1 to 64 characters is expected" -}}
+{{- end -}}
+{{- if not (has $policy.head (list "linear" "knn" "svm")) -}}
+{{- $problems = append $problems (printf "policy.toml: head=%v is none of linear, knn, svm" $policy.head) -}}
+{{- end -}}
+{{- $thresholds := true -}}
+{{- range $name := list "fake_from" "real_below" -}}
+{{- $value := get $policy $name -}}
+{{- if not (and (has (kindOf $value) (list "float64" "int64")) (le 0.0 (float64 $value)) (le (float64 $value) 1.0)) -}}
+{{- $problems = append $problems (printf "policy.toml: %s=%v: a number from 0 to 1 is expected" $name $value) -}}
+{{- $thresholds = false -}}
+{{- end -}}
+{{- end -}}
+{{- if and $thresholds (gt (float64 $policy.real_below) (float64 $policy.fake_from)) -}}
+{{- $problems = append $problems (printf "policy.toml: real_below=%v must not be above fake_from=%v" $policy.real_below $policy.fake_from) -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}

@@ -1,0 +1,173 @@
+"""What the worker would refuse at start, the chart refuses before anything is installed: the same values go to both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import AfterValidator
+
+from tests.deploy import chart
+from worker import settings
+from worker.clients.fetch_s3 import S3Source
+from worker.clients.fetch_uri import Rules
+from worker.errors import SettingsError
+
+pytestmark = pytest.mark.usefixtures("helm")
+EXTERNAL = {"triton": {"mode": "external"}, "gpu": {"enabled": False}}
+
+
+def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
+    """The worker's settings from `settings`, `secrets.values` and `policy` of the values, through all that judges them at start. Raises SettingsError."""
+    environ = {settings.variable(group, name): _text(value) for group, names in values.get("settings", {}).items() for name, value in names.items()}
+    for name, value in values.get("secrets", {}).get("values", {}).items():
+        environ[settings.variable(*name.split("."))] = value
+    if policy := values.get("policy"):
+        (root / "policy.toml").write_text(policy["toml"])
+        environ["ASSAY_POLICY__PATH"] = str(root / "policy.toml")
+    found = settings.load(environ=environ, with_policy=True)
+    Rules(found.references)
+    if "s3" in found.references.schemes:
+        S3Source(found.references, time.monotonic)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _one(group: str, name: str, value: Any, **more: Any) -> dict[str, Any]:
+    return {**more, "settings": {group: {name: value}}}
+
+
+def _references(**fields: Any) -> dict[str, Any]:
+    return {"settings": {"references": {"schemes": ["s3", "https", "file"], **fields}}}
+
+
+SERVERS = ["kafka", "kafka:", "kafka:0", "kafka:65536", "kafka:http", "PLAINTEXT://kafka:9092", "::1:9092", "[::1]", ":9092", ""]
+POLICIES = [
+    "fake_from = = 3",
+    "threshold = 0.5",
+    'head = "forest"',
+    "head = 1",
+    'name = ""',
+    f'name = "{"n" * 65}"',
+    "name = 1",
+    "fake_from = 1.5",
+    "real_below = -1",
+    "fake_from = nan",
+    "fake_from = [0.5]",
+    "real_below = 0.9",
+    "[default]\nfake_from = 0.7",
+    "not a policy",
+]
+# What both refuse: the values, and a word that the chart's message must have.
+BAD: list[tuple[dict[str, Any], str]] = [
+    *((_one("kafka", "bootstrap_servers", [server]), "bootstrap_servers") for server in SERVERS),
+    (_one("kafka", "bootstrap_servers", []), "bootstrap_servers"),
+    (_one("kafka", "heartbeat_interval_ms", 5_001), "at most half of session_timeout_ms=10000"),
+    (_one("kafka", "session_timeout_ms", 3_000), "at most half of session_timeout_ms=3000"),
+    (_one("kafka", "request_timeout_ms", 540_000), "request_timeout_ms"),
+    (_one("kafka", "incoming_topic", "images incoming"), "incoming_topic"),
+    (_one("kafka", "rejected_topic", ""), "rejected_topic"),
+    (_one("kafka", "security_protocol", "SASL_SSL"), "kafka.sasl_password"),
+    *((_one("redis", "url", url), "redis.url") for url in ("redis:6379", "http://redis:6379", "redis://redis:99999/0", "redis://redis:abc/0")),
+    *(({"secrets": {"values": {"redis.url": url}}}, "secrets.values.redis.url") for url in ("redis:6379", "rediss://:word@redis:99999/0")),
+    (_one("redis", "mode", "sentinel"), "settings.redis.sentinels"),
+    ({"settings": {"redis": {"mode": "sentinel", "sentinels": ["sentinel"]}}}, "settings.redis.sentinels"),
+    (_one("redis", "verdict_ttl", "90 days"), "verdict_ttl"),
+    *(
+        (_one("triton", "url", url, **EXTERNAL), "settings.triton.url")
+        for url in ("triton", "triton:0", "http://triton:8000", "grpcs://triton:8443/v2", "grpc://triton", "grpc://grpc://triton:1")
+    ),
+    (_one("intake", "id_sources", ["ce_id", "user"]), "id_sources"),
+    (_one("intake", "id_sources", []), "id_sources"),
+    (_one("references", "schemes", ["ftp"]), "schemes"),
+    (_one("flow", "low_water", 0), "low_water"),
+    *(
+        (_references(https_hosts=[host]), "https_hosts")
+        for host in ("https://example.org", "example.org:0", "a:70000", "a:b", "u@a", "*.", "*.10.0.0.1")
+    ),
+    (_references(file_roots=["archive"]), "file_roots"),
+    *((_references(s3_endpoint_url=url), "s3_endpoint_url") for url in ("minio:9000", "s3.example.org", "https://")),
+    (_references(s3_access_key_id="k"), "s3_access_key_id"),
+    *(({"policy": {"toml": text}}, "policy.toml") for text in POLICIES),
+]
+GOOD: list[dict[str, Any]] = [
+    _one("kafka", "bootstrap_servers", ["[::1]:9092", "kafka-0.example.org:65535"]),
+    {"settings": {"kafka": {"heartbeat_interval_ms": 1_000, "session_timeout_ms": 2_000}}},
+    *(_one("redis", "url", url) for url in ("redis://redis", "rediss://[::1]:6380/1?ssl_check_hostname=true", "unix:///run/redis.sock")),
+    {"secrets": {"values": {"redis.url": "rediss://user:p%40ss:word@redis:6380/0\n"}}},
+    *(_one("triton", "url", url, **EXTERNAL) for url in ("triton:8001", "grpc://[::1]:8001", "grpcs://triton.example.org:443")),
+    _references(https_hosts=["example.org", "*.example.org:8443", "[2001:db8::1]:443", "2001:db8::1"], file_roots=["/archive"]),
+    _references(s3_endpoint_url="http://minio.storage.svc:9000"),
+    {**_references(s3_access_key_id="k"), "secrets": {"values": {"references.s3_secret_access_key": "s"}}},
+    *(
+        {"policy": {"toml": text}}
+        for text in ("", "# the default", "fake_from = 1\nreal_below = 0", 'head = "svm"\nfake_from = 0.5\nreal_below = 0.5')
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "word"), BAD, ids=lambda part: str(part)[:90])
+def test_chart_and_worker_refuse_the_same(values: dict[str, Any], word: str, tmp_path: Path) -> None:
+    """Values that the worker stops at do not render, and the message names the value."""
+    with pytest.raises(SettingsError):
+        _worker_starts(values, tmp_path)
+    with pytest.raises(chart.Refused, match=word):
+        chart.template(values=values)
+
+
+@pytest.mark.parametrize("values", GOOD, ids=lambda part: str(part)[:90])
+def test_chart_and_worker_accept_the_same(values: dict[str, Any], tmp_path: Path) -> None:
+    """Values that look odd and are right render, and the worker starts with them."""
+    _worker_starts(values, tmp_path)
+    chart.template(values=values)
+
+
+def _judged_by_code() -> Iterator[str]:
+    """Settings and groups with a check of their own: no JSON Schema carries it into the chart."""
+    for group, name, field in settings.fields():
+        if any(isinstance(rule, AfterValidator) for rule in field.metadata):
+            yield f"{group}.{name}"
+    for group, info in settings.Settings.model_fields.items():
+        assert isinstance(info.annotation, type) and issubclass(info.annotation, settings.Group)
+        if info.annotation.__pydantic_decorators__.model_validators:
+            yield group
+
+
+def test_every_check_of_the_worker_has_a_case() -> None:
+    """A new check in worker/settings.py fails here until the chart is tested against it."""
+    tried = {place for values, _ in BAD for group, names in values.get("settings", {}).items() for place in (group, *(f"{group}.{n}" for n in names))}
+    found = set(_judged_by_code())
+    assert "kafka.bootstrap_servers" in found and "kafka" in found
+    assert found - tried == set()
+
+
+STOPPED_BY_TRITON = {
+    "a GPU to decode on": (_one("decode", "device", "gpu"), "settings.decode.device"),
+    "bf16 on a CPU": ({"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}, "models": {"precision": "bf16"}}, "models.precision"),
+    "a model that is not served": (_one("triton", "model_name", "detector"), "settings.triton.model_name"),
+    "a shadow model that is not served": (_one("shadow", "model_name", "candidate"), "settings.shadow.model_name"),
+    "no bucket": ({"models": {"source": "s3", "uri": "s3://"}}, "models.uri"),
+    "weights of no place": ({"models": {"path": "weights"}}, "models.path"),
+    "an unpinned shadow": ({"models": {"shadow": "hub://a/b"}, "settings": {"shadow": {"share": 0.1}}}, "models.shadow"),
+    "a port of an endpoint": (_references(s3_endpoint_url="http://minio:port"), "s3_endpoint_url"),
+    "certificates without TLS to Triton": (
+        {**_one("triton", "url", "triton:8001", **EXTERNAL), "tls": {"triton": {"secretName": "s"}}},
+        "not encrypted",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STOPPED_BY_TRITON)
+def test_what_no_pod_could_start_with_is_refused(case: str) -> None:
+    """Values that pass the worker's parser and would stop the init container, Triton or the decoder do not render either."""
+    values, word = STOPPED_BY_TRITON[case]
+    with pytest.raises(chart.Refused, match=word):
+        chart.template(values=values)
