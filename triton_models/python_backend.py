@@ -78,6 +78,8 @@ class TritonPythonModel:
             return pb_utils.TritonError(
                 f"{self.input} has shape {list(part.shape)}, expected [N, {', '.join(map(str, self.shape))}]", pb_utils.TritonError.INVALID_ARG
             )
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            return pb_utils.TritonError(f"{self.input} holds NaN or infinite numbers; no score can be given", pb_utils.TritonError.INVALID_ARG)
         return None
 
     def run(self, given: np.ndarray) -> list[np.ndarray]:

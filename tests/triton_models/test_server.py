@@ -143,6 +143,32 @@ def test_a_wrong_request_is_refused_clearly(golden_server: Any, shape: tuple[int
     assert golden_server.infer(pixels(1))["scores"].shape == (1, 3)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_no_numbers_are_refused_alone(golden_server: Any, value: float) -> None:
+    """A request to `code_heads` with NaN or infinity in one row hears of it; those that come at the same moment get their scores."""
+    x = np.random.default_rng(3).standard_normal((4, WIDTH)).astype(np.float32)
+    expected = golden_server.infer(x, "code_heads", ("scores",))["scores"]
+    bad = x.copy()
+    bad[2, 5] = value
+    answers: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        try:
+            answers[number] = golden_server.infer(bad if number == 3 else x, "code_heads", ("scores",))["scores"]
+        except InferenceServerException as error:
+            answers[number] = error
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert "embedding holds NaN or infinite numbers" in str(answers.pop(3))
+    assert len(answers) == 7
+    for scores in answers.values():
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
 def test_a_batch_size_beyond_32_bits_costs_nobody_else(golden_server: Any) -> None:
     """Triton takes 2^40 images for none at all and lets the request through: the model refuses it alone."""
     tensor = {"name": "images", "shape": [2**40, 224, 224, 3], "datatype": "UINT8", "parameters": {"binary_data_size": 150528}}
