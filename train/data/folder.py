@@ -1,6 +1,7 @@
 """A folder of images as a data set: `real/…` and `fake/<generator>/…`, or D3's test layout `{augm,no_augm}/{real,gen_0,…}/`.
 
-Every file is opened and decoded once: corrupt, tiny and duplicate ones are named and counted, never dropped in silence.
+Every file is opened and decoded once: corrupt, tiny and duplicate ones are named and counted, never dropped in silence, and so is
+what lies where nothing is looked for. Links are followed.
 """
 
 from __future__ import annotations
@@ -74,13 +75,13 @@ def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, c
 
     Raises DataError if the layout is not one of the two.
     """
-    candidates = list_folder(Path(folder))
+    candidates, problems = list_folder(Path(folder))
     checked: list[Labelled | Problem] = []
     with ThreadPoolExecutor(threads) as pool, counting(console, f"looking at {folder}", len(candidates)) as advance:
         for result in pool.map(lambda image: _check(image, min_side_px), candidates):
             checked.append(result)
             advance(1)
-    problems = [result for result in checked if isinstance(result, Problem)]
+    problems += [result for result in checked if isinstance(result, Problem)]
     images = [result for result in checked if isinstance(result, Labelled)]
     labels: dict[str, set[int]] = {}
     for image in images:
@@ -99,29 +100,54 @@ def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, c
     return FolderSource(kept, dict(Counter(problem.kind for problem in problems)), problems), problems
 
 
-def list_folder(folder: Path) -> list[Labelled]:
-    """Every file that should be an image, sorted by path, id not yet set. Raises DataError for another layout."""
+def list_folder(folder: Path) -> tuple[list[Labelled], list[Problem]]:
+    """Every file that should be an image, sorted by path, id not yet set; and what lies beside the layout. Raises DataError for another layout."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
-    groups = [name for name in GROUPS if (folder / name / "real").is_dir()]
-    roots = {name: folder / name for name in groups} or {"": folder}
+    groups = {name: folder / name for name in GROUPS if (folder / name / "real").is_dir()}
     images: list[Labelled] = []
-    for group, root in roots.items():
-        real = root / "real"
+    strays = [stray for child in _children(folder) if child.name not in groups for stray in _strays(child, " and ".join(groups))] if groups else []
+    for group, root in (groups or {"": folder}).items():
+        real, fake = root / "real", root / "fake"
         if not real.is_dir():
             raise DataError(f"{folder} has no real/: expected real/… and fake/<generator>/…, or {{augm,no_augm}}/{{real,gen_0,…}}/")
         images += [Labelled("", Key(str(path)), REAL, _below(path, real) or "real", group) for path in _files(real)]
-        fake = root / "fake"
+        others = [child for child in _children(root) if child != real]
         if fake.is_dir():
             images += [Labelled("", Key(str(path)), FAKE, _below(path, fake) or "fake", group) for path in _files(fake)]
+            strays += [stray for child in others if child != fake for stray in _strays(child, "real and fake")]
         else:
-            others = [child for child in sorted(root.iterdir()) if child.is_dir() and child != real]
-            images += [Labelled("", Key(str(path)), FAKE, child.name, group) for child in others for path in _files(child)]
-    return images
+            images += [Labelled("", Key(str(path)), FAKE, child.name, group) for child in others if child.is_dir() for path in _files(child)]
+            strays += [stray for child in others if not child.is_dir() for stray in _strays(child, "the folders of images")]
+    return images, strays
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+
+
+def _strays(path: Path, expected: str) -> list[Problem]:
+    """`path`, if it holds what may be images, as a problem."""
+    if path.is_dir():
+        count = len(_files(path))
+        return [Problem(str(path), "stray", f"beside {expected}, so not looked at (files: {count})")] if count else []
+    return [Problem(str(path), "stray", f"beside {expected}, so not looked at")] if _may_be_image(path) else []
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in SIDECARS)
+    """All that may be images below `folder`, sorted. Links are followed, but never to a folder that they lie in. Raises OSError."""
+    around = {parent.resolve() for parent in (folder, *folder.parents)} | {*folder.resolve().parents}
+    found: list[Path] = []
+    for path in folder.iterdir():
+        if not path.is_dir():
+            found += [path] if _may_be_image(path) else []
+        elif path.resolve() not in around:
+            found += _files(path)
+    return sorted(found)
+
+
+def _may_be_image(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() not in SIDECARS
 
 
 def _below(path: Path, folder: Path) -> str:

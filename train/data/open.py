@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
-from train.data.folder import scan_folder
+from train.data.folder import FolderSource, scan_folder
 from train.data.images import DataError
 from train.data.records import Source
-from train.data.shards import open_shards
+from train.data.shards import ShardSource, open_shards
 
 SHOWN = 20
 
@@ -22,17 +21,23 @@ def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, c
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path} is no folder: data.source names a folder of images or of *.tar shards")
+    source: ShardSource | FolderSource
     if any(path.glob("*.tar")):
-        return open_shards(path, window)
-    source, problems = scan_folder(path, min_side_px, console=console)
+        source = open_shards(path, window)
+        found = f"{len(source.ids)} records"
+    else:
+        source, _ = scan_folder(path, min_side_px, console=console)
+        fakes = sum(image.label for image in source.images)
+        found = f"{len(source.images) - fakes} real and {fakes} generated images"
+    left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(source.problems.items())) or "none"
     if console is not None:
-        for problem in problems[:SHOWN]:
-            console.print(f"left out ({problem.kind}): {problem.path}: {problem.detail}", style="yellow", highlight=False, soft_wrap=True)
-        if len(problems) > SHOWN:
-            console.print(f"… and {len(problems) - SHOWN} more", style="yellow")
-        counts = Counter("fake" if image.label else "real" for image in source.images)
-        left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(source.problems.items())) or "none"
-        console.print(f"{path}: {counts['real']} real and {counts['fake']} generated images; left out: {left_out}", highlight=False, soft_wrap=True)
-    if not source.images:
-        raise DataError(f"{path}: no usable image")
+        for problem in source.left_out[:SHOWN]:
+            console.print(
+                f"left out ({problem.kind}): {problem.path}: {problem.detail}", style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
+        if len(source.left_out) > SHOWN:
+            console.print(f"… and {len(source.left_out) - SHOWN} more", style="yellow")
+        console.print(f"{path}: {found}; left out: {left_out}", highlight=False, markup=False, soft_wrap=True)
+    if isinstance(source, FolderSource) and not source.images:
+        raise DataError(f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with images in them")
     return source

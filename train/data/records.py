@@ -45,7 +45,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file or record that is left out: `kind` is corrupt, tiny, duplicate, conflict or (records of shards) incomplete."""
+    """What is left out: `kind` is corrupt, tiny, duplicate, conflict, stray (beside the layout) or (records of shards) incomplete."""
 
     path: str
     kind: str

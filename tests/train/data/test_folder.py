@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from train.data.folder import scan_folder
 from train.data.images import BadImage, DataError, decode_image, read_header
@@ -43,6 +44,43 @@ def test_bad_files_are_named_and_counted(folder: Path) -> None:
     assert named["tiny.png"] == "tiny" and named["stolen.png"] == "conflict"
     assert "note.txt" not in named
     assert len(source.images) == 6 + 6 - 1
+
+
+def test_linked_generators_are_read_and_loops_end(folder: Path, tmp_path: Path) -> None:
+    """A generator's folder may be a link; a link to a folder that it lies in is not followed, whichever way leads there."""
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "fake" / "upsampled").rename(elsewhere)
+    (folder / "fake" / "linked").symlink_to(elsewhere)
+    for loop, target in ((elsewhere / "up", tmp_path), (folder / "real" / "again", folder), (folder / "real" / "self", Path("self"))):
+        loop.symlink_to(target)
+    source, problems = scan_folder(folder)
+    assert Counter((image.label, image.generator) for image in source.images) == {(REAL, "real"): 6, (FAKE, "linked"): 6}
+    assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("self", "corrupt")]
+
+
+def test_what_lies_beside_the_layout_is_named(folder: Path) -> None:
+    """Images and folders of images where nothing is looked for are problems; sidecars, empty and hidden folders are not."""
+    for name in ("generated/a.png", "real_2/b.png", "c.png", "captions/a.txt", ".cache/d.png", "readme.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    source, problems = scan_folder(folder)
+    assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("c.png", "stray"), ("generated", "stray"), ("real_2", "stray")]
+    assert source.problems == {"stray": 3} and len(source.images) == 12
+    console = Console(record=True, width=300)
+    open_source(folder, console=console)
+    assert "real_2: beside real and fake, so not looked at (files: 1)" in console.export_text()
+
+
+def test_a_group_without_reals_is_named(tmp_path: Path) -> None:
+    """Beside a group with real/, one without it and loose files in either are problems."""
+    for name in ("augm/real/a.png", "augm/gen_0/b.png", "augm/loose.png", "no_augm/gen_0/c.png", "gen_0/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32 + ord(Path(name).stem[0]))).save(tmp_path / name)
+    source, problems = scan_folder(tmp_path)
+    assert {str(Path(problem.path).relative_to(tmp_path)): problem.kind for problem in problems} == dict.fromkeys(
+        ("no_augm", "gen_0", "augm/loose.png"), "stray"
+    )
+    assert Counter((image.group, image.generator) for image in source.images) == {("augm", "real"): 1, ("augm", "gen_0"): 1}
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "WEBP", "PNG", "JPEG"])
@@ -99,7 +137,7 @@ def test_limit_per_class_is_stable(folder: Path) -> None:
     assert limited == limit_per_class(images, 4)
 
 
-@pytest.mark.parametrize("layout", ["missing", "file", "no_real", "empty", "unset"])
+@pytest.mark.parametrize("layout", ["missing", "file", "no_real", "empty", "unusable", "unset"])
 def test_wrong_places_give_one_clear_line(layout: str, tmp_path: Path) -> None:
     """A path that is nothing of the kind says what is expected."""
     path: object = tmp_path / "set"
@@ -109,6 +147,9 @@ def test_wrong_places_give_one_clear_line(layout: str, tmp_path: Path) -> None:
         (tmp_path / "set" / "fake").mkdir(parents=True)
     elif layout == "empty":
         (tmp_path / "set" / "real").mkdir(parents=True)
+    elif layout == "unusable":
+        (tmp_path / "set" / "real").mkdir(parents=True)
+        (tmp_path / "set" / "real" / "a.png").write_bytes(b"no image")
     elif layout == "unset":
         path = ""
     with pytest.raises(DataError) as caught:
