@@ -8,13 +8,14 @@ whose parser and builder run without a GPU: that is how it is tested where there
 
 from __future__ import annotations
 
-import subprocess
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OLDEST = (10, 12)
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
 PROFILE = (1, 32, 256)  # images a request: least, what tactics are chosen for, most
 REBUILD = "build it where it is served: python -m triton_models.build --weights DIR --flavour tensorrt --out REPOSITORY"
 
@@ -78,17 +79,46 @@ def load_tensorrt() -> Any:
     return tensorrt
 
 
+class Driver:
+    """The CUDA driver, called directly (ctypes on libcuda.so.1, which comes with it): the serving image has neither PyTorch nor CuPy.
+
+    It knows the GPUs that a process may use, CUDA_VISIBLE_DEVICES included, which nvidia-smi ignores. Raises PlanError without a driver
+    or a usable GPU, and for whatever a call answers but success.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL("libcuda.so.1")
+            self.call("cuInit", ctypes.c_uint(0))
+        except (OSError, PlanError) as error:
+            raise PlanError(f"no GPU can be used ({error}); a plan is built and run on the GPU that serves it") from error
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the driver."""
+        if code := getattr(self._library, name)(*arguments):
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text))
+            raise PlanError(f"{name}: {(text.value or b'no text').decode()} ({code})")
+
+
 def gpu_capability() -> str:
-    """Compute capability of this machine's GPUs. Raises PlanError without a GPU, or with GPUs of several kinds."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise PlanError(f"no GPU is visible (nvidia-smi: {error}); a plan is built on the GPU that serves it") from error
-    kinds = sorted(set(answer.split()))
+    """Compute capability of the GPUs that this process may use. Raises PlanError without a GPU, or with GPUs of several kinds."""
+    driver, count = Driver(), ctypes.c_int()
+    driver.call("cuDeviceGetCount", ctypes.byref(count))
+    kinds: dict[str, list[int]] = {}
+    for number in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        driver.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(number))
+        for attribute, part in ((_CAPABILITY_MAJOR, major), (_CAPABILITY_MINOR, minor)):
+            driver.call("cuDeviceGetAttribute", ctypes.byref(part), ctypes.c_int(attribute), device)
+        kinds.setdefault(f"{major.value}.{minor.value}", []).append(number)
     if len(kinds) != 1:
-        raise PlanError(f"GPUs of {len(kinds)} compute capabilities are visible ({', '.join(kinds)}); choose one kind with CUDA_VISIBLE_DEVICES")
-    return kinds[0]
+        seen = ", ".join(f"{kind} (GPU {' '.join(map(str, devices))})" for kind, devices in kinds.items()) or "none"
+        raise PlanError(
+            f"GPUs of one compute capability are needed, visible are: {seen}; set CUDA_VISIBLE_DEVICES to those of one kind, "
+            "for this command and for the server alike"
+        )
+    return next(iter(kinds))
 
 
 def compile_plan(

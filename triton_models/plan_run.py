@@ -1,7 +1,6 @@
 """Runs a TensorRT plan without a server, so that `verify` can compare it before anything serves it.
 
-The CUDA driver is called directly (ctypes on libcuda.so.1, which comes with the GPU's driver), because the serving image has
-neither PyTorch nor CuPy. Not run so far for want of a GPU; tests/triton_models/test_gpu.py is the test to run on one.
+Through the CUDA driver alone (`plan.Driver`). Not run so far for want of a GPU; tests/triton_models/test_gpu.py is the test to run on one.
 """
 
 from __future__ import annotations
@@ -14,28 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_models.plan import REBUILD, PlanError, recorder
+from triton_models.plan import REBUILD, Driver, PlanError, recorder
 
 
-class _Cuda:
-    """Memory of the first visible GPU, in the context that TensorRT uses too. Raises PlanError for whatever the driver refuses."""
+class _Cuda(Driver):
+    """Memory of the first visible GPU, in the context that TensorRT uses too."""
 
     def __init__(self) -> None:
-        try:
-            self._driver = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise PlanError(f"no CUDA driver is here ({error}); a plan runs on the GPU it was built for") from error
+        super().__init__()
         device, context = ctypes.c_int(), ctypes.c_void_p()
-        self.call("cuInit", ctypes.c_uint(0))
         self.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self.call("cuCtxSetCurrent", context)
-
-    def call(self, name: str, *arguments: Any) -> None:
-        if code := getattr(self._driver, name)(*arguments):
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorString(ctypes.c_int(code), ctypes.byref(text))
-            raise PlanError(f"{name}: {(text.value or b'no text').decode()} ({code})")
 
     def allocate(self, size_bytes: int) -> ctypes.c_uint64:
         address = ctypes.c_uint64()

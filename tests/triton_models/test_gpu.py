@@ -173,6 +173,14 @@ def test_a_plan_for_another_gpu_is_not_served(repositories: dict[str, Path], tmp
         build.check(tmp_path / "foreign")
 
 
+def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
+    """CUDA_VISIBLE_DEVICES decides which GPUs a plan is for: with none visible the build says so in a line."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    failed = command("triton_models.build", "--weights", "triton_models/weights/demo", "--flavour", "tensorrt", "--out", "/nowhere/models")
+    assert failed.returncode == 1
+    assert "no GPU can be used" in failed.stderr
+
+
 def test_a_truncated_plan_is_told(repositories: dict[str, Path], tmp_path: Path, compiler: plan.Compiler) -> None:
     """Half a plan: TensorRT's words, the file's name and the command to rebuild."""
     whole = next(repositories["fp16"].glob("code/*/*.plan"))

@@ -3,10 +3,12 @@
 TensorRT-RTX parses and builds without a GPU, through the same code that builds with TensorRT inside the serving image.
 """
 
+import ctypes
 import json
 from ctypes.util import find_library
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,45 @@ IMAGE = (224, 224, 3)
 def rtx() -> ModuleType:
     """TensorRT-RTX, of the extra `tensorrt-check`."""
     return pytest.importorskip("tensorrt_rtx", reason="install the extra tensorrt-check")
+
+
+class Library:
+    """libcuda of a machine whose visible GPUs have these compute capabilities; `code`: what cuInit answers."""
+
+    def __init__(self, *capabilities: tuple[int, int], code: int = 0) -> None:
+        self.capabilities, self.code = capabilities, code
+
+    def cuInit(self, _flags: Any) -> int:  # noqa: N802 - the driver's names
+        return self.code
+
+    def cuGetErrorString(self, _code: Any, text: Any) -> int:  # noqa: N802
+        text._obj.value = b"no CUDA-capable device is detected"
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.capabilities)
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: Any) -> int:  # noqa: N802
+        device._obj.value = 40 + number.value  # a handle need not be the number
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: Any, device: Any) -> int:  # noqa: N802
+        value._obj.value = self.capabilities[device.value - 40][attribute.value - 75]
+        return 0
+
+
+def test_the_gpus_that_may_be_used_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is asked, as it knows CUDA_VISIBLE_DEVICES: one kind is the answer; several are named, with what to set; none is told."""
+    library = Library((9, 0), (9, 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert plan.gpu_capability() == "9.0"
+    library.capabilities = ((8, 9), (12, 0), (8, 9))
+    with pytest.raises(PlanError, match=r"8\.9 \(GPU 0 2\), 12\.0 \(GPU 1\); set CUDA_VISIBLE_DEVICES"):
+        plan.gpu_capability()
+    library.code = 100
+    with pytest.raises(PlanError, match=r"no GPU can be used \(cuInit: no CUDA-capable device is detected \(100\)\)"):
+        plan.gpu_capability()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -116,7 +157,7 @@ def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
     """Without the driver's library the error says what is missing; with it this is the work of the GPU tests."""
     if find_library("cuda"):
         pytest.skip("a CUDA driver is here; see test_gpu.py")
-    with pytest.raises(PlanError, match="no CUDA driver is here"):
+    with pytest.raises(PlanError, match="no GPU can be used"):
         run_plan(None, tmp_path / "some.plan", np.zeros((1, WIDTH), np.float32))
 
 
