@@ -172,7 +172,7 @@ def made_on_device(views: Views, device: torch.device) -> bool:
 
 
 def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: torch.device) -> Iterator[Batch]:
-    """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError."""
+    """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError; its batches, DataError."""
     workers, draw_only = recipe.data.workers, made_on_device(recipe.views, device)
     cache_bytes = recipe.training.image_cache_mb * 2**20
     loader: DataLoader[Any] = DataLoader(
@@ -184,7 +184,15 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
         worker_init_fn=_one_thread if workers else None,
         prefetch_factor=2 if workers else None,
     )
-    return _made_ahead(iter(loader), device) if draw_only else iter(loader)
+    made = _in_one_line(iter(loader))
+    return _made_ahead(made, device) if draw_only else made
+
+
+def _in_one_line(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except DataError as error:  # of a data process: its message is the whole traceback there, which ends with what was said
+        raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip()) from error
 
 
 def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[Batch]:

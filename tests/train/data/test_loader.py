@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from train.data.folder import FolderSource, scan_folder
+from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, made_on_device, make_batches
 from train.recipe import RecipeError, Views, load_recipe
 
@@ -67,12 +68,13 @@ def test_unreadable_records_are_named(source: FolderSource, made_on: str, tmp_pa
     assert all(len(views) == RECORDS for batch in made for views in batch.views.values())
 
 
-def test_an_error_while_making_ahead_reaches_the_caller(source: FolderSource, tmp_path: Path) -> None:
-    """What goes wrong in the thread that works ahead is raised where the batch is asked for."""
+@pytest.mark.parametrize(("made_on", "workers"), [("device", 0), ("workers", 0), ("workers", 1), ("device", 1)])
+def test_data_that_cannot_be_read_are_one_line(source: FolderSource, made_on: str, workers: int, tmp_path: Path) -> None:
+    """What goes wrong in the thread that works ahead, or in a data process, is raised in one line where the batch is asked for."""
     for path in (tmp_path / "real").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="in a row cannot be read"):
-        batches(source, "device", "cpu")
+    with pytest.raises(DataError, match=r"^50 records in a row cannot be read, the last: .*empty file$"):
+        batches(source, made_on, "cpu", workers=workers)
 
 
 def test_the_device_makes_views_only_where_it_is_a_gpu_or_told_to() -> None:
