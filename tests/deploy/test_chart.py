@@ -264,7 +264,10 @@ REFUSED = {
     "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
     "password in a query of the URL": ({"settings": {"redis": {"url": "redis://redis:6379/0?password=word"}}}, "must hold no user or password"),
     "password in the S3 endpoint": ({"settings": {"references": {"s3_endpoint_url": "https://u:word@s3.example.org"}}}, "s3_endpoint_url: becomes"),
-    "password in the models' address": ({"models": {"source": "s3", "uri": "s3://u:word@bucket/prefix"}}, "models.uri: becomes"),
+    "password in the models' address": (
+        {"models": {"source": "s3", "uri": "s3://u:word@bucket/prefix"}},
+        "models.uri: stands in the pod's specification",
+    ),
     "setting as a variable": ({"worker": {"extraEnv": [{"name": "ASSAY_RUN__DRAIN_TIMEOUT_S", "value": "900"}]}}, "write it under settings"),
     "certificates without TLS to Kafka": ({"tls": {"kafka": {"secretName": "s"}}}, "tls.kafka.secretName: the connection is not encrypted"),
     "certificates without TLS to Redis": ({"tls": {"redis": {"secretName": "s"}}}, "tls.redis.secretName: the connection is not encrypted"),

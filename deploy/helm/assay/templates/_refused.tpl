@@ -75,7 +75,7 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- if and (has "s3" ($references.schemes | default list)) (ne (empty $references.s3_access_key_id) (empty $secret)) -}}
 {{- $problems = append $problems "settings.references.s3_access_key_id: it and the secret references.s3_secret_access_key belong together; set both, or neither for the usual AWS chain" -}}
 {{- end -}}
-{{- range $name, $url := dict "settings.references.s3_endpoint_url" $references.s3_endpoint_url -}}
+{{- range $name, $url := dict "settings.references.s3_endpoint_url" $references.s3_endpoint_url "models.s3EndpointUrl" $v.models.s3EndpointUrl -}}
 {{- if $url -}}
 {{- if not (regexMatch `^https?://[^/\s]+` $url) -}}
 {{- $problems = append $problems (printf "%s: a URL that begins with http:// or https:// is expected" $name) -}}

@@ -34,6 +34,9 @@ args:
   {{- end }}
 env:
   - {name: HOME, value: /tmp}
+  {{- with .Values.models.s3EndpointUrl }}
+  - {name: AWS_ENDPOINT_URL_S3, value: {{ . | quote }}}
+  {{- end }}
 {{- with .Values.models.credentialsSecret }}
 envFrom:
   - secretRef: {name: {{ . }}}

@@ -46,9 +46,9 @@
 {{- if contains "@" (dig "references" "s3_endpoint_url" "" $v.settings | default "") -}}
 {{- $problems = append $problems "settings.references.s3_endpoint_url: becomes a ConfigMap and must hold no user or password; give them as AWS_* variables from a Secret in worker.extraEnv (valueFrom)" -}}
 {{- end -}}
-{{- range $name, $uri := dict "uri" $v.models.uri "shadow" $v.models.shadow -}}
+{{- range $name, $uri := dict "uri" $v.models.uri "shadow" $v.models.shadow "s3EndpointUrl" $v.models.s3EndpointUrl -}}
 {{- if regexMatch "://[^/]*@" $uri -}}
-{{- $problems = append $problems (printf "models.%s: becomes an argument and must hold no user or password; put them into the Secret that models.credentialsSecret names" $name) -}}
+{{- $problems = append $problems (printf "models.%s: stands in the pod's specification and must hold no user or password; put them into the Secret that models.credentialsSecret names" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $v.worker.extraEnv -}}
