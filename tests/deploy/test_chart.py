@@ -224,7 +224,7 @@ def test_values_and_metrics_in_the_docs_exist(page: str) -> None:
             return not path or "additionalProperties" in node
         return path[0] in node["properties"] and exists(path[1:], node["properties"][path[0]])
 
-    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\b[a-zA-Z]+(?:\.[A-Za-z_]+)+", code)]
+    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\b[a-zA-Z]+(?:\.[A-Za-z0-9_]+)+", code)]
     values = [word for word in words if word.split(".")[0] in schema["properties"] and "Dockerfile" not in word]
     assert values and [word for word in values if not exists(word.split("."), schema)] == []
     assert set(re.findall(r"\bassay_[a-z_]+", text)) <= {doc.name for doc in metric_docs()}
