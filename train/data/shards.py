@@ -12,8 +12,11 @@ import io
 import json
 import re
 import tarfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_ou
 
 MANIFEST = "manifest.json"
 SLOTS = ("real", "gen_0", "gen_1", "gen_2", "gen_3")
+# What np.load raises for a file that was cut off or is something else.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
 _MEMBER = re.compile(r"^(?P<id>[^.]+)\.(?P<slot>real|gen_[0-3])\.[^.]+$")
 
 
@@ -102,10 +107,10 @@ def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: li
 
 
 def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids [R], offsets [R, 5], sizes [R, 5]) of a shard, from its index or, without one, its tar headers. Raises DataError."""
+    """(ids [R], offsets [R, 5], sizes [R, 5]) of a shard, from its index or, without a whole one, its tar headers. Raises DataError."""
     index = _index_path(shard)
     if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns - 10**9:
-        with np.load(index) as arrays:
+        with suppress(*DAMAGED), np.load(index) as arrays:
             return arrays["ids"], arrays["offsets"], arrays["sizes"]
     rows: dict[str, tuple[list[int], list[int]]] = {}
     try:

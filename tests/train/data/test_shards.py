@@ -48,6 +48,17 @@ def test_foreign_shards_are_indexed_by_their_headers(shards: Path) -> None:
     assert len(list(shards.glob("*.npz"))) == 3
 
 
+@pytest.mark.parametrize("kept", [0, 7, 200])
+def test_a_damaged_index_is_made_anew(kept: int, shards: Path) -> None:
+    """An index that was cut off is read from the tar again and replaced."""
+    expected = open_shards(shards).labelled()
+    index = shards / "shard-000001.index.npz"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:kept])
+    assert open_shards(shards).labelled() == expected
+    assert index.stat().st_size > 200
+
+
 def test_manifest_entry_counts_and_hashes(tmp_path: Path) -> None:
     """The entry of a shard has its records, images and bytes, and an unfinished file does not stay."""
     entry = write_shard(tmp_path, 7, [synthetic_record(1), D3Record("x", {"real": synthetic_record(2).images["real"]}, "", "", {})])
