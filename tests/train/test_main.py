@@ -196,6 +196,13 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
     assert json.loads((tmp_path / "served" / "card.json").read_text())["model_version"] == weights.load(tmp_path / "served").version
 
 
+def test_contact_sheet_needs_no_extension(runner: CliRunner, tmp_path: Path) -> None:
+    """The sheet is a PNG whatever its name."""
+    write_synthetic_folder(tmp_path / "set", 2, size=48)
+    result = runner.invoke(app, ["data", "inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet"), "--json"])
+    assert result.exit_code == 0 and (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")
+
+
 def test_inspect_warns_of_shortcuts(runner: CliRunner, tmp_path: Path) -> None:
     """A set in which format and size give the label away is called out; after equalising they no longer do."""
     rng = np.random.default_rng(0)

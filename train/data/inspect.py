@@ -118,7 +118,7 @@ def _median(values: list[float]) -> float:
 
 
 def contact_sheet(images: Sequence[Labelled], path: Path, columns: int = 12, most: int = 96) -> int:
-    """Write a sheet of evenly chosen thumbnails, framed by label (blue real, orange fake); returns how many are on it."""
+    """Write a PNG sheet of evenly chosen thumbnails, framed by label (blue real, orange fake); returns how many are on it."""
     chosen = [images[index] for index in np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(int))]
     cell = TILE_PX + 6
     sheet = Image.new("RGB", (columns * cell, -(-len(chosen) // columns) * cell), "white")
@@ -134,5 +134,5 @@ def contact_sheet(images: Sequence[Labelled], path: Path, columns: int = 12, mos
         sheet.paste(thumbnail, (x + 3, y + 3))
         shown += 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    sheet.save(path, "PNG")
     return shown
