@@ -9,6 +9,7 @@ unfinished block, whose downloads are kept in `.staging`, so nothing is lost and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -48,6 +49,7 @@ REQUIRED = (
 )
 DUPLICATE, UNREADABLE = "duplicate id", "generated image unreadable"  # failures of a row that are none of its download
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_KEY_CHARACTERS = 80  # with the longest ending below the 100 of a name in a tar
 
 
 def build_shards(
@@ -178,7 +180,7 @@ class D3Rows:
     def __init__(self, source: str, split: str = "train", position: Mapping[str, Any] | None = None) -> None:
         import datasets  # noqa: PLC0415 - takes seconds, and folders need none of it
 
-        self._source, self._errors = source, (OSError, ValueError, datasets.exceptions.DatasetsError)
+        self._source, self._errors = source, (OSError, ValueError, TypeError, NotImplementedError, datasets.exceptions.DatasetsError)
         with self._clear():
             if source.startswith(HUB_PREFIX):
                 stream = datasets.load_dataset(source.removeprefix(HUB_PREFIX), split=split, streaming=True)
@@ -213,7 +215,8 @@ class D3Rows:
         except self._errors as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{self._source}: {first_line(error)}") from error
+            schema = "; expected the schema of elsaEU/ELSA_D3" if isinstance(error, TypeError | NotImplementedError) else ""  # Arrow's, of casts
+            raise DataError(f"{self._source}: {first_line(error)}{schema}") from error
 
 
 class _counted:  # noqa: N801 - used as a function
@@ -256,11 +259,11 @@ def _records(
         fakes, broken = _fakes(row)
         failures.extend({"id": key, "url": url, "reason": f"{UNREADABLE}: {slot}"} for slot in broken)
         if fakes:
-            yield D3Record(key, {"real": (staging / key).read_bytes(), **fakes}, str(row["original_prompt"]), url, _details(row))
+            yield D3Record(key, {"real": (staging / key).read_bytes(), **fakes}, row["original_prompt"] or "", url, _details(row))
 
     with Downloader(limits) as downloader:
         for row in rows:
-            key = f"elsa_v2__{split}__{_UNSAFE.sub('_', str(row['id']))}"
+            key = _key(split, str(row["id"]))
             if key in seen:
                 failures.append({"id": key, "url": str(row["url"]), "reason": DUPLICATE})
                 continue
@@ -271,6 +274,16 @@ def _records(
                 yield from finish(*ahead.popleft())
         while ahead:
             yield from finish(*ahead.popleft())
+
+
+def _key(split: str, identity: str) -> str:
+    """The name of a record's files: the id as D3 has it where that can be a name, else made one, with a hash that keeps it distinct."""
+    asked = f"elsa_v2__{split}__{identity}"
+    name = _UNSAFE.sub("_", asked)
+    if name == asked and len(name) <= _KEY_CHARACTERS:
+        return name
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    return f"{name[: _KEY_CHARACTERS - 1 - len(digest)]}-{digest}"
 
 
 def _stage(staging: Path, key: str, known: dict[str, str], result: bytes | str) -> None:
@@ -316,10 +329,14 @@ def _manifest(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         return {**asked, "positions": [], "shards": []}
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        begun = {name: manifest[name] for name in (*asked, "positions", "shards")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no whole manifest of data d3 ({error!r}): put it back, or build in another folder") from error
     for name, value in asked.items():
-        if manifest[name] != value:
-            raise DataError(f"{out} was begun with {name} {manifest[name]!r}, not {value!r}: use the same, or another folder")
+        if begun[name] != value:
+            raise DataError(f"{out} was begun with {name} {begun[name]!r}, not {value!r}: use the same, or another folder")
     return manifest
 
 
@@ -329,7 +346,11 @@ def _ids(out: Path, shard: str) -> set[str]:
 
 
 def _failures(out: Path, shard: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in _failures_path(out, shard).read_text().splitlines()]
+    path = _failures_path(out, shard)
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): put it back, or build in another folder") from error
 
 
 def _failures_path(out: Path, shard: str) -> Path:

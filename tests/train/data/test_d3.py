@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -304,6 +305,38 @@ def test_failures_amid_successes_can_be_tried_again(rows: Path, server: Server, 
     assert list((tmp_path / "parts" / ".staging").iterdir()) == []
 
 
+def test_ids_that_make_no_file_names_stay_distinct(server: Server, tmp_path: Path) -> None:
+    """Long ids, and ids alike once made into a name, have records of their own, also in the tar; plain ones keep their name."""
+    identities = ["plain", "a/b", "a_b", "x" * 90 + "1", "x" * 90 + "2", "ä", "."]
+    write_rows(tmp_path / "d3.parquet", [f"{server.url}/ok/{index}" for index in range(len(identities))])
+    table = parquet.read_table(tmp_path / "d3.parquet")
+    parquet.write_table(table.set_column(0, "id", pa.array(identities)), tmp_path / "d3.parquet")
+    manifest = build_shards(str(tmp_path / "d3.parquet"), tmp_path / "out", split="validation", limits=LIMITS)
+    assert (manifest["records"], manifest["failures"]) == (len(identities), {})
+    ids = [str(identity) for identity in open_shards(tmp_path / "out").ids]
+    assert ids[0] == "elsa_v2__validation__plain" and len(set(ids)) == len(identities)
+
+
+def test_a_row_without_prompt_has_an_empty_caption(server: Server, tmp_path: Path) -> None:
+    """Null is no prompt: the caption is empty, not the word None."""
+    write_rows(tmp_path / "d3.parquet", [f"{server.url}/ok/1"])
+    table = parquet.read_table(tmp_path / "d3.parquet")
+    parquet.write_table(table.set_column(1, "original_prompt", pa.array([None], pa.string())), tmp_path / "d3.parquet")
+    build_shards(str(tmp_path / "d3.parquet"), tmp_path / "out", limits=LIMITS)
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        assert tar.getmember("elsa_v2__train__0000.caption.txt").size == 0
+
+
+@pytest.mark.parametrize("content", ["", '{"shards": [', "[]", "{}"])
+def test_a_damaged_manifest_is_one_line(content: str, rows: Path, tmp_path: Path) -> None:
+    """A manifest that is cut off or something else is named, with what to do, and stays as it is."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json is no whole manifest.*another folder"):
+        build_shards(str(rows), tmp_path / "out", limits=LIMITS)
+    assert (tmp_path / "out" / "manifest.json").read_text() == content
+
+
 def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:
     """A run stopped by --limit within a block goes on behind its last row."""
     build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=2, limits=LIMITS)
@@ -319,6 +352,10 @@ def test_wrong_sources_give_one_clear_line(rows: Path, tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([{"id": "1", "url": "x"}]), tmp_path / "other.parquet")
     with pytest.raises(DataError, match=r"image_gen0.* missing"):
         D3Rows(str(tmp_path / "other.parquet"))
+    numbers = dict.fromkeys(parquet.read_schema(rows).names, 1) | {"id": "1"}
+    parquet.write_table(pa.Table.from_pylist([numbers]), tmp_path / "numbers.parquet")
+    with pytest.raises(DataError, match=r"numbers\.parquet: .*expected the schema"):
+        list(D3Rows(str(tmp_path / "numbers.parquet")))
     build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=5, limits=LIMITS)
     with pytest.raises(DataError, match="records_per_shard 5"):
         build_shards(str(rows), tmp_path / "out", records_per_shard=6, limits=LIMITS)
