@@ -234,8 +234,9 @@ def _write_graph(model: onnx.ModelProto, folder: Path) -> list[Path]:
 def _write_model(name: str, model: onnx.ModelProto, files: list[Path], model_version: str, options: Options, compiler: Compiler | None) -> None:
     folder = files[0].parent
     if compiler is None:
-        shutil.copyfile(Path(__file__).with_name("python_backend.py"), folder / "model.py")
-        hashes = {path.name: file_hash(path) for path in files}
+        code = folder / "model.py"
+        shutil.copyfile(Path(__file__).with_name("python_backend.py"), code)
+        hashes = {path.name: file_hash(path) for path in (code, *files)}
         instances = options.instances or min(2, cores())
         threads = options.threads or max(1, cores() // instances)
         text = configuration.python_model(name, model_version, hashes, instances=instances, threads=threads)

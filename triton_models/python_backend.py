@@ -19,7 +19,7 @@ REBUILD = "write the repository again with python -m triton_models.build"
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        """Check the interpreter and the files, then open the graph; whatever is wrong is said in one line."""
+        """Check the interpreter and the files, this one among them, then open the graph; whatever is wrong is said in one line."""
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
                 f"NumPy {np.__version__} in the server's environment: this backend would answer with empty tensors; install requirements/triton.txt"

@@ -309,6 +309,17 @@ def test_a_damaged_graph_stops_the_start_with_one_line(folder: Path, tmp_path: P
     assert any(("missing" if damage == "missing" else "damaged or replaced") in line and "python -m triton_models.build" in line for line in said)
 
 
+def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_path: Path, serve: Callable) -> None:
+    """A model.py that is not the one that was built, though it runs, is refused by the server and by the check, with its name."""
+    manifest = build.build(folder, "cpu", tmp_path / "models")
+    code = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.py"
+    code.write_text(code.read_text() + "\nLATER = True\n")
+    with pytest.raises(build.BuildError, match=r"model\.py: damaged or replaced"):
+        build.check(tmp_path / "models")
+    said = [line for line in log_of_a_failed_start(tmp_path, serve) if str(code) in line]
+    assert any("damaged or replaced" in line and "python -m triton_models.build" in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("fault", "says"), [("not a number", "its scores has NaN or infinite numbers"), ("two heads", "its scores has shape [1, 2]")]
 )
