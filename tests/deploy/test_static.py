@@ -94,6 +94,16 @@ def test_compose_file_follows_the_specification(tool: Tool) -> None:
     assert bad.returncode != 0 and "stop_grace" in bad.stderr, bad.stderr
 
 
+def test_compose_services_are_restricted() -> None:
+    """Every service is without capabilities and cannot gain any; all but the broker have a root they cannot write to, and a /tmp."""
+    services = yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert not {"privileged", "cap_add"} & set(service), name
+        assert service["read_only"] is (name != "kafka"), name
+        assert {entry.split(":")[0] for entry in service["tmpfs"]} >= {"/tmp"}, name
+
+
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda path: path.stem)
 def test_hadolint_has_no_finding(tool: Tool, file: Path) -> None:
     """hadolint is content, and the base is an argument with a pinned default."""
