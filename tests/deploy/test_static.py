@@ -104,6 +104,15 @@ def test_compose_services_are_restricted() -> None:
         assert {entry.split(":")[0] for entry in service["tmpfs"]} >= {"/tmp"}, name
 
 
+def test_every_base_can_be_pinned() -> None:
+    """No stage of a Dockerfile and no service of compose.yaml names an image that an argument or a variable could not replace by a digest."""
+    for file in DOCKER.glob("*.Dockerfile"):
+        assert set(re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)) == {"${BASE}"}, file.name
+    for name, service in yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())["services"].items():
+        outside = service["build"]["args"]["BASE"] if "build" in service else service["image"]
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:\S+\}", outside), name
+
+
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda path: path.stem)
 def test_hadolint_has_no_finding(tool: Tool, file: Path) -> None:
     """hadolint is content, and the base is an argument with a pinned default."""
