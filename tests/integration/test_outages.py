@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import REPO, Outside, Worker, running_worker, samples, unlike, wait_until
+from tests.triton_processes import model_processes
 from worker.clients import kafka_topics
 from worker.local import stack as local_stack
 from worker.local.server import free_port
@@ -95,7 +96,7 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
             wait_until(worker.is_ready, f"ready again with {name}")
             feed.send(20)
             feed.check()
-        os.kill(_stubs(_pid(private_stack, "triton"))[0], signal.SIGKILL)
+        os.kill(model_processes(_pid(private_stack, "triton"))[0], signal.SIGKILL)
 
         def reloaded():
             feed.send(2)  # the other copy of the model may have answered so far
@@ -105,20 +106,6 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
         feed.check()
         assert worker.terminate() == 0
     outside.close()
-
-
-def _stubs(triton_pid: int) -> list[int]:
-    """The processes that run copies of the model `code`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (folder / "cmdline").read_bytes()
-        except (OSError, IndexError):
-            continue
-        if parent == triton_pid and b"python_backend_stub" in command and b"/code/" in command:
-            found.append(int(folder.name))
-    return found
 
 
 def test_servers_may_come_after_the_worker(private_stack, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import redis
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from tests.triton_processes import model_processes
 from worker.clients import kafka_topics
 from worker.local import processes, stack
 from worker.local.kafka_server import PARTITIONS, TOPICS
@@ -124,21 +125,13 @@ def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, 
 def test_a_killed_model_process_is_healed(private_stack, models):
     """Triton goes on calling itself ready when a model's process is gone; `up` sees that no inference works and heals it in place."""
     before = stack.up(private_stack, services=["triton"], models=models)
-    stub = str(private_stack.resolve() / "triton" / "backends")
-    victims = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_run_by(entry, stub)]
-    assert len(victims) == 2
-    os.kill(victims[0], signal.SIGKILL)
+    copies = model_processes(pid_of(before, "triton"))
+    assert len(copies) == 2
+    os.kill(copies[0], signal.SIGKILL)
     lines: list[str] = []
     after = stack.up(private_stack, services=["triton"], models=models, report=lines.append)
     assert any("not healthy" in line for line in lines)
     assert pid_of(after, "triton") == pid_of(before, "triton")
-
-
-def is_run_by(process: Path, program: str) -> bool:
-    try:
-        return (process / "cmdline").read_bytes().startswith(program.encode())
-    except OSError:
-        return False
 
 
 def test_a_killed_triton_leaves_no_orphans(private_stack, models):
