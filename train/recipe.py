@@ -42,7 +42,7 @@ class Data:
     source: str = ""
     validation: str = ""
     validation_fraction: Fraction = 0.1  # held out by record id where `validation` is empty
-    min_side_px: Count = 32  # smaller images of a folder are left out, and counted; shards are taken as they are
+    min_side_px: Count = 32  # smaller images are left out, and counted
     shuffle_window: Count = 1000  # records; shards are read in windows of this size, as the released shuffle buffer
     workers: Annotated[int, Field(ge=0)] = 8  # data processes per training process
 

@@ -139,7 +139,7 @@ def _reopen(out: Path, block: int, shard: str) -> None:
     """Stage what a finished shard has: its real images, and the links that are dead."""
     staging = _staging(out, block)
     staging.mkdir(parents=True, exist_ok=True)
-    ids, offsets, sizes = index_shard(out / shard)
+    ids, offsets, sizes, _ = index_shard(out / shard)
     for key, offset, size in zip(ids.tolist(), offsets[:, 0].tolist(), sizes[:, 0].tolist(), strict=True):
         if not (staging / key).exists():
             _stage(staging, key, {}, Key(str(out / shard), offset, size).read())

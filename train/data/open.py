@@ -23,7 +23,7 @@ def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, c
         raise DataError(f"{path} is no folder: data.source names a folder of images or of *.tar shards")
     source: ShardSource | FolderSource
     if any(path.glob("*.tar")):
-        source = open_shards(path, window)
+        source = open_shards(path, window, min_side_px)
         found = f"{len(source.ids)} records"
     else:
         source, _ = scan_folder(path, min_side_px, console=console)

@@ -2,7 +2,7 @@
 
 `shard-000000.tar` is a plain tar that the webdataset library reads: `<id>.real.jpg`, `<id>.gen_0.png` …, `<id>.caption.txt`,
 `<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that any record is one seek
-away; shards from elsewhere are indexed by reading their tar headers once. `manifest.json` has counts and hashes.
+away; shards from elsewhere are indexed once by their headers. `manifest.json` has counts and hashes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from train.data.images import EXTENSIONS, BadImage, DataError, read_header
 from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out
 
 MANIFEST = "manifest.json"
+HEAD_BYTES = 65536  # has the header of nearly every image
 SLOTS = ("real", "gen_0", "gen_1", "gen_2", "gen_3")
 # What np.load raises for a file that was cut off or is something else.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
@@ -52,12 +53,14 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
     ids: list[str] = []
     offsets: list[list[int]] = []
     sizes: list[list[int]] = []
+    sides_px: list[list[int]] = []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
-            row_offsets, row_sizes = [0] * len(SLOTS), [0] * len(SLOTS)
+            row_offsets, row_sizes, row_sides = ([0] * len(SLOTS) for _ in range(3))
             for slot, data in record.images.items():
                 index = SLOTS.index(slot)
-                row_offsets[index] = _add(tar, f"{record.id}.{slot}.{_extension(data)}", data)
+                extension, row_sides[index] = _looks(data)
+                row_offsets[index] = _add(tar, f"{record.id}.{slot}.{extension}", data)
                 row_sizes[index] = len(data)
             _add(tar, f"{record.id}.caption.txt", record.caption.encode())
             _add(tar, f"{record.id}.url.txt", record.url.encode())
@@ -66,8 +69,9 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
             ids.append(record.id)
             offsets.append(row_offsets)
             sizes.append(row_sizes)
+            sides_px.append(row_sides)
     partial.replace(path)
-    _save_index(path, ids, offsets, sizes)  # last: an index older than its shard is made anew, a newer one is believed
+    _save_index(path, ids, offsets, sizes, sides_px)  # last: an index older than its shard is made anew, a newer one is believed
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     images = int(np.count_nonzero(np.array(sizes))) if sizes else 0
@@ -81,18 +85,20 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _extension(data: bytes) -> str:
+def _looks(data: bytes) -> tuple[str, int]:
+    """(extension, shorter side in pixels) by the header; 0 pixels without one."""
     try:
-        return EXTENSIONS.get(read_header(data).format, "img")
+        header = read_header(data)
     except BadImage:
-        return "img"
+        return "img", 0
+    return EXTENSIONS.get(header.format, "img"), min(header.width, header.height)
 
 
 def _index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]]) -> None:
+def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]) -> None:
     buffer = io.BytesIO()
     shape = (-1, len(SLOTS))
     np.savez_compressed(
@@ -100,31 +106,39 @@ def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: li
         ids=np.array(ids, dtype=np.str_),
         offsets=np.array(offsets, dtype=np.int64).reshape(shape),
         sizes=np.array(sizes, dtype=np.int64).reshape(shape),
+        sides_px=np.array(sides_px, dtype=np.int64).reshape(shape),
     )
     partial = shard.with_suffix(".index.partial")
     partial.write_bytes(buffer.getvalue())
     partial.replace(_index_path(shard))
 
 
-def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids [R], offsets [R, 5], sizes [R, 5]) of a shard, from its index or, without a whole one, its tar headers. Raises DataError."""
+def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(ids [R], offsets [R, 5], sizes [R, 5], shorter sides in pixels [R, 5]) of a shard; 0 where there is none.
+
+    From its index or, without a whole one, the headers of the tar and of the images. Raises DataError.
+    """
     index = _index_path(shard)
     if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns - 10**9:
         with suppress(*DAMAGED), np.load(index) as arrays:
-            return arrays["ids"], arrays["offsets"], arrays["sizes"]
-    rows: dict[str, tuple[list[int], list[int]]] = {}
+            return arrays["ids"], arrays["offsets"], arrays["sizes"], arrays["sides_px"]
+    rows: dict[str, tuple[list[int], list[int], list[int]]] = {}
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
                 if match := _MEMBER.match(Path(member.name).name):
-                    offsets, sizes = rows.setdefault(match["id"], ([0] * len(SLOTS), [0] * len(SLOTS)))
+                    offsets, sizes, sides_px = rows.setdefault(match["id"], ([0] * len(SLOTS), [0] * len(SLOTS), [0] * len(SLOTS)))
                     slot = SLOTS.index(match["slot"])
                     offsets[slot], sizes[slot] = member.offset_data, member.size
+                    image = tar.extractfile(member)
+                    if image is not None:
+                        head = image.read(HEAD_BYTES)
+                        sides_px[slot] = _looks(head)[1] or _looks(head + image.read())[1]
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{shard}: {error}; write or copy the shard again") from error
     if not rows:
         raise DataError(f"{shard}: no members named <id>.real.<ext> or <id>.gen_<0-3>.<ext>")
-    _save_index(shard, list(rows), [row[0] for row in rows.values()], [row[1] for row in rows.values()])
+    _save_index(shard, list(rows), *([row[part] for row in rows.values()] for part in range(3)))
     return index_shard(shard)
 
 
@@ -188,28 +202,36 @@ class ShardOrder:
         return Pair(str(self.source.ids[record]), self.source.key(record, 0), self.source.key(record, int(self.fake_slot[record])))
 
 
-def open_shards(folder: str | Path, window: int = 1000) -> ShardSource:
-    """All shards (*.tar) of `folder`. Raises DataError if there is none or nothing in them can be paired."""
+def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) -> ShardSource:
+    """All shards (*.tar) of `folder`, but for images whose shorter side is below `min_side_px` or whose header cannot be read.
+
+    Raises DataError if there is none or nothing in them can be paired.
+    """
     paths = sorted(Path(folder).glob("*.tar"))
     if not paths:
         raise DataError(f"{folder} holds no *.tar shards")
     indexes = [index_shard(path) for path in paths]
     ids = np.concatenate([index[0] for index in indexes])
     shard_of = np.concatenate([np.full(len(index[0]), number) for number, index in enumerate(indexes)])
-    source = ShardSource(
-        [str(path) for path in paths],
-        ids,
-        shard_of,
-        np.concatenate([index[1] for index in indexes]),
-        np.concatenate([index[2] for index in indexes]),
-        {},
-        window,
-    )
+    offsets, sizes, sides_px = (np.concatenate([index[part] for index in indexes]) for part in (1, 2, 3))
+    unusable = (sizes > 0) & (sides_px < min_side_px)
+    source = ShardSource([str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, window)
+    left_out = [
+        Problem(
+            f"{paths[shard_of[record]]}/{ids[record]}.{SLOTS[slot]}",
+            *(
+                ("tiny", f"the shorter side is {side}, below {min_side_px}")
+                if (side := int(sides_px[record, slot]))
+                else ("corrupt", "no image header")
+            ),
+        )
+        for record, slot in np.argwhere(unusable)
+    ]
     whole = (source.sizes[:, 0] > 0) & (source.sizes[:, 1:] > 0).any(axis=1)
     if not whole.any():
         raise DataError(f"{folder}: no record has a real image and a fake")
-    left_out = [
-        Problem(f"{source.shards[shard_of[record]]}/{ids[record]}", "incomplete", "no real image" if not source.sizes[record, 0] else "no fake")
+    left_out += [
+        Problem(f"{paths[shard_of[record]]}/{ids[record]}", "incomplete", "no real image" if not source.sizes[record, 0] else "no fake")
         for record in np.flatnonzero(~whole)
     ]
     return source._part(whole, left_out)  # noqa: SLF001 - its own class

@@ -9,6 +9,7 @@ import pytest
 import webdataset
 
 from train.data.images import DataError
+from train.data.open import open_source
 from train.data.shards import SLOTS, D3Record, open_shards, write_shard
 from train.data.synthetic import synthetic_record
 
@@ -77,6 +78,22 @@ def test_records_without_a_pair_are_counted(tmp_path: Path) -> None:
     write_shard(tmp_path, 0, [lone])
     with pytest.raises(DataError, match="no record"):
         open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_small_images_are_left_out(indexed: bool, tmp_path: Path) -> None:
+    """What is smaller than asked, or no image at all, is left out of a record and named; the record stays while it has a pair."""
+    big, tiny = synthetic_record(0).images, synthetic_record(0, size=20).images
+    records = {"whole": big, "one": big | {"gen_1": tiny["gen_1"]}, "real": big | {"real": tiny["real"]}, "broken": big | {"gen_3": b"no image"}}
+    write_shard(tmp_path, 0, [D3Record(name, images, "", "", {}) for name, images in records.items()])
+    if not indexed:
+        (tmp_path / "shard-000000.index.npz").unlink()
+    source = open_source(tmp_path, min_side_px=32)
+    assert [str(identity) for identity in source.ids] == ["whole", "one", "broken"]
+    assert (source.sizes > 0).sum(axis=1).tolist() == [5, 4, 4]
+    assert source.problems == {"tiny": 2, "corrupt": 1, "incomplete": 1}
+    assert [Path(problem.path).name for problem in source.left_out] == ["one.gen_1", "real.real", "broken.gen_3", "real"]
+    assert len(open_shards(tmp_path).ids) == 4
 
 
 def test_order_has_every_record_once_with_varying_fakes(shards: Path) -> None:
