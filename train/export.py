@@ -1,6 +1,6 @@
 """Puts encoder and heads together into what is served: a weights folder, its card, and the ONNX graphs with their version.
 
-    python -m train.main export --weights runs/first/weights --out triton_models/weights/mine --dtype float16
+    python -m train.main export --weights runs/first/weights --out triton_models/weights/mine --half
 
 The graphs are those that `triton_models.build` makes of the folder; here they are compared with PyTorch and NumPy before
 anything is kept.
