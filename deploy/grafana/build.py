@@ -1,6 +1,6 @@
 """The Grafana dashboards as code: what each panel asks, where it stands; the JSON that Grafana loads lies in the chart.
 
-Each panel is one line of meaning: title, unit, PromQL, legend. Datasource and namespace are variables, so that one file serves
+Each panel is one line of meaning: title, unit, PromQL, legend. Datasource, namespace and release are variables, so that one file serves
 every cluster. Run after a change:
 
     python -m deploy.grafana.build [--check]
@@ -20,7 +20,7 @@ from deploy import generated
 OUT = Path(__file__).parents[1] / "helm" / "assay" / "files" / "dashboards"
 MODULE = "deploy.grafana.build"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-NS = 'namespace=~"$namespace"'
+NS = 'namespace=~"$namespace",job=~"$job"'
 WIDTH, HEIGHT, STAT_HEIGHT = 8, 8, 4
 
 
@@ -269,7 +269,7 @@ def dashboard(uid: str, title: str, rows: dict[str, list[Panel]]) -> dict[str, A
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-3h", "to": "now"},
-        "templating": {"list": [_datasource_variable(), _namespace_variable()]},
+        "templating": {"list": VARIABLES},
         "annotations": {"list": []},
         "panels": panels,
     }
@@ -312,15 +312,14 @@ def _datasource_variable() -> dict[str, Any]:
     return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "hide": 0}
 
 
-def _namespace_variable() -> dict[str, Any]:
-    query = "label_values(assay_build_info, namespace)"
+def _variable(name: str, label: str, query: str) -> dict[str, Any]:
     return {
-        "name": "namespace",
+        "name": name,
         "type": "query",
-        "label": "Namespace",
+        "label": label,
         "datasource": DATASOURCE,
         "definition": query,
-        "query": {"query": query, "refId": "namespace"},
+        "query": {"query": query, "refId": name},
         "refresh": 2,
         "multi": True,
         "includeAll": True,
@@ -330,6 +329,11 @@ def _namespace_variable() -> dict[str, Any]:
     }
 
 
+VARIABLES = [
+    _datasource_variable(),
+    _variable("namespace", "Namespace", "label_values(assay_build_info, namespace)"),
+    _variable("job", "Release", 'label_values(assay_build_info{namespace=~"$namespace"}, job)'),
+]
 DASHBOARDS = {"overview": ("assay-overview", "Assay: overview", OVERVIEW), "model": ("assay-model", "Assay: model", MODEL)}
 
 

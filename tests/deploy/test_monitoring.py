@@ -47,7 +47,7 @@ def _panels() -> Iterator[tuple[str, dict[str, Any]]]:
 def _expressions() -> list[str]:
     """Every PromQL expression of the dashboards, with Grafana's variables filled in."""
     found = [target["expr"] for _, panel in _panels() for target in panel.get("targets", [])]
-    return [expr.replace("$__rate_interval", "5m").replace("$namespace", ".*") for expr in found]
+    return [expr.replace("$__rate_interval", "5m").replace("$namespace", ".*").replace("$job", ".*") for expr in found]
 
 
 def _worker_series() -> set[str]:
@@ -68,7 +68,7 @@ def test_dashboards_can_be_read() -> None:
     for path in sorted(build.OUT.glob("*.json")):
         dashboard = json.loads(path.read_text())
         variables = {variable["name"] for variable in dashboard["templating"]["list"]}
-        assert variables == {"datasource", "namespace"}
+        assert variables == {"datasource", "namespace", "job"}
         taken: set[tuple[int, int]] = set()
         for panel in dashboard["panels"]:
             place = panel["gridPos"]
