@@ -101,6 +101,15 @@ def test_every_alert_tells_whom_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("warning", "critical") and set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
 
 
+def test_log_events_of_the_runbook_exist() -> None:
+    """What the runbook tells to look for in the worker's log is an event that the worker logs."""
+    page = (paths.CHECKOUT / "docs" / "runbook.md").read_text()
+    named = {event for group in re.findall(r"log \(([^)]*`[a-z]+_[a-z_]+`[^)]*)\)", page) for event in re.findall(r"`([a-z]+_[a-z_]+)`", group)}
+    code = "".join(path.read_text() for path in (paths.CHECKOUT / "worker").rglob("*.py"))
+    logged = set(re.findall(r'\blog\.(?:debug|info|warning|error|exception)\(\s*"(\w+)"', code))
+    assert "partitions_assigned" in named and named - logged == set()
+
+
 def test_every_alert_is_tested_both_ways() -> None:
     """The unit tests have a case in which each alert fires and one in which it does not."""
     cases = [case for test in yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"] for case in test["alert_rule_test"]]
