@@ -24,7 +24,7 @@ from train.data.images import DataError
 from train.data.inspect import gather, summary
 from train.data.records import Labelled
 from train.evaluate import EMBEDDINGS, RESULTS
-from train.run_folder import read_metrics
+from train.run_folder import RECIPE, read_metrics
 from triton_models.weights import SCORES
 
 PAGE = "report.html"
@@ -66,8 +66,10 @@ def write_report(
 ) -> Path:
     """Write `out`/report.html and its figures; `run` adds curves and recipe, `data` the check for shortcuts.
 
-    Raises DataError if `results_folder` holds no evaluation.
+    Raises DataError if `results_folder` holds no evaluation, or `run` no run.
     """
+    if run is not None and not (run / RECIPE).exists():
+        raise DataError(f"{run / RECIPE} is not there: --run names the folder that `train.main fit --run` was given")
     if not (results_folder / RESULTS).exists():
         raise DataError(f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first")
     try:
@@ -99,7 +101,7 @@ def write_report(
             pictures=pictures,
             captions=_CAPTIONS,
             descriptions=_descriptions(results),
-            recipe=_read(run, "recipe.toml"),
+            recipe=_read(run, RECIPE),
             environment=_read(run, "environment.json"),
         )
     )

@@ -21,6 +21,7 @@ from train.recipe import Recipe, RecipeError, load_recipe, recipe_to_toml
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+RECIPE = "recipe.toml"
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "webdataset")
 
 
@@ -37,13 +38,13 @@ class RunFolder:
             raise RecipeError([f"{self.path} holds a run already: continue it with --resume, or name another folder with --run"])
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "recipe.toml").write_text(recipe_to_toml(recipe))
+            (self.path / RECIPE).write_text(recipe_to_toml(recipe))
             (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             (self.path / METRICS).write_text("")
 
     def recipe(self) -> Recipe:
         """The recipe that the run was begun with. Raises RecipeError."""
-        return load_recipe(self.path / "recipe.toml")
+        return load_recipe(self.path / RECIPE)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one step: a kill leaves the old one or the new one."""
@@ -64,11 +65,11 @@ class RunFolder:
         return torch.load(path, map_location=device, weights_only=True)
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run does again."""
-        path = self.path / METRICS
-        if self.writes and path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("step", 0) <= step]
-            path.write_text("".join(kept))
+        """Drop metrics of steps that a resumed run does again, and a line that a kill cut off."""
+        if self.writes:
+            partial = self.path / f"{METRICS}.partial"
+            partial.write_text("".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step))
+            partial.replace(self.path / METRICS)
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line in metrics.jsonl and the same numbers in TensorBoard."""

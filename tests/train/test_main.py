@@ -87,6 +87,7 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("evaluate --data {tmp} --out {tmp}/r --weights {tmp} --resamples -1", "resamples"),
         ("report --results {tmp} --out {tmp}/p", "results.json"),
         ("report --results {tmp}/broken --out {tmp}/p", "results.json"),
+        ("report --results {tmp}/broken --out {tmp}/p --run {tmp}/typo", "typo"),
         ("import-release {tmp}/bad.toml {tmp}/w", "model.safetensors"),
         ("data d3 {tmp}/bad.toml {tmp}/s", "bad.toml"),
         ("data d3 {tmp} {tmp}/s", "parquet"),
