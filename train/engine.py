@@ -217,6 +217,8 @@ def _loop(
 
     with StepProgress(console, total=epochs * steps, done=progress.step, enabled=group.is_main) as bar:
         while progress.epoch < epochs:
+            if progress.epochs_without_gain >= recipe.validation.patience:
+                return result("early_stop")  # also of a run that is resumed though it had ended so
             rate = learning_rate(progress.epoch, recipe.optimisation)
             for entry in trainer.optimizer.param_groups:
                 entry["lr"] = rate
@@ -260,18 +262,16 @@ def _loop(
                 if progress.step % training.checkpoint_every_steps == 0 and not bad:
                     folder.save_checkpoint(trainer.state(progress))
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-            stop_early = _validate(trainer, folder, validation, progress, bar)
+            _validate(trainer, folder, validation, progress, bar)
             folder.save_checkpoint(trainer.state(progress))
-            if stop_early:
-                return result("early_stop")
     return result("finished")
 
 
-def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progress: Progress, bar: StepProgress) -> bool:
-    """Probe at the end of an epoch where the recipe says so; keep the best encoder; True when patience is at its end."""
+def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progress: Progress, bar: StepProgress) -> None:
+    """Probe at the end of an epoch where the recipe says so; keep the best encoder."""
     recipe, group = trainer.recipe.validation, trainer.group
     if progress.epoch % recipe.every_epochs and progress.epoch < trainer.recipe.optimisation.epochs:
-        return False
+        return
     auc = math.nan
     if group.is_main and images:
         trainer.model.eval()
@@ -282,7 +282,7 @@ def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progr
         if group.is_main:
             save_encoder(trainer.encoder, folder.path / "best")
         bar.note(f"epoch {progress.epoch}: no linear probe, too few validation images of both classes")
-        return False
+        return
     if auc > progress.best_auc:
         progress.best_auc, progress.epochs_without_gain = auc, 0
         if group.is_main:
@@ -291,7 +291,6 @@ def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progr
         progress.epochs_without_gain += 1
     folder.log("probe", progress.step, {"epoch": progress.epoch, "auc": auc, "best_auc": progress.best_auc})
     bar.note(f"epoch {progress.epoch}: linear probe AUC {auc:.4f} (best {progress.best_auc:.4f})")
-    return progress.epochs_without_gain >= recipe.patience
 
 
 def _mix(*numbers: int) -> int:

@@ -23,7 +23,7 @@ from train.data.synthetic import write_synthetic_folder
 from train.embed import Embedded, linear_probe
 from train.engine import TrainingDiverged, fit
 from train.recipe import Recipe, RecipeError, Views, load_recipe, recipe_to_toml
-from train.run_folder import read_metrics
+from train.run_folder import RunFolder, read_metrics
 
 QUIET = Console(quiet=True)
 
@@ -77,6 +77,17 @@ def test_resumed_run_equals_the_uninterrupted_one(images: Path, tmp_path: Path, 
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
     losses = [[line["total"] for line in read_metrics(tmp_path / run) if line["kind"] == "step"] for run in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize("last", ['{"kind": "step", "st', '{"kind": "step", "step": 2, "total": 1.0}'])
+def test_metrics_cut_off_by_a_kill_do_not_stop_a_resumed_run(last: str, tmp_path: Path) -> None:
+    """A last line that a kill cut off, or left without its end, is dropped or ended; what is logged then stands on lines of its own."""
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "total": 0.1}\n' + last)
+    folder = RunFolder(tmp_path)
+    folder.forget_after(2)
+    folder.log("step", 3, {"total": 0.3})
+    folder.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == ([1, 3] if last.endswith("st") else [1, 2, 3])
 
 
 def test_run_folder_says_what_was_run(images: Path, tmp_path: Path) -> None:
@@ -149,13 +160,14 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_
 
 
 def test_training_stops_when_the_probe_does_not_gain(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one."""
+    """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it does no step more."""
     values = iter([0.6, 0.8, 0.7, 0.8])
     monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
     monkeypatch.setattr(engine, "embed_images", lambda *_: None)
     recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.patience=2")
     result = fit(recipe, tmp_path / "run", console=QUIET)
     assert (result.status, result.epoch, result.best_auc) == ("early_stop", 4, 0.8)
+    assert fit(recipe, tmp_path / "run", resume=True, console=QUIET) == result
 
 
 def test_sampler_positions_do_not_depend_on_ranks() -> None:
