@@ -175,6 +175,9 @@ class RedisSettings(Group):
     def _fits_together(self) -> RedisSettings:
         if self.mode == "sentinel" and not self.sentinels:
             raise ValueError("sentinels: mode=sentinel needs them (host:port, comma separated)")
+        url = urlsplit(self.url.get_secret_value())
+        if self.mode == "cluster" and (url.scheme == "unix" or url.path.strip("/") not in ("", "0")):
+            raise ValueError("url: mode=cluster needs redis:// or rediss:// with a host, and has database 0 alone")
         return self
 
 

@@ -80,6 +80,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"secrets": {"values": {"redis.url": url}}}, "secrets.values.redis.url") for url in ("redis:6379", "rediss://:word@redis:99999/0")),
     (_one("redis", "mode", "sentinel"), "settings.redis.sentinels"),
     ({"settings": {"redis": {"mode": "sentinel", "sentinels": ["sentinel"]}}}, "settings.redis.sentinels"),
+    *(
+        ({"settings": {"redis": {"mode": "cluster", "url": url}}}, "settings.redis.mode")
+        for url in ("redis://redis:6379/1", "unix:///run/redis.sock")
+    ),
+    ({"settings": {"redis": {"mode": "cluster"}}, "secrets": {"values": {"redis.url": "rediss://:word@redis:6379/1"}}}, "settings.redis.mode"),
     (_one("redis", "verdict_ttl", "90 days"), "verdict_ttl"),
     *(
         (_one("triton", "url", url, **EXTERNAL), "settings.triton.url")
@@ -102,6 +107,7 @@ GOOD: list[dict[str, Any]] = [
     _one("kafka", "bootstrap_servers", ["[::1]:9092", "kafka-0.example.org:65535"]),
     {"settings": {"kafka": {"heartbeat_interval_ms": 1_000, "session_timeout_ms": 2_000}}},
     *(_one("redis", "url", url) for url in ("redis://redis", "rediss://[::1]:6380/1?ssl_check_hostname=true", "unix:///run/redis.sock")),
+    *({"settings": {"redis": {"mode": "cluster", "url": url}}} for url in ("redis://redis", "rediss://[::1]:6379/0?health_check_interval=30")),
     {"secrets": {"values": {"redis.url": "rediss://user:p%40ss:word@redis:6380/0\n"}}},
     *(_one("triton", "url", url, **EXTERNAL) for url in ("triton:8001", "grpc://[::1]:8001", "grpcs://triton.example.org:443")),
     _references(https_hosts=["example.org", "*.example.org:8443", "[2001:db8::1]:443", "2001:db8::1"], file_roots=["/archive"]),

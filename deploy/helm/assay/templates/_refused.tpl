@@ -50,6 +50,10 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- $problems = append $problems "secrets.values.redis.url: a port from 1 to 65535 is expected" -}}
 {{- end -}}
 {{- end -}}
+{{- $effective := get $v.secrets.values "redis.url" | default $redis.url | default "" | trim -}}
+{{- if and (eq ($redis.mode | default "") "cluster") (not (regexMatch `^(rediss?://[^/?#]*(/0?)?([?#].*)?)?$` $effective)) -}}
+{{- $problems = append $problems "settings.redis.mode: cluster needs a URL redis:// or rediss:// with a host, and has database 0 alone" -}}
+{{- end -}}
 {{- with dig "triton" "url" "" $v.settings -}}
 {{- with include "assay.addressProblem" (regexReplaceAll "^grpcs?://" . "") -}}
 {{- $problems = append $problems (printf "settings.triton.url: %s; host:port, grpc://host:port or grpcs://host:port is expected" .) -}}
