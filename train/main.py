@@ -195,15 +195,16 @@ def data_equalise(
     side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (224, 353),
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """A copy in which format, size and compression do not tell the label. Example: `data equalise images/ equal/`"""
-    from train.data.equalise import equalise_folder
+    """A copy in which format, size and compression do not tell the label; a stopped run goes on. Example: `data equalise images/ equal/`"""
+    from train.data.equalise import UNFINISHED, equalise_folder
     from train.data.images import DataError
     from train.data.open import open_source
 
-    with _clear_errors():
+    with _clear_errors(when_stopped=GOES_ON):
         if any(folder.glob("*.tar")):
             raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
-        _require_new(out)
+        if not (out / UNFINISHED).exists():
+            _require_new(out)
         images = open_source(folder, min_side_px=32, console=console).labelled()
         counts = equalise_folder(
             images,

@@ -7,6 +7,8 @@ subjects, and the size at which a scene was made. Metadata goes. Used for the de
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Collection
@@ -18,6 +20,7 @@ from PIL import Image
 from train.data.images import DataError, decode_image
 from train.data.records import FAKE, Labelled, held_out
 
+UNFINISHED = ".unfinished.json"  # what a destination was begun with, until it is whole
 SIDE_PX = (224, 353)
 QUALITY = (60, 99)
 SHRINK = (0.35, 1.0)
@@ -47,36 +50,58 @@ def equalise_folder(
 ) -> dict[str, int]:
     """Write `{train,validation}/{real,fake}/<generator>/` equalised, `held_out/…` and `unseen/…` in original bytes; returns the counts.
 
-    All cuts of an image are on the same side. Held out is decided by content, so the same images are held out every time; `unseen` are
-    whole sources or generators kept aside; the side of a cut is drawn from [side_px[0], side_px[1]). Files are
-    named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have.
+    A destination that was left half filled is gone on with. All cuts of an image are on the same side. Held out is decided by content, so
+    the same images are held out every time; `unseen` are whole sources or generators kept aside; the side of a cut is drawn from
+    [side_px[0], side_px[1]). Files are named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have, and
+    for a destination begun otherwise.
     """
     unknown = set(unseen) - {image.generator for image in images}
     if unknown:
         raise DataError(f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)")
+    asked = {
+        "images": hashlib.sha256("".join(sorted(f"{image.id} {image.label} {image.generator}\n" for image in images)).encode()).hexdigest(),
+        "fractions": [held_out_fraction, validation_fraction],
+        "numbers": [max_per_generator, copies, *side_px, seed],
+        "unseen": sorted(unseen),
+    }
+    begun = destination / UNFINISHED
+    if begun.exists() and begun.read_text() != json.dumps(asked):
+        raise DataError(f"{destination} was begun with other images or options: give the same, or name a new folder")
+    _write(begun, json.dumps(asked).encode())
     counts: Counter[str] = Counter()
     of_generator: Counter[tuple[int, str]] = Counter()
     for image in sorted(images, key=lambda entry: entry.id):
         label = "fake" if image.label == FAKE else "real"
-        data = image.key.read()
         aside = "unseen" if image.generator in unseen else "held_out" if held_out(image.id, held_out_fraction) else None
         if aside is not None:
             path = destination / aside / label / image.generator / image.id[:16]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            if not path.exists():
+                _write(path, image.key.read())
             counts[f"{aside} {label}"] += 1
             continue
         if of_generator[image.label, image.generator] >= max_per_generator:
             counts[f"left out {label}"] += 1
             continue
         of_generator[image.label, image.generator] += 1
-        pixels = decode_image(data).convert("RGB")
         part = "validation" if held_out(f"validation {image.id}", validation_fraction) else "train"
         folder = destination / part / label / image.generator
-        folder.mkdir(parents=True, exist_ok=True)
-        for copy in range(copies):
+        missing = {copy: path for copy in range(copies) if not (path := folder / f"{image.id[:16]}-{copy}.jpg").exists()}
+        if missing:
+            pixels = decode_image(image.key.read())
+        for copy, path in missing.items():
             cut, kept_as = equalise_image(pixels, np.random.default_rng([seed, copy, int(image.id[:12], 16)]), side_px)
-            cut.save(folder / f"{image.id[:16]}-{copy}.jpg", "JPEG", **kept_as)
+            encoded = io.BytesIO()
+            cut.save(encoded, "JPEG", **kept_as)
+            _write(path, encoded.getvalue())
         counts[f"{part} {label}"] += 1
     (destination / "equalised.json").write_text(json.dumps(dict(counts), indent=2, sort_keys=True) + "\n")
+    begun.unlink()
     return dict(counts)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of `data` or nothing: what stands there is not made again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(data)
+    partial.replace(path)
