@@ -25,6 +25,10 @@ MODULE = "deploy.helm.generate"
 # Set by the chart itself: addresses inside the pod, paths of what it mounts, names that a Deployment cannot give.
 OWNED = {("http", "host"), ("http", "port"), ("policy", "path"), ("stack", "dir"), ("kafka", "group_instance_id")}
 REDIS_URL = "^(redis|rediss|unix)://"
+# Parts of the chart read them: null, which removes a default, must not reach a template.
+REQUIRED = {"kafka": ["bootstrap_servers", "group_id", "incoming_topic"]}
+# YAML numbers reach the templates as floats.
+LARGEST = 2**53 - 1
 
 
 def is_owned(group: str, name: str) -> bool:
@@ -41,6 +45,7 @@ def schema() -> dict[str, Any]:
     """The whole values.schema.json."""
     properties = chart_schema.properties()
     properties["settings"] = chart_schema.obj("The worker's settings, by group and field; docs/settings.md explains them.", **dict(_groups()))
+    properties["settings"]["required"] = list(REQUIRED)
     names = {"type": "object", "additionalProperties": False}
     keys = {name: {"type": "string", "minLength": 1, "description": f"Key that holds {name}."} for name in secret_names()}
     inline = {name: {"type": "string", "minLength": 1, "description": f"The value of {name}."} for name in secret_names()}
@@ -66,7 +71,8 @@ def _groups() -> Iterator[tuple[str, dict[str, Any]]]:
         secret = set(secret_names())
         fields = {field: body for field, body in fields.items() if f"{group}.{field}" not in secret or (group, field) == ("redis", "url")}
         if fields:
-            yield group, chart_schema.obj(definition.get("description", ""), **fields)
+            required = {"required": REQUIRED[group]} if group in REQUIRED else {}
+            yield group, chart_schema.obj(definition.get("description", ""), **fields) | required
 
 
 def _field(group: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +83,12 @@ def _field(group: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
         kept["description"] = "`redis://`, `rediss://` or `unix://` without a password; with one it belongs under `secrets`."
     if body.get("json_schema_extra", {}).get("unit") == "s" or name.endswith("_ttl"):
         description = kept.pop("description")
-        return {"description": description, "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^\d+(s|m|h|d)?$"}]}
+        return {
+            "description": description,
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": LARGEST}, {"type": "string", "pattern": r"^\d+(s|m|h|d)?$"}],
+        }
+    if kept.get("type") == "integer":
+        kept.setdefault("maximum", LARGEST)
     return kept
 
 

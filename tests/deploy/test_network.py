@@ -68,3 +68,9 @@ def test_redis_behind_an_inline_secret_is_reached() -> None:
     """Where the URL of Redis is a secret of the chart its port counts, not that of the default URL."""
     rules = _rules({"secrets": {"values": {"redis.url": "rediss://user:p%40ss:1@redis.example.org:6380/0"}}})
     assert 6380 in rules and 6379 not in rules
+
+
+def test_a_socket_of_redis_opens_nothing() -> None:
+    """Without an address of Redis there is no rule for it: one without ports would open them all."""
+    items = chart.of_kind(chart.objects(chart.template(values={"settings": {"redis": {"url": "unix:///run/redis.sock"}}})), "NetworkPolicy")
+    assert [rule for item in items for rule in item["spec"]["egress"] if not rule["ports"]] == []

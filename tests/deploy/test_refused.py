@@ -155,7 +155,11 @@ def test_every_check_of_the_worker_has_a_case() -> None:
     assert found - tried == set()
 
 
-STOPPED_BY_TRITON = {
+STOPPED_LATER = {
+    "no brokers": (_one("kafka", "bootstrap_servers", None), "bootstrap_servers"),
+    "no settings of Kafka": ({"settings": {"kafka": None}}, "kafka"),
+    "no Redis": (_one("redis", "url", None), "settings.redis.url"),
+    "a number that no float holds": (_one("limits", "max_image_bytes", 1e20), "max_image_bytes"),
     "a GPU to decode on": (_one("decode", "device", "gpu"), "settings.decode.device"),
     "bf16 on a CPU": ({"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}, "models": {"precision": "bf16"}}, "models.precision"),
     "a model that is not served": (_one("triton", "model_name", "detector"), "settings.triton.model_name"),
@@ -171,9 +175,9 @@ STOPPED_BY_TRITON = {
 }
 
 
-@pytest.mark.parametrize("case", STOPPED_BY_TRITON)
+@pytest.mark.parametrize("case", STOPPED_LATER)
 def test_what_no_pod_could_start_with_is_refused(case: str) -> None:
-    """Values that pass the worker's parser and would stop the init container, Triton or the decoder do not render either."""
-    values, word = STOPPED_BY_TRITON[case]
+    """Values that pass the worker's parser and would stop the init container, Triton or the decoder, or leave nothing to connect to, do not render either."""
+    values, word = STOPPED_LATER[case]
     with pytest.raises(chart.Refused, match=word):
         chart.template(values=values)

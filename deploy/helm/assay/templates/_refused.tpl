@@ -51,6 +51,9 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- end -}}
 {{- end -}}
 {{- $effective := get $v.secrets.values "redis.url" | default $redis.url | default "" | trim -}}
+{{- if not (or $effective (include "assay.hasSecret" (dict "root" . "name" "redis.url"))) -}}
+{{- $problems = append $problems "settings.redis.url: where Redis is must be said, here or in the secret redis.url" -}}
+{{- end -}}
 {{- if and (eq ($redis.mode | default "") "cluster") (not (regexMatch `^(rediss?://[^/?#]*(/0?)?([?#].*)?)?$` $effective)) -}}
 {{- $problems = append $problems "settings.redis.mode: cluster needs a URL redis:// or rediss:// with a host, and has database 0 alone" -}}
 {{- end -}}
