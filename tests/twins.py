@@ -166,6 +166,7 @@ class Workbench:
         self.storages: dict[str, Dependency] = {}
         self.watch = ModelWatch(self.triton, self.settings.triton.model_name, self.metrics)  # type: ignore[arg-type]
         self.watch.refresh()
+        self.intake_inbox: HandOver[list[Item]] = HandOver()
         self.decode_inbox: HandOver[Batch] = HandOver(decode_capacity)
         self.infer_inbox: HandOver[Batch] = HandOver(infer_capacity)
         self.publish_inbox: HandOver[list[Item]] = HandOver()
@@ -194,6 +195,7 @@ class Workbench:
             order=self.order,
             single_flight=self.single_flight,
             model_version=lambda: self.watch.version,
+            inbox=self.intake_inbox,
             decode=self.decode_inbox,
             publish=self.publish_inbox,
             metrics=self.metrics,
@@ -204,7 +206,7 @@ class Workbench:
     def take(self, *records: Record) -> list[Item]:
         """Admit records and hand them to the intake."""
         items = self.admit(*records)
-        self._intake.inbox.put(items, self.stop)
+        self.intake_inbox.put(items, self.stop)
         return items
 
     def line(self) -> tuple[Callable[[], None], ...]:

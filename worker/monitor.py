@@ -21,6 +21,7 @@ from worker.errors import Unavailable
 from worker.retry import Dependency
 from worker.settings import Settings
 from worker.stages.infer import CANARY, ModelWatch
+from worker.stages.poll import Poll
 from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -42,9 +43,7 @@ class Monitor:
         watch: ModelWatch,
         breakers: Sequence[Dependency],
         metrics: Metrics,
-        assigned: Callable[[], list[int]],
-        beat: Callable[[], float],
-        joined: Callable[[], float],
+        poll: Poll,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -52,9 +51,7 @@ class Monitor:
         self._watch = watch
         self._breakers = breakers
         self._metrics = metrics
-        self._assigned = assigned
-        self._beat = beat
-        self._joined = joined
+        self._poll = poll
         self._probe = Probe(settings.kafka)
         self._stop = threading.Event()
         self._seen: dict[str, tuple[bool, str]] = {}
@@ -76,7 +73,7 @@ class Monitor:
         A join may take as long as the slowest member may take to poll; beyond that this one is stuck.
         """
         now = time.monotonic()
-        silent_s, outside_s = now - self._beat(), now - self._joined()
+        silent_s, outside_s = now - self._poll.beat, now - self._poll.joined_at
         stall_s = self._settings.run.stall_timeout_s
         join_limit_s = self._settings.kafka.max_poll_interval_ms / 1000 + stall_s
         kafka_is_there = self._seen.get("kafka", (False, ""))[0]
@@ -86,7 +83,7 @@ class Monitor:
 
     def readyz(self) -> tuple[bool, dict[str, Any]]:
         """Partitions assigned, dependencies there, no breaker open."""
-        assigned = self._assigned()
+        assigned = self._poll.assigned
         checks: dict[str, Any] = {"partitions": assigned}
         fresh = time.monotonic() - self._seen_at < STALE_S
         seen = self._seen

@@ -26,7 +26,6 @@ from worker.clients.fetch import Fetcher
 from worker.clients.kafka import Consumer, Producer
 from worker.clients.redis import Store
 from worker.clients.triton import Triton
-from worker.contract import Record
 from worker.errors import AssayError, Stopping, Unavailable
 from worker.flow import Flow, HandOver
 from worker.inflight import PublishOrder, SingleFlight
@@ -39,6 +38,7 @@ from worker.settings import Settings
 from worker.stages.decode import Decode
 from worker.stages.infer import Infer, ModelWatch
 from worker.stages.intake import Intake
+from worker.stages.poll import Poll
 from worker.stages.publish import Publish
 from worker.stages.shadow import Shadow
 from worker.telemetry.certificates import certificate_files
@@ -47,7 +47,6 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
-POLL_MS = 100
 
 
 class Pipeline:
@@ -64,7 +63,6 @@ class Pipeline:
         self._stop_requested = threading.Event()  # begin to drain
         self._stop = threading.Event()  # every room stops at once
         self._broken: BaseException | None = None
-        self._beat = self._joined_at = time.monotonic()
         self._threads: list[threading.Thread] = []
 
         self.flow = Flow(settings.flow)
@@ -78,6 +76,18 @@ class Pipeline:
         self._triton = Triton(settings.triton, settings.intake.batch_max_items)
         self._watch = ModelWatch(self._triton, settings.triton.model_name, self.metrics)
         self._tracing = Tracing(settings.tracing, __version__)
+        self._intake_inbox: HandOver[list[Item]] = HandOver()
+        self._poll = Poll(
+            settings,
+            dependencies=lambda: (self._redis, self._triton_server, self._kafka, *self._storages.values()),
+            tracker=self.tracker,
+            flow=self.flow,
+            intake=self._intake_inbox,
+            metrics=self.metrics,
+            tracing=self._tracing,
+            drain=self._stop_requested,
+            stop=self._stop,
+        )
         self._monitor = Monitor(
             settings,
             store=self._store,
@@ -85,14 +95,8 @@ class Pipeline:
             watch=self._watch,
             breakers=(self._redis, self._triton_server),
             metrics=self.metrics,
-            assigned=lambda: self._assigned,
-            beat=lambda: self._beat,
-            joined=lambda: self._joined_at,
+            poll=self._poll,
         )
-        self._assigned: list[int] = []
-        self._paused = False
-
-    # ── life cycle ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, on_ready: Callable[[int], None] = lambda _port: None) -> None:
         """Start, consume until `request_stop`, drain, stop."""
@@ -103,8 +107,8 @@ class Pipeline:
             consumer, producer = self._start()
             on_ready(server.port)
             try:
-                self._consume(consumer)
-                self._drain(consumer)
+                self._poll.run(consumer)
+                self._poll.drain(consumer)
             finally:
                 self._halt(consumer, producer)
         except Stopping:
@@ -177,7 +181,7 @@ class Pipeline:
         decode = Decode(
             settings.decode, flow=self.flow, inbox=decode_inbox, infer=infer_inbox, publish=publish_inbox, tracing=self._tracing, stop=stop
         )
-        self._intake = Intake(
+        intake = Intake(
             settings,
             store=self._store,
             redis=self._redis,
@@ -188,6 +192,7 @@ class Pipeline:
             order=self._order,
             single_flight=single_flight,
             model_version=lambda: self._watch.version,
+            inbox=self._intake_inbox,
             decode=decode_inbox,
             publish=publish_inbox,
             metrics=metrics,
@@ -197,143 +202,20 @@ class Pipeline:
         for number in range(settings.triton.calls_in_flight):
             self._open(f"infer-{number}", infer.run)
         self._open("decode", decode.run)
-        self._open("intake", self._intake.run)
-        return self._wait_for(self._kafka, lambda: Consumer(settings.kafka, self._on_assigned, self._on_revoked), deadline), producer
-
-    def _consume(self, consumer: Consumer) -> None:
-        """The poll loop: admit records while there is room, commit about once a second."""
-        self._joined_at = time.monotonic()
-        commit_at = time.monotonic()
-        average_bytes = 1.0
-        while not self._stop_requested.is_set() and self._broken is None:
-            self._beat = time.monotonic()
-            self._pause_or_resume(consumer)
-            room_bytes = max(0, self.flow.max_bytes - self.flow.bytes)
-            most = max(1, min(self.settings.kafka.max_poll_records, self.flow.room, int(room_bytes / average_bytes)))
-            try:
-                records = consumer.poll(POLL_MS, most)
-                if consumer.is_joined:
-                    self._joined_at = self._beat
-                self._admit(records)
-                if records:
-                    average_bytes = max(average_bytes * 0.9, sum(len(r.value or b"") for r in records) / len(records), 1.0)
-                if self._beat >= commit_at:
-                    commit_at = self._beat + self.settings.kafka.commit_interval_ms / 1000
-                    self._commit(consumer)
-                    self._observe(consumer)
-            except Unavailable as error:
-                log.warning("kafka_away", error=error.detail, action="polling goes on")
-                self._stop_requested.wait(0.5)
-
-    def _drain(self, consumer: Consumer) -> None:
-        """Let what is under way finish and commit it; what the deadline cuts off is redelivered."""
-        deadline = time.monotonic() + self.settings.run.drain_timeout_s
-        consumer.set_paused(True)
-        while self.tracker.unfinished() and time.monotonic() < deadline and not self._stop.is_set() and self._broken is None:
-            self._beat = time.monotonic()
-            try:
-                consumer.poll(POLL_MS, 1)
-                self._commit(consumer)
-            except Unavailable as error:
-                log.warning("kafka_away", error=error.detail, action="draining goes on")
-                time.sleep(POLL_MS / 1000)
-        left = self.tracker.unfinished()
-        log.info("drained", unfinished=left, note="they are redelivered" if left else None)
+        self._open("intake", intake.run)
+        return self._wait_for(self._kafka, lambda: Consumer(settings.kafka, self._poll.on_assigned, self._poll.on_revoked), deadline), producer
 
     def _halt(self, consumer: Consumer, producer: Producer) -> None:
         """Stop the rooms, commit what they finished, leave the group."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=10)
-        try:
-            self._commit(consumer)
-        except Unavailable as error:
-            log.warning("last_commit_failed", error=error.detail, note="the records are redelivered and yield the same verdicts")
+        self._poll.commit_last(consumer)
         for close in (consumer.close, producer.close, self._fetcher.close, self._triton.close, self._store.close):
             try:
                 close()
             except (AssayError, OSError) as error:
                 log.warning("close_failed", error=str(error))
-
-    # ── poll thread ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _admit(self, records: list[Record]) -> None:
-        """Give each record its epoch and its place in the flow, and hand them to Intake."""
-        now, now_ms = time.monotonic(), time.time() * 1000
-        items = []
-        for record in records:
-            epoch = self.tracker.deliver(record.partition, record.offset)
-            if epoch is None:
-                continue
-            size = len(record.value or b"")
-            item = Item(record, epoch, touched_at=now, queued_ms=max(0.0, now_ms - record.timestamp_ms), held_bytes=size)
-            item.trace = self._tracing.item(record.header("traceparent"))
-            self.flow.admit(size)
-            self.metrics.consumed_bytes.inc(size)
-            items.append(item)
-        if items:
-            self.metrics.records_consumed.inc(len(items))
-            self._intake.inbox.put(items, self._stop)
-
-    def _pause_or_resume(self, consumer: Consumer) -> None:
-        away = [
-            dependency.name for dependency in (self._redis, self._triton_server, self._kafka, *list(self._storages.values())) if dependency.is_away
-        ]
-        paused = self.flow.is_full or bool(away)
-        if paused is self._paused:
-            return
-        self._paused = paused
-        consumer.set_paused(paused)
-        self.metrics.paused.set(paused)
-        if paused:
-            cause = away[0] if away else "flow"
-            self.metrics.pauses.labels(cause=cause).inc()
-            log.debug("paused", cause=cause, items=self.flow.items, bytes=self.flow.bytes)
-        else:
-            log.debug("resumed")
-
-    def _commit(self, consumer: Consumer) -> None:
-        offsets = self.tracker.committable()
-        if not offsets:
-            return
-        try:
-            done = consumer.commit(offsets, timeout_ms=5_000)
-        except Unavailable:
-            self.metrics.commit_failures.inc()
-            raise
-        if done:
-            self.tracker.committed(offsets)
-            self.metrics.commits.inc()
-        else:
-            self.metrics.commit_failures.inc()
-
-    def _observe(self, consumer: Consumer) -> None:
-        self.metrics.flow_items.set(self.flow.items)
-        self.metrics.flow_bytes.set(self.flow.bytes)
-        for partition, waiting in consumer.waiting().items():
-            lag = waiting + self.tracker.unfinished([partition])
-            self.metrics.consumer_lag.labels(topic=self.settings.kafka.incoming_topic, partition=str(partition)).set(lag)
-
-    def _on_assigned(self, partitions: list[int]) -> None:
-        """From inside `poll`: new epochs begin. Cooperative: only what is new."""
-        self.tracker.assign(partitions)
-        self._assigned = sorted({*self._assigned, *partitions})
-        self.metrics.assigned_partitions.set(len(self._assigned))
-        if partitions:
-            self.metrics.rebalances.inc()
-            log.info("partitions_assigned", new=partitions, all=self._assigned)
-
-    def _on_revoked(self, partitions: list[int]) -> None:
-        """From inside `poll` or `close`: these epochs end; what is under way for them is the new owner's."""
-        fenced = self.tracker.revoke(partitions)
-        self._assigned = sorted({*self._assigned} - {*partitions})
-        self.metrics.assigned_partitions.set(len(self._assigned))
-        for partition in partitions:
-            self.metrics.forget_partition(self.settings.kafka.incoming_topic, partition)
-        if partitions:
-            log.info("partitions_revoked", gone=partitions, left=self._assigned, fenced=fenced)
-
-    # ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _open(self, name: str, body: Callable[[], None]) -> None:
         """Start a room. An exception that leaves it is a defect: the worker stops, and tells."""
@@ -377,7 +259,7 @@ class Pipeline:
                 if now >= told_at:
                     log.warning("waiting_for", dependency=error.dependency, error=error.detail)
                     told_at = now + 5
-                self._beat = self._joined_at = now
+                self._poll.is_moving()
                 if self._stop_requested.wait(0.5):
                     raise Stopping(f"stopped while waiting for {error.dependency}") from None
             else:

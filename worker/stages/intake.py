@@ -27,7 +27,7 @@ IDLE_S = 0.2
 
 
 class Intake:
-    """The first room. `inbox` takes lists of new items, and items whose reference has been fetched."""
+    """`inbox` takes lists of new items, and items whose reference has been fetched."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Intake:
         order: PublishOrder,
         single_flight: SingleFlight,
         model_version: Callable[[], str],
+        inbox: HandOver[list[Item]],
         decode: HandOver[Batch],
         publish: HandOver[list[Item]],
         metrics: Metrics,
@@ -64,7 +65,7 @@ class Intake:
         self._batch: list[Item] = []
         self._batch_bytes = 0
         self._broken: Exception | None = None  # a defect in the pool, for `run` to end with
-        self.inbox: HandOver[list[Item]] = HandOver()
+        self._inbox = inbox
         self._pool = ThreadPoolExecutor(settings.references.concurrency, thread_name_prefix="fetch")
 
     def run(self) -> None:
@@ -73,7 +74,7 @@ class Intake:
             while not self._stop.is_set():
                 if self._broken is not None:
                     raise self._broken
-                pieces = self.inbox.get_all(min(IDLE_S, self._time_left_s()))
+                pieces = self._inbox.get_all(min(IDLE_S, self._time_left_s()))
                 self._take([item for piece in pieces for item in piece])
                 if self._batch and self._time_left_s() <= 0:
                     self._send()
@@ -173,7 +174,7 @@ class Intake:
         if scheme in ("file", "https", "s3"):  # a label must not be a producer's free choice
             self._metrics.fetches.labels(scheme=scheme, outcome=outcome).inc()
         self._metrics.stage_seconds.labels(stage="fetch").observe(time.monotonic() - started)
-        self.inbox.put([item], self._stop)
+        self._inbox.put([item], self._stop)
 
     def _fetched(self, reference: ImageReference) -> bytes:
         """The image, however long its storage is away. Raises Rejected or Stopping."""
