@@ -46,16 +46,19 @@ def test_bad_files_are_named_and_counted(folder: Path) -> None:
     assert len(source.images) == 6 + 6 - 1
 
 
-def test_linked_generators_are_read_and_loops_end(folder: Path, tmp_path: Path) -> None:
+def test_linked_generators_are_read_and_loops_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator's folder may be a link; a link to a folder that it lies in is not followed, whichever way leads there."""
+    write_synthetic_folder(tmp_path / "another_set", 1, seed=1, size=48)
     elsewhere = tmp_path / "elsewhere"
     (folder / "fake" / "upsampled").rename(elsewhere)
     (folder / "fake" / "linked").symlink_to(elsewhere)
     for loop, target in ((elsewhere / "up", tmp_path), (folder / "real" / "again", folder), (folder / "real" / "self", Path("self"))):
         loop.symlink_to(target)
-    source, problems = scan_folder(folder)
-    assert Counter((image.label, image.generator) for image in source.images) == {(REAL, "real"): 6, (FAKE, "linked"): 6}
-    assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("self", "corrupt")]
+    monkeypatch.chdir(folder)
+    for name in (folder, "."):
+        source, problems = scan_folder(name)
+        assert Counter((image.label, image.generator) for image in source.images) == {(REAL, "real"): 6, (FAKE, "linked"): 6}
+        assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("self", "corrupt")]
 
 
 def test_what_lies_beside_the_layout_is_named(folder: Path) -> None:
