@@ -21,6 +21,8 @@ from triton_models import build
 from worker.local import paths
 
 Tool = Callable[[str], Path]
+# The first test on an image waits for its build, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="session")
