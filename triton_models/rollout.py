@@ -58,7 +58,7 @@ def load(client: Any, live: Path, new: Path) -> str:
     manifest = build.check(new)
     version = str(manifest["model_version"])
     with _alone(live), _beside(live) as work:
-        if build.check(live) == manifest:  # loaded before: the server is told again, the version to go back to stays
+        if _whole(live) == manifest:  # loaded before: the server is told again, the version to go back to stays
             return _try(client, live, version, swap=lambda: None, undo=lambda: None)
         draft, was = work / "new", live.stat().st_ino
         shutil.copytree(new, draft, ignore=shutil.ignore_patterns(SHADOW))
@@ -148,6 +148,14 @@ def versions(client: Any, live: Path) -> dict[str, str | None]:
 def previous_of(live: Path) -> Path:
     """Where the version before stands."""
     return live.with_name(f"{live.name}.previous")
+
+
+def _whole(live: Path) -> dict[str, Any] | None:
+    """Its manifest; None where it is damaged, which is no reason to keep it."""
+    try:
+        return build.check(live)
+    except (BuildError, PlanError):
+        return None
 
 
 @contextmanager

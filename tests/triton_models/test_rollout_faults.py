@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from triton_models import build, rollout
+from triton_models.build import BuildError
 from triton_models.rollout import RolloutError
 
 
@@ -78,6 +79,16 @@ def test_a_repeated_load_keeps_the_version_before(live: Path, new: Path) -> None
     for _ in range(2):
         assert rollout.load(client, live, new) == NEW
         assert state(live) == (NEW, OLD)
+
+
+def test_a_damaged_file_in_live_keeps_no_good_version_out(live: Path, new: Path) -> None:
+    """What is to be replaced need not be whole; to go back to it is refused."""
+    with (live / "code" / "config.pbtxt").open("a") as file:
+        file.write("damage")
+    assert rollout.load(Client(live), live, new) == NEW
+    assert state(live) == (NEW, OLD)
+    with pytest.raises(BuildError, match="damaged or replaced"):
+        rollout.back(Client(live), live)
 
 
 @pytest.mark.parametrize(("name", "says"), [("models", "started on"), ("models.previous", "rollout back")])
