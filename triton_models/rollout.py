@@ -105,6 +105,7 @@ def shadow(client: Any, live: Path, new: Path) -> str:
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
     place = live / SHADOW
     with _alone(live), _beside(live) as work:
+        _refuse_another_folder(client, live)
         draft = work / SHADOW
         shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
         configuration = draft / "config.pbtxt"
@@ -150,6 +151,17 @@ def previous_of(live: Path) -> Path:
     return live.with_name(f"{live.name}.previous")
 
 
+def _refuse_another_folder(client: Any, live: Path) -> None:
+    """Raises RolloutError for a shadow that the server has from elsewhere: to undo would end it."""
+    try:
+        served = client.is_model_ready(SHADOW)
+    except InferenceServerException as error:
+        raise RolloutError(f"{live}: the server does not answer ({_text(error)}); nothing has changed") from error
+    if served and not (live / SHADOW).is_dir():
+        advice = "name the folder that the server is started on, or end that shadow first with `rollout unshadow`"
+        raise RolloutError(f"{live}: the server serves a {SHADOW} that is not in this folder; {advice}")
+
+
 def _whole(live: Path) -> dict[str, Any] | None:
     """Its manifest; None where it is damaged, which is no reason to keep it."""
     try:
@@ -160,7 +172,9 @@ def _whole(live: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _alone(live: Path) -> Iterator[None]:
-    """One roll-out at a time; what a killed one left is put back first. Raises RolloutError while another is at work."""
+    """One roll-out at a time; what a killed one left is put back first. Raises RolloutError while another is at work, and for no repository."""
+    if not (live / MANIFEST).is_file():
+        raise RolloutError(f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on")
     with live.with_name(f"{live.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

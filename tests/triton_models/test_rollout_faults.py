@@ -162,3 +162,24 @@ def test_a_shadow_whose_folder_is_gone_is_unloaded(live: Path) -> None:
     assert client.ready == {"code"}
     with pytest.raises(RolloutError, match="no shadow version"):
         rollout.unshadow(client, live)
+
+
+def test_a_shadow_from_another_folder_serves_on(live: Path, new: Path) -> None:
+    """With a wrong LIVE the shadow that the server has from the right one is neither ended nor taken for the new one."""
+    client = Client(live)
+    client.ready.add(rollout.SHADOW)
+    client.version = NEW  # the same version as the candidate's: its answers cannot tell the two apart
+    with pytest.raises(RolloutError, match=r"not in this folder.*started on"):
+        rollout.shadow(client, live, new)
+    assert rollout.SHADOW in client.ready and not (live / rollout.SHADOW).exists()
+
+
+@pytest.mark.parametrize("action", ["load", "back", "shadow"])
+def test_a_folder_that_is_no_repository_is_named(live: Path, new: Path, action: str) -> None:
+    """A LIVE mistyped: the line names it, the server is not asked, nothing is left beside it."""
+    typo, client = live.with_name("typo"), Client(live)
+    client.stop = AssertionError("the server was asked")
+    before = set(live.parent.iterdir())
+    with pytest.raises(RolloutError, match=f"^{typo}: no model repository"):
+        rollout.back(client, typo) if action == "back" else getattr(rollout, action)(client, typo, new)
+    assert set(live.parent.iterdir()) == before
