@@ -7,8 +7,8 @@
     python -m triton_models.rollout back     --repository LIVE --server HOST:PORT                     undo the last load or back
 
 LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
-LIVE.previous. Triton answers with the old version until the new one is loaded, and keeps it if loading fails; then the
-folder is put back too. Every answer carries its version, so the worker follows by itself.
+LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a second or
+more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries its version, so the worker follows.
 """
 
 from __future__ import annotations
@@ -224,9 +224,13 @@ def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], und
 
 
 def _load_ready(client: Any, live: Path) -> None:
-    """Load `code` anew, and whichever of its parts the server has loaded: parts first, since an ensemble names their version."""
-    ready = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
-    for name in (*ready, "code"):
+    """Load `code` anew, and whichever of its parts the server has loaded: parts first where `code` is an ensemble of them.
+
+    One graph goes first: the `code` before may be an ensemble, which answers only as long as the server has its parts' version.
+    """
+    parts = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
+    one_graph = any((live / "code").glob("*/model.onnx"))
+    for name in ("code", *parts) if one_graph else (*parts, "code"):
         _load_model(client, live, name)
 
 

@@ -30,9 +30,9 @@ def candidate(folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def live(folder: Path, tmp_path: Path, serve: Callable) -> Iterator[Any]:
-    """A server on a repository of its own."""
-    build.build(folder, "cpu", tmp_path / "live" / "models")
+def live(folder: Path, tmp_path: Path, serve: Callable, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A server on a repository of its own; the parameter says of which kind its `code` is."""
+    build.build(folder, "cpu", tmp_path / "live" / "models", build.Options(code=getattr(request, "param", "fused")))
     with serve(tmp_path / "live", tmp_path / "live" / "models") as running:
         yield running
 
@@ -51,6 +51,7 @@ def served(live: Any, model: str = "code") -> tuple[str, np.ndarray]:
     return f"{int(answer.get_response().model_version):012x}", answer.as_numpy("scores")
 
 
+@pytest.mark.parametrize("live", ["fused", "ensemble"], indirect=True)
 def test_a_load_and_a_roll_back_under_traffic_lose_nothing(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
     """While versions change no request fails, and each answer's version is that of its scores."""
     old, new = versions
