@@ -130,12 +130,23 @@ def shadow(client: Any, live: Path, new: Path) -> str:
 
 
 def unshadow(client: Any, live: Path) -> None:
-    """Stop serving `code_shadow`. Raises RolloutError when there is none."""
-    if not (live / SHADOW).is_dir() and not client.is_model_ready(SHADOW):
-        raise RolloutError(f"{live}: no shadow version is there")
-    client.unload_model(SHADOW)
-    if (live / SHADOW).is_dir():
-        shutil.rmtree(live / SHADOW)
+    """Stop serving `code_shadow`, and remove it: the folder also where no server answers, as a damaged one may be why.
+
+    Raises RolloutError when there is none, or the server could not be told.
+    """
+    folder = live / SHADOW
+    with _alone(live):
+        try:
+            if not folder.is_dir() and not client.is_model_ready(SHADOW):
+                raise RolloutError(f"{live}: no shadow version is there")
+            client.unload_model(SHADOW)
+        except InferenceServerException as error:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(folder)
+            raise RolloutError(f"{folder}: removed, but the server was not told ({_text(error)}); if it runs, it serves it on") from error
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def versions(client: Any, live: Path) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from triton_models import build, rollout
 from triton_models.build import BuildError
@@ -16,10 +17,10 @@ from triton_models.rollout import RolloutError
 
 
 class Client:
-    """Serves `code` from the folder, as it stood at the last load; `stop` is raised by the first load after it is set."""
+    """Serves `code` from the folder, as it stood at the last load; `stop` is raised by the first load after it is set, `away` by each unload."""
 
     def __init__(self, live: Path) -> None:
-        self.live, self.stop, self.ready = live, None, {"code"}
+        self.live, self.stop, self.away, self.ready = live, None, None, {"code"}
         self.version = version_of(live)
 
     def is_model_ready(self, name: str) -> bool:
@@ -33,6 +34,8 @@ class Client:
         self.version = version_of(self.live)
 
     def unload_model(self, name: str) -> None:
+        if self.away is not None:
+            raise self.away
         self.ready.discard(name)
 
     def infer(self, *_: Any, **__: Any) -> Any:
@@ -183,3 +186,13 @@ def test_a_folder_that_is_no_repository_is_named(live: Path, new: Path, action: 
     with pytest.raises(RolloutError, match=f"^{typo}: no model repository"):
         rollout.back(client, typo) if action == "back" else getattr(rollout, action)(client, typo, new)
     assert set(live.parent.iterdir()) == before
+
+
+def test_a_shadow_is_removed_without_a_server(live: Path) -> None:
+    """A damaged one may be why none runs: its folder goes, the line says that the server was not told."""
+    client = Client(live)
+    (live / rollout.SHADOW).mkdir()
+    client.away = InferenceServerException("failed to connect")
+    with pytest.raises(RolloutError, match=r"code_shadow: removed.*failed to connect"):
+        rollout.unshadow(client, live)
+    assert not (live / rollout.SHADOW).exists()
