@@ -34,7 +34,7 @@ TRITON = TRITON_GPU | {
     "nv_inference_queue_duration_us",
     "nv_inference_compute_infer_duration_us",
 }
-PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds"}
 _METRIC = re.compile(r"\b(?:assay|nv|process)_[a-z0-9_]+")
 
 
