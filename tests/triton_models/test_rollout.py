@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tritonclient import grpc
 
+from tests.triton_models.conftest import until_serving
 from triton_models import build, rollout, weights
 from triton_models.build import BuildError
 from triton_models.rollout import RolloutError
@@ -120,6 +121,30 @@ def test_two_versions_side_by_side(live: Any, candidate: Path, versions: tuple[s
     assert rollout.versions(live.client, live.repository)["shadow"] is None
     with pytest.raises(RolloutError, match="no shadow version"):
         rollout.unshadow(live.client, live.repository)
+
+
+def test_a_damaged_shadow_keeps_no_server_from_starting(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """Started anew the server has the shadow again; a damaged one is left out with one line that names the file, and can be ended."""
+    old, new = versions
+    rollout.shadow(live.client, live.repository, candidate)
+    said: list[str] = []
+
+    def start_anew() -> None:
+        live.server.stop(grace_s=15)
+        live.server.start()
+        until_serving(live.server)
+        live.server.complete(said.append)
+
+    start_anew()
+    assert (served(live)[0], served(live, rollout.SHADOW)[0], said) == (old, new, [])
+    graph = next(live.repository.glob("code_shadow/*/model.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-9])
+    start_anew()
+    assert served(live)[0] == old and not live.client.is_model_ready(rollout.SHADOW)
+    (line,) = said
+    assert f"{graph}: damaged" in line and "rollout unshadow" in line and "\n" not in line
+    rollout.unshadow(live.client, live.repository)
+    assert not (live.repository / rollout.SHADOW).exists()
 
 
 def test_a_damaged_candidate_is_refused_before_anything_changes(live: Any, candidate: Path, versions: tuple[str, str]) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,6 +88,9 @@ class Server(ABC):
     def heal(self) -> None:
         """Cure what a `curable` NotServing told of, without a restart. Raises NotServing when it cannot."""
         raise NotServing("only a restart helps")
+
+    def complete(self, report: Callable[[str], None]) -> None:  # noqa: B027 - most have nothing to add
+        """Once it serves: what it serves besides, and can do without."""
 
     def running(self) -> processes.Process | None:
         """The living process, or None."""

@@ -227,6 +227,7 @@ def _await(server: Server, *, fresh: bool, report: Callable[[str], None]) -> Non
         else:
             processes.mark_served(server.pid_file)
             report(f"{server.name}: serves on {server.address}")
+            server.complete(report)
             return
 
 
