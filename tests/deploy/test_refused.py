@@ -14,6 +14,7 @@ from tests.deploy import chart
 from worker import settings
 from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import Rules
+from worker.clients.triton import CROP_BYTES
 from worker.errors import SettingsError
 
 pytestmark = pytest.mark.usefixtures("helm")
@@ -164,6 +165,15 @@ STOPPED_LATER = {
     "bf16 on a CPU": ({"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}, "models": {"precision": "bf16"}}, "models.precision"),
     "a model that is not served": (_one("triton", "model_name", "detector"), "settings.triton.model_name"),
     "a shadow model that is not served": (_one("shadow", "model_name", "candidate"), "settings.shadow.model_name"),
+    "too little shared memory": (
+        {"triton": {"sharedMemory": "64Mi"}, "settings": {"triton": {"calls_in_flight": 3}, "intake": {"batch_max_items": 256}}},
+        rf"triton.sharedMemory=64Mi: .*batch_max_items=256 .*calls_in_flight=3 calls take up to {4 * 256 * CROP_BYTES // 2**20}Mi",
+    ),
+    "too little shared memory for the CPU's model": (
+        {"triton": {"flavour": "cpu", "sharedMemory": "32Mi"}, "gpu": {"enabled": False}},
+        r"triton.sharedMemory=32Mi: .*take up to 44Mi",
+    ),
+    "more shared memory than memory": ({"triton": {"sharedMemory": "4.5Gi"}}, "triton.sharedMemory=4.5Gi: .*limits.memory=4Gi"),
     "no bucket": ({"models": {"source": "s3", "uri": "s3://"}}, "models.uri"),
     "weights of no place": ({"models": {"path": "weights"}}, "models.path"),
     "an unpinned shadow": ({"models": {"shadow": "hub://a/b"}, "settings": {"shadow": {"share": 0.1}}}, "models.shadow"),

@@ -24,6 +24,23 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- regexReplaceAll `^.*@` $address "" -}}
 {{- end -}}
 
+{{/* A quantity of Kubernetes ("512Mi", 1.5G, 1024) as a number of bytes. */}}
+{{- define "assay.bytes" -}}
+{{- $unit := regexFind `(m|k|[KMGT]i?)$` (toString .) -}}
+{{- $factor := get (dict "" 1 "m" 0.001 "k" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776) $unit -}}
+{{- mulf (trimSuffix $unit (toString .) | float64) $factor | int64 -}}
+{{- end -}}
+
+{{/* What worker and sidecar put into /dev/shm at most, in bytes: the worker's regions (worker/clients/triton.py), one batch for each call and one for the
+canary; with triton.flavour=cpu the input of two processes for each model, up to 256 images, beside their first MiB. */}}
+{{- define "assay.sharedMemoryNeed" -}}
+{{- $triton := dig "triton" dict .Values.settings -}}
+{{- $images := mul (add1 (int ($triton.calls_in_flight | default 2))) (dig "intake" "batch_max_items" nil .Values.settings | default 32 | int) -}}
+{{- $regions := ternary 0 (mul $images 150528) (eq ($triton.shared_memory | default "system") "off") -}}
+{{- $processes := ternary (ternary 2 4 (empty .Values.models.shadow)) 0 (eq .Values.triton.flavour "cpu") -}}
+{{- add $regions (mul $processes (add (mul (min 256 $images) 150528) 1048576)) -}}
+{{- end -}}
+
 {{/* The problems as a YAML list. */}}
 {{- define "assay.refused" -}}
 {{- $v := .Values -}}
@@ -118,6 +135,16 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- $wanted := dig $group "model_name" $served $v.settings | default $served -}}
 {{- if ne $wanted $served -}}
 {{- $problems = append $problems (printf "settings.%s.model_name: the chart's Triton serves %s, not %s; remove it, or set triton.mode=external" $group $served $wanted) -}}
+{{- end -}}
+{{- end -}}
+{{- $shared := include "assay.bytes" $v.triton.sharedMemory | int64 -}}
+{{- $need := include "assay.sharedMemoryNeed" . | int64 -}}
+{{- if and (eq $v.triton.mode "sidecar") (lt $shared $need) -}}
+{{- $problems = append $problems (printf "triton.sharedMemory=%s: batches of settings.intake.batch_max_items=%v in settings.triton.calls_in_flight=%v calls take up to %dMi; raise the one, or lower the others" $v.triton.sharedMemory (dig "intake" "batch_max_items" nil $v.settings | default 32) (dig "triton" "calls_in_flight" nil $v.settings | default 2) (div (add $need 1048575) 1048576)) -}}
+{{- end -}}
+{{- with dig "limits" "memory" "" $v.triton.resources -}}
+{{- if gt $shared (include "assay.bytes" . | int64) -}}
+{{- $problems = append $problems (printf "triton.sharedMemory=%s: counts against triton.resources.limits.memory=%v and must be smaller" $v.triton.sharedMemory .) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $problems -}}
