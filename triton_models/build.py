@@ -19,6 +19,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from triton_models.weights import WeightsError
 Flavour = Literal["cpu", "tensorrt", "null"]
 CodeKind = Literal["fused", "ensemble"]
 MANIFEST = "MANIFEST.json"
+SHADOW = "code_shadow"
 WEIGHTS_FOLDER = "weights"
 SCHEMA = "assay.models/1"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -129,6 +131,31 @@ def check(repository: Path) -> dict[str, Any]:
             if f"{Path(graph_file).parent.as_posix()}/{key.file_name}" not in manifest["files"]:
                 raise PlanError(f"{repository / graph_file}: no plan of this graph stands beside it; {plan.REBUILD}")
     return manifest
+
+
+def check_shadow(repository: Path) -> None:
+    """A `code_shadow` stands in no manifest: its files against the hashes that its own configuration names (TensorRT's names none).
+
+    Raises BuildError naming the first file that is not as it was built.
+    """
+    path = repository / SHADOW / "config.pbtxt"
+    if not path.parent.is_dir():
+        return
+    advice = "roll the shadow out again, or end it with python -m triton_models.rollout unshadow"
+    try:
+        text = path.read_text()
+        if 'backend: "tensorrt"' in text:
+            return
+        number, files = re.search(r"versions: \[ (\d+) \]", text), re.search(r'key: "files" value \{ string_value: (".*") \}', text)
+        if number is None or files is None or not text.endswith("]\n"):
+            raise ValueError("it is cut off, or not ours")
+        hashes = json.loads(json.loads(files[1]))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path}: damaged ({error}); {advice}") from error
+    for name, expected in hashes.items():
+        file = path.parent / number[1] / name
+        if not file.is_file() or file_hash(file) != expected:
+            raise BuildError(f"{file}: missing, damaged or replaced (SHA-256 differs from {path.name}); {advice}")
 
 
 def read_manifest(repository: Path) -> dict[str, Any]:
@@ -319,6 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.check:
             manifest, where, verb = check(options.check), options.check, "is whole"
+            check_shadow(options.check)
         else:
             chosen = Options(options.precision, options.code, options.instances, options.threads, options.timing_cache)
             manifest, where, verb = build(options.weights, options.flavour, options.out, chosen), options.out, "written"

@@ -31,12 +31,11 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_models import build
-from triton_models.build import MANIFEST, BuildError
+from triton_models.build import MANIFEST, SHADOW, BuildError
 from triton_models.configuration import MODELS
 from triton_models.plan import PlanError
 from triton_models.weights import IMAGE_PX
 
-SHADOW = "code_shadow"
 WAS = "was"  # in the folder of a load at work: the inode of the version that served when it began
 DEADLINE_S = 300.0  # a TensorRT plan with a large bank loads slowly from a network disk
 

@@ -194,6 +194,23 @@ def test_the_repository_holds_its_weights(folder: Path, tmp_path: Path) -> None:
     assert weights.load(tmp_path / "models" / "code" / build.WEIGHTS_FOLDER).version == manifest["model_version"]
 
 
+def test_check_names_a_damaged_shadow(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A `code_shadow` stands in no manifest: its graph, its code and its configuration are looked at all the same."""
+    repository = tmp_path / "models"
+    build.build(folder, "cpu", repository)
+    shadow = shutil.copytree(repository / "code", repository / build.SHADOW)
+    assert build.main(["--check", str(repository)]) == 0
+    for path in (next(shadow.glob("*/model.onnx")), next(shadow.glob("*/model.py")), shadow / "config.pbtxt"):
+        whole = path.read_bytes()
+        for damage in (whole[:-9], b"\xff\x00", b""):
+            path.write_bytes(damage)
+            assert build.main(["--check", str(repository)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {path}: ") and "rollout unshadow" in line
+        path.write_bytes(whole)
+    assert build.check(repository)["code"] == "fused"
+
+
 def test_the_command_line_builds_and_checks(folder: Path, tmp_path: Path, command: Callable) -> None:
     """Exit 0 and a line with the version; for bad weights exit 1 and one line that names the file."""
     built = command("triton_models.build", "--weights", folder, "--flavour", "cpu", "--out", tmp_path / "models")

@@ -142,7 +142,7 @@ def test_a_damaged_shadow_keeps_no_server_from_starting(live: Any, candidate: Pa
     start_anew()
     assert served(live)[0] == old and not live.client.is_model_ready(rollout.SHADOW)
     (line,) = said
-    assert f"{graph}: damaged" in line and "rollout unshadow" in line and "\n" not in line
+    assert f"{graph}: damaged" in line and "rollout unshadow" in line and "\n" not in line and "At:" not in line
     rollout.unshadow(live.client, live.repository)
     assert not (live.repository / rollout.SHADOW).exists()
 

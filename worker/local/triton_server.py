@@ -163,7 +163,8 @@ class TritonServer(Server):
     def _order(self, action: str, name: str) -> None:
         status, answer = self._post(f"repository/models/{name}/{action}", b"{}", _LOAD_TIMEOUT_S)
         if status != http.client.OK:
-            raise NotServing(f"{action} {name}: {status} {' '.join(str(answer.get('error', answer)).split())[:400]}")
+            message, _, _frames_of_the_backend = str(answer.get("error", answer)).partition("\n\nAt:")
+            raise NotServing(f"{action} {name}: {status} {' '.join(message.split())}")
 
     def _post(self, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(HOST, self.ports["triton_http"], timeout=timeout_s)
