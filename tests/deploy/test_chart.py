@@ -117,6 +117,16 @@ def test_a_changed_setting_rolls_the_pods(change: dict[str, Any]) -> None:
     assert before["checksum/settings"] != after["checksum/settings"]
 
 
+def test_labels_and_annotations_of_the_chart_win() -> None:
+    """A label or annotation of the user with a name that the chart sets itself is not written a second time, and does not replace the chart's."""
+    taken = {"checksum/settings": "mine", "kubectl.kubernetes.io/default-container": "mine"}
+    more = {"podAnnotations": {**taken, "a": "b"}, "podLabels": {"app.kubernetes.io/component": "mine", "c": "d"}}
+    text = chart.template("--show-only", "templates/worker.yaml", values={"worker": more})
+    found = _worker(chart.objects(text))["spec"]["template"]["metadata"]
+    assert found["annotations"]["kubectl.kubernetes.io/default-container"] == "worker" and "mine" not in text
+    assert all(text.count(name) == 1 for name in taken) and found["annotations"]["a"] == "b" and found["labels"]["c"] == "d"
+
+
 @each_installation
 def test_pods_are_restricted(name: str) -> None:
     """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory limit."""
