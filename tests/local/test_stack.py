@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from triton_models import build
 from worker.errors import Unavailable
 from worker.local import stack
 from worker.local.redis_server import RedisServer
@@ -60,3 +61,13 @@ def test_another_configuration_changes_the_fingerprint(tmp_path):
     """What a server would be started with differently shows in its fingerprint; the same again does not."""
     first, again, other = (RedisServer(tmp_path, {"redis": port}).fingerprint() for port in (20001, 20001, 20002))
     assert first == again != other
+
+
+def test_damaged_models_are_named_before_anything_starts(tmp_path):
+    """A configuration cut off, of which Triton would say that not all models loaded: the file, and no run directory."""
+    build.build(None, "null", tmp_path / "models")
+    configuration = tmp_path / "models" / "code" / "config.pbtxt"
+    configuration.write_text(configuration.read_text()[:-100])
+    with pytest.raises(Unavailable, match=f"{configuration}: damaged"):
+        stack.up(tmp_path / "none", services=["triton"], models=tmp_path / "models")
+    assert not (tmp_path / "none").exists()

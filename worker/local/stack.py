@@ -75,8 +75,10 @@ def up(
     """Bring the stack up and return when all of `services` really serve; missing parts are installed first.
 
     `models`: a Triton model repository to serve instead of the demo's; `report` gets a line for each step.
-    Raises Unavailable, naming the server, what was seen and what helps.
+    Raises Unavailable, naming the server, what was seen and what helps; for damaged `models`, the file.
     """
+    if models is not None and (models / "MANIFEST.json").is_file():
+        _check_models(models)
     directory = _resolve(directory)
     install.install(services, report)
     with _locked(directory, report):
@@ -126,6 +128,17 @@ def status(directory: Path | None = None) -> StackStatus:
 def discover(directory: Path | None = None) -> dict[str, str] | None:
     """The `env` of a running stack, or None: what a command uses when no address is set. Takes about a millisecond."""
     return status(directory).env or None
+
+
+def _check_models(repository: Path) -> None:
+    """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do not say which."""
+    from triton_models import build  # noqa: PLC0415 - it is slow to import
+    from triton_models.plan import PlanError  # noqa: PLC0415
+
+    try:
+        build.check(repository)
+    except (build.BuildError, PlanError) as error:
+        raise Unavailable("triton", str(error)) from error
 
 
 def _resolve(directory: Path | None) -> Path:
