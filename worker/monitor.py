@@ -64,7 +64,7 @@ class Monitor:
     def stop(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=1)
         self._probe.close()
 
     def livez(self) -> tuple[bool, dict[str, Any]]:
@@ -101,7 +101,12 @@ class Monitor:
         with ThreadPoolExecutor(len(looks), thread_name_prefix="monitor") as pool:
             while not self._stop.is_set():
                 results = {name: pool.submit(self._look, look) for name, look in looks.items()}
-                self._seen = {name: result.result() for name, result in results.items()}
+                try:
+                    self._seen = {name: result.result() for name, result in results.items()}
+                except Exception:
+                    if self._stop.is_set():  # its clients were closed under it
+                        return
+                    raise
                 self._seen_at = time.monotonic()
                 for name, (well, _) in self._seen.items():
                     self._metrics.dependency_up.labels(dependency=name).set(well)

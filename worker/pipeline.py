@@ -47,6 +47,7 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
+ROOMS_S = 3.0  # for all rooms together: a call that hangs is cut off, so that the group is left before the grace period ends
 
 
 class Pipeline:
@@ -208,10 +209,11 @@ class Pipeline:
     def _halt(self, consumer: Consumer, producer: Producer) -> None:
         """Stop the rooms, commit what they finished, leave the group."""
         self._stop.set()
+        deadline = time.monotonic() + ROOMS_S
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         self._poll.commit_last(consumer)
-        for close in (consumer.close, producer.close, self._fetcher.close, self._triton.close, self._store.close):
+        for close in (consumer.close, producer.close, self._monitor.stop, self._fetcher.close, self._triton.close, self._store.close):
             try:
                 close()
             except (AssayError, OSError) as error:
@@ -224,6 +226,9 @@ class Pipeline:
             try:
                 body()
             except BaseException as error:  # re-raised by `run`
+                if self._stop.is_set():  # its client was closed under it, because it did not end by itself
+                    log.warning("room_cut_off", room=name, error=str(error))
+                    return
                 log.exception("room_broken", room=name)
                 self._broken = error
                 self._stop.set()

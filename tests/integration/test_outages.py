@@ -108,6 +108,33 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
     outside.close()
 
 
+@pytest.mark.parametrize("hanging", [("triton",), SERVICES])
+def test_a_drain_ends_within_the_grace_period_whatever_hangs(env, private_stack, tmp_path, hanging):
+    """SIGTERM while calls hang: the worker ends by itself, exit 0, before the kubelet would kill it; the next one does the rest, once."""
+    drain_s, margin_s = 2, 15  # margin_s: worker.drainMarginSeconds of the chart
+    outside = Outside(env)
+    feed = Feed(outside)
+    pids = [_pid(private_stack, name) for name in hanging]
+    with running_worker(env, tmp_path / "first.log", ASSAY_RUN__DRAIN_TIMEOUT_S=str(drain_s)) as worker:
+        feed.send(5)
+        feed.check()
+        os.kill(pids[hanging.index("triton")], signal.SIGSTOP)
+        feed.send(60)
+        wait_until(lambda: worker.metric("assay_triton_calls_in_flight") >= 2, "calls hang")
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            assert worker.terminate(drain_s + margin_s) == 0
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert "Traceback" not in worker.log_path.read_text()
+    with running_worker(env, tmp_path / "second.log") as worker:
+        feed.check()
+        assert worker.terminate() == 0
+    outside.close()
+
+
 def test_servers_may_come_after_the_worker(private_stack, tmp_path):
     """Started before its servers the worker waits, alive and not ready, names them, and works once they are there."""
     env = {**os.environ, **local_stack.up(private_stack).env, **SHORT_SESSION, **_names(), "ASSAY_HTTP__PORT": str(free_port())}

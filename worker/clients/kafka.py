@@ -203,7 +203,7 @@ class Consumer:
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting for the session to end."""
-        self._consumer.close(autocommit=False, timeout_ms=5_000)
+        self._consumer.close(autocommit=False, timeout_ms=2_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,4 +297,4 @@ class Producer:
 
     def close(self) -> None:
         if self._producer is not None:
-            self._producer.close(timeout=5)
+            self._producer.close(timeout=1)  # what is not acknowledged by now is redelivered

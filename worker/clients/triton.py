@@ -7,7 +7,6 @@ slow, or its model process has died) and `InferenceFailed` (the server is there 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import re
 import threading
@@ -21,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException, shared_memory
+from tritonclient.utils import InferenceServerException
 
+from worker.clients.shared_memory import Region, remove_leftovers
 from worker.errors import AssayError, Unavailable
 from worker.item import Pixels
 from worker.settings import TritonSettings
@@ -30,6 +30,7 @@ from worker.settings import TritonSettings
 log = structlog.get_logger(__name__)
 CROP_BYTES = 224 * 224 * 3
 _RELOAD_INTERVAL_S = 10.0
+_REGISTER_S = 2.0
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "ABORTED")
 _DEAD_MODEL = re.compile(r"is not healthy|is not ready|unknown model|unloading|failed to (load|initialize)|stub process", re.IGNORECASE)
 _LOST_REGION = re.compile(r"shared memory region", re.IGNORECASE)
@@ -45,38 +46,6 @@ class Inference:
 
     embedding: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
-
-
-class _Region:
-    """One registered region of system shared memory: the pixels of one call at a time."""
-
-    def __init__(self, client: Any, name: str, capacity_bytes: int) -> None:
-        self.name = name
-        self._handle = shared_memory.create_shared_memory_region(name, f"/{name}", capacity_bytes)
-        self._capacity = capacity_bytes
-        self.register(client)
-
-    def register(self, client: Any) -> None:
-        with contextlib.suppress(InferenceServerException):
-            client.unregister_system_shared_memory(self.name, client_timeout=2.0)
-        client.register_system_shared_memory(self.name, f"/{self.name}", self._capacity, client_timeout=2.0)
-
-    def fill(self, tensor: Any, pixels: Pixels) -> None:
-        shared_memory.set_shared_memory_region(self._handle, [pixels])
-        tensor.set_shared_memory(self.name, pixels.nbytes)
-
-    def destroy(self, client: Any) -> None:
-        with contextlib.suppress(InferenceServerException):
-            client.unregister_system_shared_memory(self.name, client_timeout=2.0)
-        shared_memory.destroy_shared_memory_region(self._handle)
-
-
-def _remove_leftovers() -> None:
-    """Regions of workers that were killed: their name holds the process that made them."""
-    for path in Path("/dev/shm").glob("assay-*-*"):  # noqa: S108  # where POSIX shared memory lives
-        pid = path.name.split("-")[1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            path.unlink(missing_ok=True)
 
 
 class Triton:
@@ -104,8 +73,9 @@ class Triton:
         self._region_bytes = batch_max_items * CROP_BYTES
         self._reload_lock = threading.Lock()
         self._reloaded_at = -_RELOAD_INTERVAL_S
-        self._regions: queue.SimpleQueue[_Region | None] | None = None
+        self._regions: queue.SimpleQueue[Region | None] | None = None
         self._regions_lock = threading.Lock()
+        self._made: list[Region] = []
 
     def is_ready(self, timeout_s: float = 1.0) -> bool:
         """Does the server say that it and the model are ready? (It says so, too, when the model's process has died.)"""
@@ -137,16 +107,17 @@ class Triton:
                 if region is None or not _LOST_REGION.search(error.message()):
                     raise self._failure(error) from error
             try:  # the server was started anew and has forgotten the region
-                region.register(self._client)
+                self._register(region)
                 return self._infer(tensor, pixels, region, timeout_s)
             except InferenceServerException as error:
                 raise self._failure(error) from error
 
-    def _infer(self, tensor: Any, pixels: Pixels, region: _Region | None, timeout_s: float | None) -> Inference:
+    def _infer(self, tensor: Any, pixels: Pixels, region: Region | None, timeout_s: float | None) -> Inference:
         if region is None:
             tensor.set_data_from_numpy(pixels)
         else:
-            region.fill(tensor, pixels)
+            region.fill(pixels)
+            tensor.set_shared_memory(region.name, pixels.nbytes)
         result = self._client.infer(
             self._model,
             [tensor],
@@ -162,7 +133,7 @@ class Triton:
 
     def _failure(self, error: InferenceServerException) -> AssayError:
         status, message = error.status() or "", error.message() or ""
-        if any(code in status for code in _AWAY) or _DEAD_MODEL.search(message):
+        if _is_away(error) or _DEAD_MODEL.search(message):
             if _DEAD_MODEL.search(message) and self._settings.reload_unhealthy:
                 self._reload()
             return Unavailable("triton", f"{self.address}: {message}")
@@ -189,7 +160,7 @@ class Triton:
         return [self._model, *(step["model_name"] for step in steps)]
 
     @contextlib.contextmanager
-    def _region(self, size_bytes: int) -> Iterator[_Region | None]:
+    def _region(self, size_bytes: int) -> Iterator[Region | None]:
         regions = self._regions or self._make_regions()
         region = regions.get()
         try:
@@ -197,47 +168,59 @@ class Triton:
         finally:
             regions.put(region)
 
-    def _make_regions(self) -> queue.SimpleQueue[_Region | None]:
+    def _make_regions(self) -> queue.SimpleQueue[Region | None]:
         with self._regions_lock:
             if self._regions is None:
-                regions: queue.SimpleQueue[_Region | None] = queue.SimpleQueue()
+                regions: queue.SimpleQueue[Region | None] = queue.SimpleQueue()
                 for region in self._registered():
                     regions.put(region)
                 self._regions = regions
             return self._regions
 
-    def _registered(self) -> list[_Region | None]:
+    def _registered(self) -> list[Region | None]:
         count = self._settings.calls_in_flight + 1  # one for the canary
         host = self.address.rpartition(":")[0]
         wanted = self._settings.shared_memory
         if wanted == "off" or (wanted == "auto" and host not in ("localhost", "127.0.0.1", "[::1]")):
             return [None] * count
-        made: list[_Region | None] = []
         try:
-            _remove_leftovers()
-            while len(made) < count:
-                made.append(_Region(self._client, f"assay-{os.getpid()}-{id(self):x}-{len(made)}", self._region_bytes))
-        except (InferenceServerException, shared_memory.SharedMemoryException, OSError) as error:
-            if isinstance(error, InferenceServerException) and any(code in (error.status() or "") for code in _AWAY):
-                self._destroy(made)
+            remove_leftovers()
+            while len(self._made) < count:
+                self._made.append(Region(self._region_bytes))
+                self._register(self._made[-1])
+        except (InferenceServerException, OSError) as error:
+            self._remove_regions()
+            if isinstance(error, InferenceServerException) and _is_away(error):
                 raise Unavailable("triton", f"{self.address}: {error.message()}") from error
             log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
-            self._destroy(made)
             return [None] * count
-        return made
+        return list(self._made)
 
-    def _destroy(self, regions: list[_Region | None]) -> None:
-        for region in regions:
-            if region is not None:
-                region.destroy(self._client)
+    def _register(self, region: Region) -> None:
+        with contextlib.suppress(InferenceServerException):
+            self._client.unregister_system_shared_memory(region.name, client_timeout=_REGISTER_S)
+        self._client.register_system_shared_memory(region.name, f"/{region.name}", region.capacity_bytes, client_timeout=_REGISTER_S)
+
+    def _remove_regions(self) -> None:
+        """Those of calls that hang, too; a server that does not answer is asked once."""
+        asked = True
+        while self._made:
+            region = self._made.pop()
+            if asked:
+                try:
+                    self._client.unregister_system_shared_memory(region.name, client_timeout=_REGISTER_S)
+                except InferenceServerException as error:
+                    asked = not _is_away(error)
+            region.unlink()
 
     def close(self) -> None:
-        if self._regions is not None:
-            left = []
-            while not self._regions.empty():
-                left.append(self._regions.get())
-            self._destroy(left)
+        """Calls under way fail."""
+        self._remove_regions()
         self._client.close()
+
+
+def _is_away(error: InferenceServerException) -> bool:
+    return any(code in (error.status() or "") for code in _AWAY)
 
 
 def _path(path: Path | None) -> str | None:

@@ -24,7 +24,7 @@ from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 POLL_MS = 100
-COMMIT_TIMEOUT_MS = 5_000
+COMMIT_MS, LAST_COMMIT_MS = 5_000, 3_000
 
 
 class Poll:
@@ -88,7 +88,7 @@ class Poll:
             self.beat = time.monotonic()
             try:
                 consumer.poll(POLL_MS, 1)
-                self._commit(consumer)
+                self._commit(consumer, min(COMMIT_MS, max(POLL_MS, int(1000 * (deadline - time.monotonic())))))
             except Unavailable as error:
                 log.warning("kafka_away", error=error.detail, action="draining goes on")
                 time.sleep(POLL_MS / 1000)
@@ -98,7 +98,7 @@ class Poll:
     def commit_last(self, consumer: Consumer) -> None:
         """What the rooms finished before they stopped."""
         try:
-            self._commit(consumer)
+            self._commit(consumer, LAST_COMMIT_MS)
         except Unavailable as error:
             log.warning("last_commit_failed", error=error.detail, note="the records are redelivered and yield the same verdicts")
 
@@ -162,12 +162,12 @@ class Poll:
         else:
             log.debug("resumed")
 
-    def _commit(self, consumer: Consumer) -> None:
+    def _commit(self, consumer: Consumer, timeout_ms: int = COMMIT_MS) -> None:
         offsets = self._tracker.committable()
         if not offsets:
             return
         try:
-            done = consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
+            done = consumer.commit(offsets, timeout_ms=timeout_ms)
         except Unavailable:
             self._metrics.commit_failures.inc()
             raise
