@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     try:
         arrays = dict(load_file(path))
         _refuse_doubles(path)
-    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, struct.error) as error:  # AttributeError: a type that NumPy lacks
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
     return arrays
 

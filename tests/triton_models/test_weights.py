@@ -44,6 +44,15 @@ def test_version_depends_on_the_numbers_alone(folder: Path) -> None:
     assert weights.load(folder).version != version
 
 
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F4"])
+def test_types_that_numpy_lacks_are_refused(folder: Path, kind: str) -> None:
+    """A tensor of eight or four bits: a WeightsError that names the file."""
+    header = json.dumps({"linear.coef": {"dtype": kind, "shape": [8], "data_offsets": [0, 4 if kind == "F4" else 8]}}).encode()
+    (folder / HEADS_FILE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 if kind == "F4" else 8))
+    with pytest.raises(WeightsError, match=rf"{HEADS_FILE}: .*export it again"):
+        weights.load(folder)
+
+
 def test_version_is_the_same_in_another_process_with_other_threads(folder: Path) -> None:
     """Neither the number of threads nor hash seeds nor the processor's instructions in use change the version."""
     code = "import sys; from pathlib import Path; from triton_models import weights; print(weights.load(Path(sys.argv[1])).version)"
