@@ -185,14 +185,14 @@ def folder_images(folder: Path, most: int = 64) -> reference.Images:
     from PIL import Image  # noqa: PLC0415 - only with --images
 
     crops: list[npt.NDArray[np.uint8]] = []
-    for path in sorted(folder.rglob("*"))[: most * 4]:
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(crops) < most:
-            try:
-                image = Image.open(path).convert("RGB")
-            except OSError as error:
-                raise BuildError(f"{path}: no readable image ({error}); take it out of the folder") from error
-            left, top = (image.width - IMAGE_PX) // 2, (image.height - IMAGE_PX) // 2
-            crops.append(np.asarray(image.crop((left, top, left + IMAGE_PX, top + IMAGE_PX))))
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    for path in paths[:most]:
+        try:
+            image = Image.open(path).convert("RGB")
+        except (OSError, Image.DecompressionBombError) as error:
+            raise BuildError(f"{path}: no readable image ({error}); take it out of the folder") from error
+        left, top = (image.width - IMAGE_PX) // 2, (image.height - IMAGE_PX) // 2
+        crops.append(np.asarray(image.crop((left, top, left + IMAGE_PX, top + IMAGE_PX))))
     if not crops:
         raise BuildError(f"{folder}: no JPEG, PNG or WebP image there")
     return np.stack(crops)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,13 +235,26 @@ def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Pat
     assert "PAST THE TOLERANCE" in said
     (tmp_path / "models" / "code" / "config.pbtxt").write_text("")
     (tmp_path / "images" / "9.png").write_bytes(b"no image")
+    (tmp_path / "vast").mkdir()
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b"IDAT")
+    png = b"".join(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    (tmp_path / "vast" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
     for arguments, says in (
         ([tmp_path / "models"], "config.pbtxt: damaged"),
         ([repository, "--images", tmp_path / "images"], "9.png: no readable image"),
+        ([repository, "--images", tmp_path / "vast"], "0.png: no readable image (Image size (400000000 pixels) exceeds limit"),
     ):
         assert verify.main([str(argument) for argument in arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert says in line
+
+
+def test_images_are_found_among_other_files(tmp_path: Path) -> None:
+    """However many other files come first by name."""
+    for index in range(300):
+        (tmp_path / f"a{index}.txt").touch()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "z.png")
+    assert np.array_equal(verify.folder_images(tmp_path), IMAGES[:1])
 
 
 @pytest.mark.integration
