@@ -56,12 +56,14 @@ def _from_s3(source: str, work: Path) -> Path:
 
 def _from_hub(source: str, work: Path) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where the weights lie on a hub
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     repository, _, revision = source.removeprefix("hub://").rpartition("@")
+    if not repository:
+        raise PrepareError(f"{source}: names no commit; hub://organisation/repository@commit is expected (models.uri, models.revision)")
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_dir=work)
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise PrepareError(f"{source}: {error}; look at models.uri, models.revision and models.credentialsSecret") from error
     return work
 

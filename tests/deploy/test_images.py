@@ -169,6 +169,14 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert done.returncode == 1 and "encoder.safetensors" in done.stderr
 
 
+@pytest.mark.parametrize(("source", "says"), [("hub://org/repo", "names no commit"), ("hub://org/repo/more@abc", "look at models.uri")])
+def test_a_hub_source_that_is_none_is_told(tmp_path: Path, source: str, says: str) -> None:
+    """Without a commit, or with a name that no hub has: one line that names the source, before anything is asked."""
+    done = _prepare("--source", source, "--out", str(tmp_path / "a"))
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(f"error: {source}: ") and says in line
+
+
 def test_weights_come_from_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """s3:// fetches the two files from a real S3 server; a prefix without them is refused with what to look at."""
     import boto3
