@@ -247,7 +247,11 @@ def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[st
     if source is None:
         raise BuildError(f"flavour {flavour} needs --weights DIR (a folder with {weights.ENCODER_FILE} and {weights.HEADS_FILE})")
     loaded = weights.load(source)
-    graphs = {"code_encoder": graph.encoder(loaded, options.precision), "code_heads": graph.heads(loaded)}
+    try:
+        encoder = graph.encoder(loaded, options.precision)
+    except WeightsError as error:  # beyond float16
+        raise WeightsError(f"{source / weights.ENCODER_FILE}: {error}") from error
+    graphs = {"code_encoder": encoder, "code_heads": graph.heads(loaded)}
     if options.code == "fused":
         graphs["code"] = graph.fused(loaded, options.precision)
     return loaded.version, graphs

@@ -194,6 +194,15 @@ def test_the_repository_holds_its_weights(folder: Path, tmp_path: Path) -> None:
     assert weights.load(tmp_path / "models" / "code" / build.WEIGHTS_FOLDER).version == manifest["model_version"]
 
 
+def test_weights_beyond_float16_are_named(folder: Path, tmp_path: Path) -> None:
+    """File and tensor, and what to build with instead."""
+    arrays = load_file(folder / ENCODER_FILE)
+    arrays["blocks.0.mlp.fc1.weight"] = np.full_like(arrays["blocks.0.mlp.fc1.weight"], 70_000, np.float32)
+    save_file(arrays, folder / ENCODER_FILE)
+    with pytest.raises(WeightsError, match=rf"{folder / ENCODER_FILE}: blocks\.0\.mlp\.fc1\.weight holds values beyond float16; build with"):
+        build.build(folder, "cpu", tmp_path / "models", Options(precision="fp16"))
+
+
 def test_check_names_a_damaged_shadow(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A `code_shadow` stands in no manifest: its graph, its code and its configuration are looked at all the same."""
     repository = tmp_path / "models"
