@@ -76,14 +76,20 @@ class Shadow:
                     log.warning("shadow_failed", model=self._settings.model_name, error=str(error), note="verdicts do not depend on it")
 
     def _compare(self, items: Sequence[Item], pixels: Pixels) -> None:
-        version = self._triton.model_version()
-        scores = [to_scores(row) for row in self._triton.infer(pixels).scores]
-        if version != self._version:
-            self._version = version
-            self._metrics.shadow_model(self._settings.model_name, version)
+        version, scores = self._infer(pixels)
         comparisons = [self._comparison(item, theirs, version) for item, theirs in zip(items, scores, strict=True)]
         self._store.add_comparisons(self._settings.model_name, comparisons, self._settings.stream_max_items)
         self._metrics.shadow_images.labels(outcome="compared").inc(len(items))
+
+    def _infer(self, pixels: Pixels) -> tuple[str, list[Scores]]:
+        """Scores and the version that gave them: asked again when it has changed meanwhile."""
+        while True:
+            scores = [to_scores(row) for row in self._triton.infer(pixels).scores]
+            version = self._triton.model_version()
+            if version == self._version:
+                return version, scores
+            self._version = version
+            self._metrics.shadow_model(self._settings.model_name, version)
 
     def _comparison(self, item: Item, theirs: Scores, version: str) -> dict[str, str]:
         assert item.scores is not None
