@@ -5,13 +5,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 Schema = dict[str, Any]
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 IMAGE_DIGEST = r"^(sha256:[0-9a-f]{64})?$"
+_WORD = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_LABEL = rf"^({_WORD})?$"
+DNS_NAME = rf"^({_WORD}(\.{_WORD})*)?$"
+LABEL_KEY = rf"^({_WORD}(\.{_WORD})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+RESOURCE = rf"^{_WORD}(\.{_WORD})*/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_PATH_PART = "[a-z0-9]+([._-]+[a-z0-9]+)*"
+REPOSITORY = rf"^([A-Za-z0-9.-]+(:[0-9]+)?/)?{_PATH_PART}(/{_PATH_PART})*$"
+DURATION = "^([0-9]+y)?([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$"
 SURGE = [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]{1,3}%$"}]
+AWAY = [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^(100|[0-9]{1,2})%$"}]
+ALERTS = Path(__file__).with_name("assay") / "files" / "alerts.yaml"
+
+
+def cron() -> str:
+    """Pattern of what a CronJob takes for a schedule, or of nothing."""
+    day, month, weekday = "(0?[1-9]|[12][0-9]|3[01])", "(0?[1-9]|1[0-2]|[A-Za-z]{3})", "([0-6]|[A-Za-z]{3})"
+    values = ("[0-5]?[0-9]", "([01]?[0-9]|2[0-3])", day, month, weekday)
+    items = [rf"(\*|\?|{value}(-{value})?)(/[1-9][0-9]*)?" for value in values]
+    return rf"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly|every ([0-9]+[hms])+)|{' +'.join(f'{item}(,{item})*' for item in items)})?$"
 
 
 def obj(description: str, **properties: Schema) -> Schema:
@@ -41,7 +63,21 @@ def free(description: str) -> Schema:
 
 
 def labels(description: str) -> Schema:
-    return {"type": "object", "description": description, "additionalProperties": {"type": "string"}}
+    return named(description, LABEL_KEY, {"type": "string", "pattern": LABEL_VALUE, "maxLength": 63})
+
+
+def named(description: str, key: str, value: Schema) -> Schema:
+    """An object with names of the pattern `key`."""
+    return {"type": "object", "description": description, "patternProperties": {key: value}, "additionalProperties": False}
+
+
+def annotations(description: str) -> Schema:
+    return named(description, LABEL_KEY, {"type": "string"})
+
+
+def name(description: str) -> Schema:
+    """The name of an object."""
+    return text(description, pattern=DNS_NAME, maxLength=253)
 
 
 def array(description: str, items: Schema | None = None) -> Schema:
@@ -51,8 +87,8 @@ def array(description: str, items: Schema | None = None) -> Schema:
 def image(what: str) -> Schema:
     return obj(
         f"Image of {what}.",
-        repository=text("Repository, with its registry.", minLength=1),
-        tag=text("Tag; the chart's appVersion when empty."),
+        repository=text("Repository, with its registry, without a tag.", pattern=REPOSITORY),
+        tag=text("Tag; the chart's appVersion when empty.", pattern="^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"),
         digest=text("Digest (`sha256:…`); wins over the tag.", pattern=IMAGE_DIGEST),
         pullPolicy=choice("When the kubelet pulls.", "Always", "IfNotPresent", "Never"),
     )
@@ -72,10 +108,10 @@ def placement() -> dict[str, Schema]:
         "nodeSelector": labels("Labels a node must have."),
         "tolerations": array("Taints that are tolerated."),
         "affinity": free("Affinity rules, as in a pod."),
-        "priorityClassName": text("Priority class; none when empty."),
-        "runtimeClassName": text("Runtime class (`nvidia` on some GPU clusters); none when empty."),
+        "priorityClassName": name("Priority class; none when empty."),
+        "runtimeClassName": name("Runtime class (`nvidia` on some GPU clusters); none when empty."),
         "podLabels": labels("More labels on the pods."),
-        "podAnnotations": labels("More annotations on the pods."),
+        "podAnnotations": annotations("More annotations on the pods."),
     }
 
 
@@ -83,7 +119,7 @@ def rollout() -> Schema:
     return obj(
         "How a new version replaces the old one.",
         maxSurge={"description": "Pods beyond the wanted number; each takes a GPU of its own where pods have one.", "anyOf": SURGE},
-        maxUnavailable={"description": "Pods that may be missing meanwhile.", "anyOf": SURGE},
+        maxUnavailable={"description": "Pods that may be missing meanwhile.", "anyOf": AWAY},
         progressDeadlineSeconds=number("A roll-out without progress for so long counts as failed; leave time for a plan build.", 60),
     )
 
@@ -98,7 +134,7 @@ def spread() -> Schema:
 
 
 def tls(server: str, *, client: bool) -> Schema:
-    properties = {"secretName": text("Secret with the PEM files; none when empty."), "caKey": text("Key of the authorities to trust.")}
+    properties = {"secretName": name("Secret with the PEM files; none when empty."), "caKey": text("Key of the authorities to trust.")}
     if client:
         properties["certKey"] = text("Key of the client certificate (mutual TLS); none when empty.")
         properties["keyKey"] = text("Key of the client's private key (mutual TLS); none when empty.")
@@ -109,11 +145,16 @@ def policy_peers(description: str) -> Schema:
     return array(f"{description}; peers as in a NetworkPolicy, an empty list allows any address.")
 
 
+def alert_names() -> list[str]:
+    """Every alert of the chart, in order."""
+    return [rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
 def properties() -> dict[str, Schema]:
     """Every top-level value but `settings` and `secrets`."""
     return {
-        "nameOverride": text("Instead of the chart's name in object names."),
-        "fullnameOverride": text("Instead of release and chart name in object names."),
+        "nameOverride": text("Instead of the chart's name in object names.", pattern=DNS_LABEL, maxLength=63),
+        "fullnameOverride": text("Instead of release and chart name in object names.", pattern=DNS_LABEL),
         "commonLabels": labels("Labels on every object."),
         "imagePullSecrets": array("Pull secrets, `{name: …}`."),
         "worker": obj(
@@ -162,24 +203,24 @@ def properties() -> dict[str, Schema]:
             "Where the weights come from; an init container builds, verifies and caches the model repository.",
             source=choice("`image`: in Triton's image; `pvc`: a claim; `s3`: a bucket; `hub`: a model hub.", "image", "pvc", "s3", "hub"),
             path=text("Folder of the weights, in the image or in the claim.", minLength=1),
-            claimName=text("The claim (source pvc), mounted read-only."),
+            claimName=name("The claim (source pvc), mounted read-only."),
             uri=text("`s3://bucket/prefix` (source s3) or `organisation/repository` (source hub)."),
-            revision=text("Commit of the hub repository; pin it."),
+            revision=text("Commit of the hub repository (40 hex digits).", pattern="^([0-9a-f]{40})?$"),
             s3EndpointUrl=text("S3 endpoint (`http://minio.storage.svc:9000`), for weights in a bucket that is not at AWS."),
-            credentialsSecret=text("Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."),
+            credentialsSecret=name("Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."),
             expectedVersion=text("Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"),
             precision=choice("Precision of the encoder's matrix products; `auto`: fp16 in plans, fp32 on CPUs.", "auto", "fp32", "fp16", "bf16"),
             shadow=text(
                 "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, `hub://organisation/repository@commit`); none when empty."
             ),
             buildSeconds=number("How long fetching and building may take; goes into the roll-out's deadline.", 30),
-            cacheClaimName=text("ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."),
+            cacheClaimName=name("ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."),
             resources=resources("the init container"),
         ),
         "gpu": obj(
             "Accelerators.",
             enabled=flag("Give Triton a GPU."),
-            resource=text("Resource name: a whole GPU (`nvidia.com/gpu`), a slice (`nvidia.com/mig-1g.10gb`) or a shared one.", minLength=1),
+            resource=text("Resource name: a whole GPU (`nvidia.com/gpu`), a slice (`nvidia.com/mig-1g.10gb`) or a shared one.", pattern=RESOURCE),
             count=number("How many for each Triton.", 1),
             worker=flag("Give the worker one too, to decode on it (device plugins hand out GPUs per container: meant for slices and time-slicing)."),
         ),
@@ -198,8 +239,8 @@ def properties() -> dict[str, Schema]:
         "serviceAccount": obj(
             "The pods' account; no token is mounted.",
             create=flag("Make one."),
-            name=text("Its name; the release's when empty."),
-            annotations=labels("Annotations (a cloud role for S3, say)."),
+            name=name("Its name; the release's when empty."),
+            annotations=annotations("Annotations (a cloud role for S3, say)."),
         ),
         "networkPolicy": obj(
             "Who may talk to whom: nothing but what is named here.",
@@ -217,15 +258,15 @@ def properties() -> dict[str, Schema]:
             podMonitor=obj(
                 "Scraping, by the Prometheus operator.",
                 enabled=flag("Make it."),
-                interval=text("How often."),
+                interval=text("How often (`15s`).", pattern=DURATION, minLength=1),
                 labels=labels("Labels that your Prometheus selects."),
             ),
             rules=obj(
                 "Alerts, by the Prometheus operator.",
                 enabled=flag("Make them."),
                 labels=labels("Labels that your Prometheus selects."),
-                alertLabels=labels("Labels on every alert."),
-                disabled=array("Names of alerts to leave out.", {"type": "string"}),
+                alertLabels=named("More labels on every alert; the severity of each stays its own.", "^[a-zA-Z_][a-zA-Z0-9_]*$", {"type": "string"}),
+                disabled=array("Names of alerts to leave out.", {"enum": alert_names()}),
                 runbookUrl=text("Where docs/runbook.md is published; the alert's name is appended as an anchor.", minLength=1),
             ),
             dashboards=obj(
@@ -247,7 +288,7 @@ def training() -> Schema:
     return obj(
         "Training with torchrun, as a Job or, with a schedule, a CronJob.",
         enabled=flag("Make it."),
-        schedule=text("Cron schedule; a single Job when empty."),
+        schedule=text("Cron schedule (`0 3 * * 0`, `@weekly`); a single Job when empty.", pattern=cron()),
         image=image("training"),
         args=array(
             "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name; `--restartable` lets the next pod go on.",
@@ -256,7 +297,7 @@ def training() -> Schema:
         nodes=number("Pods; they meet through a headless Service.", 1),
         gpusPerNode=number("GPUs, and processes, of each pod; 0 trains on the CPU with one process."),
         resources=resources("a training pod"),
-        dataClaimName=text("Claim with data and runs (ReadWriteMany with several nodes), mounted at /data."),
+        dataClaimName=name("Claim with data and runs (ReadWriteMany with several nodes), mounted at /data."),
         sharedMemory=text("Size of /dev/shm, for the data loaders.", pattern=QUANTITY),
         backoffLimit=number("Pods that may fail before the Job gives up."),
         activeDeadlineSeconds=number("Longest run.", 60),

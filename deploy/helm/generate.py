@@ -51,7 +51,7 @@ def schema() -> dict[str, Any]:
     inline = {name: {"type": "string", "minLength": 1, "description": f"The value of {name}."} for name in secret_names()}
     properties["secrets"] = chart_schema.obj(
         "Secret settings; they reach the worker as files.",
-        existingSecret=chart_schema.text("Secret that holds them; the chart's own when empty."),
+        existingSecret=chart_schema.name("Secret that holds them; the chart's own when empty."),
         keys={**names, "description": "Setting -> key of the existing Secret.", "properties": keys},
         values={**names, "description": "Setting -> value, for a Secret made by the chart (development).", "properties": inline},
     )

@@ -53,7 +53,7 @@ def test_the_init_container_reaches_its_bucket(mode: str, component: str, other:
 
 def test_a_shadow_from_a_bucket_and_a_hub_are_reached() -> None:
     """Each source of weights opens what it needs: the hub port 443 on public addresses, the bucket its own port."""
-    models = {"source": "hub", "uri": "a/b", "revision": "c", "shadow": "s3://models/candidate", "s3EndpointUrl": MINIO}
+    models = {"source": "hub", "uri": "a/b", "revision": "c0" * 20, "shadow": "s3://models/candidate", "s3EndpointUrl": MINIO}
     rules = _rules({"models": models, "settings": {"shadow": {"share": 0.1}}, "networkPolicy": {"s3": PEERS}})
     assert rules[9000] == PEERS and "except" in rules[443][0]["ipBlock"]
 

@@ -95,6 +95,12 @@ canary; with triton.flavour=cpu the input of two processes for each model, up to
 {{- with include "assay.portProblem" . }}{{ $problems = append $problems (printf "settings.references.https_hosts: %s" .) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- if and $v.secrets.existingSecret (not $v.secrets.keys) -}}
+{{- $problems = append $problems "secrets.existingSecret: nothing of it reaches the worker until secrets.keys says which key holds which setting" -}}
+{{- end -}}
+{{- if and (eq $v.autoscaling.mode "hpa") (not (dig "requests" "cpu" "" $v.worker.resources)) (not (dig "limits" "cpu" "" $v.worker.resources)) -}}
+{{- $problems = append $problems "worker.resources.requests.cpu: autoscaling.mode=hpa measures the CPU by it; set one" -}}
+{{- end -}}
 {{- $secret := include "assay.hasSecret" (dict "root" . "name" "references.s3_secret_access_key") -}}
 {{- if and (has "s3" ($references.schemes | default list)) (ne (empty $references.s3_access_key_id) (empty $secret)) -}}
 {{- $problems = append $problems "settings.references.s3_access_key_id: it and the secret references.s3_secret_access_key belong together; set both, or neither for the usual AWS chain" -}}
@@ -128,8 +134,17 @@ canary; with triton.flavour=cpu the input of two processes for each model, up to
 {{- if and (eq $v.models.source "s3") (not (regexMatch "^s3://[^/]+" $v.models.uri)) -}}
 {{- $problems = append $problems "models.uri: models.source=s3 needs s3://bucket/prefix" -}}
 {{- end -}}
-{{- if and $v.models.shadow (not (regexMatch `^(/|s3://[^/]+|hub://[^/@]+/[^/@]+@.)` $v.models.shadow)) -}}
-{{- $problems = append $problems "models.shadow: a folder (/…), s3://bucket/prefix or hub://organisation/repository@commit is expected" -}}
+{{- if and (has $v.models.source (list "image" "pvc")) (regexMatch `(^|/)\.\.(/|$)` $v.models.path) -}}
+{{- $problems = append $problems (printf "models.path=%s: a folder without .. is expected" $v.models.path) -}}
+{{- end -}}
+{{- if and (eq $v.models.source "pvc") (eq $v.models.path "/opt/assay/weights") -}}
+{{- $problems = append $problems "models.path: is the folder of Triton's image; models.source=pvc needs that of the claim (/ for its root)" -}}
+{{- end -}}
+{{- if and (eq $v.models.source "hub") $v.models.uri (not (regexMatch `^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$` $v.models.uri)) -}}
+{{- $problems = append $problems (printf "models.uri=%s: models.source=hub needs organisation/repository" $v.models.uri) -}}
+{{- end -}}
+{{- if and $v.models.shadow (not (regexMatch `^(/|s3://[^/]+|hub://[^/@]+/[^/@]+@[0-9a-f]{40}$)` $v.models.shadow)) -}}
+{{- $problems = append $problems "models.shadow: a folder (/…), s3://bucket/prefix or hub://organisation/repository@commit (40 hex digits) is expected" -}}
 {{- end -}}
 {{- range $group, $served := dict "triton" "code" "shadow" "code_shadow" -}}
 {{- $wanted := dig $group "model_name" $served $v.settings | default $served -}}
