@@ -27,7 +27,7 @@ from train.data.images import BadImage, decode_image
 from worker.clients.fetch_https import Resolve, forbidden, system_addresses
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_PASSING = ("timeout", "broke off", "connection", "server error", "name server does not answer", "unknown host")
+_PASSING = ("timeout", "broke off", "connection", "server error", "name server does not answer", "unknown host", "unforeseen")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [
     (b"User-Agent", b"assay-train (research; D3 real images)"),
@@ -108,7 +108,10 @@ class Downloader:
 
     async def _one(self, url: str, keep: Callable[[bytes | str], object]) -> None:
         async with self._gate:
-            result = await _download(self._pool, url, self._limits)
+            try:
+                result = await _download(self._pool, url, self._limits)
+            except Exception as error:  # noqa: BLE001 - what nobody thought of costs its link, not the build
+                result = f"unforeseen {type(error).__name__}: {error}"
         keep(result)
 
     async def _end(self) -> None:
@@ -161,7 +164,7 @@ async def _download(pool: httpcore.AsyncConnectionPool, url: str, limits: Downlo
             await asyncio.sleep(random.uniform(0, limits.backoff_s * 2**attempt))
         try:
             async with asyncio.timeout(limits.timeout_s):
-                data = await _get(pool, httpx.URL(url), limits)
+                data = await _get(pool, _web(httpx.URL(url)), limits)
             image = await asyncio.to_thread(decode_image, data)
             if min(image.size) < limits.min_side_px:
                 return f"tiny: {image.width}x{image.height}"
@@ -191,8 +194,20 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: httpx.URL, limits: Downl
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status not in _REDIRECTS:
                 return await _body(response, headers, limits)
-        url = url.join(headers.get("location", ""))
+        if not (location := headers.get("location", "").strip()):
+            raise _Refused("dead link: redirect without a location")
+        try:
+            url = _web(url.join(location))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise _Refused("dead link: redirect to an invalid URL") from error
     raise _Refused("too many redirects")
+
+
+def _web(url: httpx.URL) -> httpx.URL:
+    """`url`, if a request can be sent there. Raises httpx.InvalidURL."""
+    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or (url.port is not None and not 0 < url.port < 2**16):
+        raise httpx.InvalidURL("no http or https URL with a host and a possible port")
+    return url
 
 
 async def _body(response: httpcore.Response, headers: dict[str, str], limits: DownloadLimits) -> bytes:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from train.data import d3
+from train.data import d3, download
 from train.data.d3 import D3Rows, build_shards
 from train.data.download import Downloader, DownloadLimits
 from train.data.images import DataError
@@ -25,6 +25,9 @@ from train.data.shards import open_shards
 from train.data.synthetic import synthetic_record
 
 LIMITS = DownloadLimits(concurrency=4, timeout_s=30, attempts=2, backoff_s=0.01, max_bytes=200_000, max_redirects=2, allow_private=True)
+
+
+BAD_REDIRECTS = {"far": "http://127.0.0.1:99999/ok/1", "spaced": "http://a b/ok/1", "split": "http://[::1/ok/1", "ftp": "ftp://x/ok/1", "nowhere": ""}
 
 
 class Server(ThreadingHTTPServer):
@@ -60,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302, b"", location=self.path.replace("moved", "ok"))
         elif kind == "away":
             self.answer(302, b"", location=f"http://inside.example:{self.server.server_port}/ok/1")
+        elif kind in BAD_REDIRECTS:
+            self.answer(302, b"", location=BAD_REDIRECTS[kind])
         elif kind == "loop":
             self.answer(302, b"", location=self.path)
         elif kind == "gone":
@@ -85,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, location: str | None = None) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
-        if location:
+        if location is not None:
             self.send_header("location", location)
         self.end_headers()
         self.wfile.write(body)
@@ -156,6 +161,30 @@ def test_downloads_end_as_images_or_reasons(server: Server) -> None:
     assert by_kind["words"] == by_kind["ftp"] == "invalid URL"
     assert server.asked["/busy/3"] == server.asked["/cut/6"] == 2
     assert server.asked["/gone/2"] == server.asked["/html/4"] == 1
+
+
+@pytest.mark.parametrize("kind", BAD_REDIRECTS)
+def test_a_redirect_that_cannot_be_followed_is_a_dead_link(kind: str, server: Server) -> None:
+    """A redirect to what is no URL, to a port that there is not, or to nowhere ends its link at once."""
+    (reason,) = download_all([f"{server.url}/{kind}/1"], LIMITS)
+    assert str(reason).startswith("dead link: redirect")
+    assert server.asked == {f"/{kind}/1": 1}
+
+
+def test_one_odd_link_does_not_stop_the_build(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that there is not, and an error nobody thought of, are recorded failures of their links; the others' images are kept."""
+    true_decode = download.decode_image
+
+    def decode(data: bytes) -> Image.Image:
+        if data == synthetic_record(2).images["real"]:
+            raise ZeroDivisionError("in the decoder")
+        return true_decode(data)
+
+    monkeypatch.setattr(download, "decode_image", decode)
+    write_rows(tmp_path / "d3.parquet", ["http://127.0.0.1:99999/ok/0", f"{server.url}/ok/1", f"{server.url}/ok/2"])
+    manifest = build_shards(str(tmp_path / "d3.parquet"), tmp_path / "out", limits=LIMITS)
+    assert manifest["records"] == 1
+    assert manifest["failures"] == {"invalid URL": 1, "unforeseen ZeroDivisionError": 1}
 
 
 def test_placeholders_are_no_images(server: Server) -> None:
