@@ -79,10 +79,10 @@ def _clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _require_new(folder: Path) -> None:
+def _require_new(folder: Path, *, but_for: tuple[str, ...] = ()) -> None:
     from train.data.images import DataError
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not path.name.startswith(but_for) for path in folder.iterdir()):
         raise DataError(f"{folder} is not empty: name a new folder")
 
 
@@ -270,13 +270,14 @@ def heads(
     Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`
     """
     from train.data.open import open_source
+    from train.embed import UNFINISHED
     from train.fit_heads import make_weights
     from train.model import load_encoder
     from train.recipe import load_recipe
 
     with _clear_errors(when_stopped=GOES_ON):
         chosen = load_recipe(recipe, overrides or [])
-        _require_new(out)
+        _require_new(out, but_for=(UNFINISHED,))
         load_encoder(encoder)  # a wrong path is told before the data are looked at
         images = open_source(data, min_side_px=chosen.data.min_side_px, console=console).labelled()
         out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say, console=console)))

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from train import main
+from train import embed, main
 from train.data.synthetic import synthetic_image, write_synthetic_folder
+from train.embed import Embedded
 from train.main import app
 from train.model import create_encoder, save_encoder
 from train.recipe import RECIPES
@@ -146,6 +148,34 @@ def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.
     assert ended.value.exit_code == 130 and cleared
     assert "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("command", ["heads", "evaluate"])
+def test_a_stopped_embedding_goes_on(command: str, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by SIGTERM while images are embedded, `heads` and `evaluate` keep what they said: the same command finishes, with what was embedded."""
+    write_synthetic_folder(tmp_path / "images", 4, size=64)
+    save_encoder(create_encoder(), tmp_path / "encoder")
+    made = ["heads", "--encoder", str(tmp_path / "encoder"), "--data", str(tmp_path / "images"), "--out", str(tmp_path / "heads")]
+    if command == "evaluate":
+        assert runner.invoke(app, made).exit_code == 0
+        made = ["evaluate", "--weights", str(tmp_path / "heads"), "--data", str(tmp_path / "images"), "--out", str(tmp_path / "results")]
+    monkeypatch.setattr(embed, "KEPT_AT_ONCE", 3)
+    true_embed, embedded = embed.embed_images, []
+
+    def embed_some(*arguments: Any, **options: Any) -> Embedded:
+        if len(embedded) == 2:
+            embedded.append(0)
+            signal.raise_signal(signal.SIGTERM)
+        embedded.append(len(arguments[1]))
+        return true_embed(*arguments, **options)
+
+    monkeypatch.setattr(embed, "embed_images", embed_some)
+    stopped = runner.invoke(app, made)
+    assert stopped.exit_code == 130 and main.GOES_ON in stopped.output
+    done = runner.invoke(app, made)
+    assert done.exit_code == 0, done.output
+    assert embedded == [3, 3, 0, 2]
+    assert not list(tmp_path.glob("*/.unfinished-*"))
 
 
 def test_folder_check_as_json_names_what_is_left_out(runner: CliRunner, tmp_path: Path) -> None:
