@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,7 +100,7 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
             "flavour": flavour,
             "precision": options.precision,
             "code": options.code,
-            "plans": {"tensorrt": compiler.trt.__version__, "capability": compiler.capability} if compiler else None,
+            "plans": {"tensorrt": compiler.trt.__version__, **asdict(compiler.gpu)} if compiler else None,
             "files": {path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()},
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -126,8 +126,10 @@ def check(repository: Path) -> dict[str, Any]:
     if plans := manifest.get("plans"):
         machine = plan.here()
         for graph_file in (name for name in manifest["files"] if name.endswith("/model.onnx")):
-            key = plan.Key(plans["tensorrt"], plans["capability"], manifest["files"][graph_file])
-            key.check(machine.trt.__version__, machine.capability)
+            # Plans of before the GPU's name was kept are for none.
+            gpu = plan.Gpu(plans["capability"], plans.get("name", "an unnamed GPU"), plans.get("processors", 0))
+            key = plan.Key(plans["tensorrt"], gpu, manifest["files"][graph_file])
+            key.check(machine.trt.__version__, machine.gpu)
             if f"{Path(graph_file).parent.as_posix()}/{key.file_name}" not in manifest["files"]:
                 raise PlanError(f"{repository / graph_file}: no plan of this graph stands beside it; {plan.REBUILD}")
     return manifest
@@ -274,9 +276,9 @@ def _write_model(name: str, model: onnx.ModelProto, files: list[Path], model_ver
     else:
         key = compiler.key(file_hash(files[0]))
         dims = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim][1:]
-        cache = options.timing_cache / f"trt{key.tensorrt}-cc{key.capability}.timings" if options.timing_cache else None
+        cache = options.timing_cache / f"{key.machine}.timings" if options.timing_cache else None
         (folder / key.file_name).write_bytes(compiler.compile(files[0], dims, cache))
-        text = configuration.tensorrt_model(name, model_version, plan=key.file_name, capability=compiler.capability)
+        text = configuration.tensorrt_model(name, model_version, plan=key.file_name, capability=compiler.gpu.capability)
     (folder.parent / "config.pbtxt").write_text(text)
 
 

@@ -9,13 +9,14 @@ whose parser and builder run without a GPU: that is how it is tested where there
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OLDEST = (10, 12)
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute of cuda.h
 PROFILE = (1, 32, 256)  # images a request: least, what tactics are chosen for, most
 REBUILD = "build it where it is served: python -m triton_models.build --weights DIR --flavour tensorrt --out REPOSITORY"
 
@@ -25,25 +26,40 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU. The compute capability (`9.0` for an H100 or H200) is not enough: an L4 and an L40S, a whole GPU and a slice of it share one."""
+
+    capability: str
+    name: str  # as the driver says it: `NVIDIA L4`, `NVIDIA A100-SXM4-40GB MIG 1g.5gb`
+    processors: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.processors} multiprocessors) of compute capability {self.capability}"
+
+
+@dataclass(frozen=True)
 class Key:
-    """What a plan is bound to. `capability` as NVIDIA writes it: `9.0` for an H100 or H200."""
+    """What a plan is bound to."""
 
     tensorrt: str
-    capability: str
+    gpu: Gpu
     graph: str  # SHA-256 of the ONNX file
+
+    @property
+    def machine(self) -> str:
+        """TensorRT and the kind of GPU, as part of a file's name."""
+        name = re.sub("[^a-z0-9]+", "-", self.gpu.name.lower()).strip("-")
+        return f"trt{self.tensorrt}-cc{self.gpu.capability}-{name}-sm{self.gpu.processors}"
 
     @property
     def file_name(self) -> str:
         """A plan's file name: another key is another file."""
-        return f"trt{self.tensorrt}-cc{self.capability}-{self.graph[:12]}.plan"
+        return f"{self.machine}-{self.graph[:12]}.plan"
 
-    def check(self, tensorrt: str, capability: str) -> None:
-        """Raises PlanError unless the plan is for this TensorRT and this GPU."""
-        if (self.tensorrt, self.capability) != (tensorrt, capability):
-            raise PlanError(
-                f"the plan is for TensorRT {self.tensorrt} on compute capability {self.capability}, "
-                f"here are TensorRT {tensorrt} and {capability}; {REBUILD}"
-            )
+    def check(self, tensorrt: str, gpu: Gpu) -> None:
+        """Raises PlanError unless the plan is for this TensorRT and this kind of GPU."""
+        if (self.tensorrt, self.gpu) != (tensorrt, gpu):
+            raise PlanError(f"the plan is for TensorRT {self.tensorrt} on {self.gpu}, here are TensorRT {tensorrt} and {gpu}; {REBUILD}")
 
 
 @dataclass(frozen=True)
@@ -51,12 +67,12 @@ class Compiler:
     """A TensorRT module and what it builds for. `target`: member of `ComputeCapability` to build for without a GPU (TensorRT-RTX only)."""
 
     trt: Any
-    capability: str
+    gpu: Gpu
     target: str | None = None
 
     def key(self, graph_hash: str) -> Key:
         """The key of a plan built by this compiler."""
-        return Key(self.trt.__version__, self.capability, graph_hash)
+        return Key(self.trt.__version__, self.gpu, graph_hash)
 
     def compile(self, graph: Path, dims: Sequence[int], cache: Path | None = None) -> bytes:
         """See `compile_plan`."""
@@ -65,7 +81,7 @@ class Compiler:
 
 def here() -> Compiler:
     """The compiler of this machine. Raises PlanError without TensorRT or a GPU."""
-    return Compiler(load_tensorrt(), gpu_capability())
+    return Compiler(load_tensorrt(), visible_gpu())
 
 
 def load_tensorrt() -> Any:
@@ -101,21 +117,25 @@ class Driver:
             raise PlanError(f"{name}: {(text.value or b'no text').decode()} ({code})")
 
 
-def gpu_capability() -> str:
-    """Compute capability of the GPUs that this process may use. Raises PlanError without a GPU, or with GPUs of several kinds."""
+def visible_gpu() -> Gpu:
+    """The kind of the GPUs that this process may use. Raises PlanError without a GPU, or with GPUs of several kinds."""
     driver, count = Driver(), ctypes.c_int()
     driver.call("cuDeviceGetCount", ctypes.byref(count))
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[Gpu, list[int]] = {}
     for number in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
         driver.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(number))
-        for attribute, part in ((_CAPABILITY_MAJOR, major), (_CAPABILITY_MINOR, minor)):
-            driver.call("cuDeviceGetAttribute", ctypes.byref(part), ctypes.c_int(attribute), device)
-        kinds.setdefault(f"{major.value}.{minor.value}", []).append(number)
+        driver.call("cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+        found = []
+        for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS):
+            value = ctypes.c_int()
+            driver.call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
+            found.append(value.value)
+        kinds.setdefault(Gpu(f"{found[0]}.{found[1]}", name.value.decode(), found[2]), []).append(number)
     if len(kinds) != 1:
         seen = ", ".join(f"{kind} (GPU {' '.join(map(str, devices))})" for kind, devices in kinds.items()) or "none"
         raise PlanError(
-            f"GPUs of one compute capability are needed, visible are: {seen}; set CUDA_VISIBLE_DEVICES to those of one kind, "
+            f"GPUs of one kind are needed, visible are: {seen}; set CUDA_VISIBLE_DEVICES to those of one kind, "
             "for this command and for the server alike"
         )
     return next(iter(kinds))

@@ -75,8 +75,7 @@ def cache_key(version: str, flavour: build.Flavour, precision: str) -> str:
     key = f"{version}-{flavour}-{precision}-{code}"
     if flavour != "tensorrt":
         return f"{key}-cores{build.cores()}"
-    bound = plan.here().key(version)
-    return f"{key}-trt{bound.tensorrt}-cc{bound.capability}"
+    return f"{key}-{plan.here().key(version).machine}"
 
 
 def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Options, cache: Path | None, expected: str | None) -> str:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deploy.docker import prepare_models
 from tests.deploy.buildah import DOCKER, Builder, inside
 from tests.integration.harness import Outside, samples, wait_until
-from triton_models import build
+from triton_models import build, plan
 from worker.local import paths
 
 Tool = Callable[[str], Path]
@@ -146,6 +147,17 @@ def test_another_version_of_the_code_does_not_use_the_cache(tmp_path: Path, monk
     (copy / "python_backend.py").write_text((copy / "python_backend.py").read_text() + "# mended\n")
     monkeypatch.setattr(build, "__file__", str(copy / "build.py"))
     assert prepare_models.cache_key("0123456789ab", "cpu", "fp32") != before
+
+
+def test_unlike_gpus_do_not_share_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs of one compute capability, and a slice of one, have an entry of the cache each."""
+    trt = SimpleNamespace(__version__="10.13.2.6")
+    gpus = (plan.Gpu("8.9", "NVIDIA L4", 58), plan.Gpu("8.9", "NVIDIA L40S", 142), plan.Gpu("8.9", "NVIDIA L40S", 71))
+    keys = []
+    for gpu in gpus:
+        monkeypatch.setattr(plan, "here", lambda gpu=gpu: plan.Compiler(trt, gpu))
+        keys.append(prepare_models.cache_key("0123456789ab", "tensorrt", "fp16"))
+    assert len(set(keys)) == len(gpus) and keys[0].endswith("-trt10.13.2.6-cc8.9-nvidia-l4-sm58")
 
 
 def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_rebuild_with_timings_serves_the_same(repositories: dict[str, Path], g
 def test_a_plan_for_another_gpu_is_not_served(repositories: dict[str, Path], tmp_path: Path) -> None:
     """`--check` says how to rebuild; the server finds no plan for its GPU and ends, naming the command in its log."""
     shutil.copytree(repositories["fp16"], tmp_path / "models")
-    capability = plan.gpu_capability()
+    capability = plan.visible_gpu().capability
     for name in ("code", "code_encoder", "code_heads"):
         configuration = tmp_path / "models" / name / "config.pbtxt"
         configuration.write_text(configuration.read_text().replace(f'key: "{capability}"', 'key: "1.0"'))

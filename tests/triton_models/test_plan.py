@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from triton_models import build, graph, plan, plan_run, weights
-from triton_models.plan import Compiler, Key, PlanError
+from triton_models.plan import Compiler, Gpu, Key, PlanError
 from triton_models.plan_run import run_plan
 from triton_models.weights import WIDTH, Weights
 
 IMAGE = (224, 224, 3)
+L4, L40S, H200 = Gpu("8.9", "NVIDIA L4", 58), Gpu("8.9", "NVIDIA L40S", 142), Gpu("9.0", "NVIDIA H200", 132)
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +29,10 @@ def rtx() -> ModuleType:
 
 
 class Library:
-    """libcuda of a machine whose visible GPUs have these compute capabilities; `code`: what cuInit answers."""
+    """libcuda of a machine with these visible GPUs; `code`: what cuInit answers."""
 
-    def __init__(self, *capabilities: tuple[int, int], code: int = 0) -> None:
-        self.capabilities, self.code = capabilities, code
+    def __init__(self, *gpus: Gpu, code: int = 0) -> None:
+        self.gpus, self.code = gpus, code
 
     def cuInit(self, _flags: Any) -> int:  # noqa: N802 - the driver's names
         return self.code
@@ -41,7 +42,7 @@ class Library:
         return 0
 
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = len(self.capabilities)
+        count._obj.value = len(self.gpus)
         return 0
 
     def cuDeviceGet(self, device: Any, number: Any) -> int:  # noqa: N802
@@ -49,21 +50,27 @@ class Library:
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, attribute: Any, device: Any) -> int:  # noqa: N802
-        value._obj.value = self.capabilities[device.value - 40][attribute.value - 75]
+        gpu = self.gpus[device.value - 40]
+        major, minor = map(int, gpu.capability.split("."))
+        value._obj.value = {75: major, 76: minor, 16: gpu.processors}[attribute.value]
+        return 0
+
+    def cuDeviceGetName(self, name: Any, _length: Any, device: Any) -> int:  # noqa: N802
+        name.value = self.gpus[device.value - 40].name.encode()
         return 0
 
 
 def test_the_gpus_that_may_be_used_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is asked, as it knows CUDA_VISIBLE_DEVICES: one kind is the answer; several are named, with what to set; none is told."""
-    library = Library((9, 0), (9, 0))
+    library = Library(H200, H200)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert plan.gpu_capability() == "9.0"
-    library.capabilities = ((8, 9), (12, 0), (8, 9))
-    with pytest.raises(PlanError, match=r"8\.9 \(GPU 0 2\), 12\.0 \(GPU 1\); set CUDA_VISIBLE_DEVICES"):
-        plan.gpu_capability()
+    assert plan.visible_gpu() == H200
+    library.gpus = (L4, L40S, L4)
+    with pytest.raises(PlanError, match=r"NVIDIA L4 \(58 .* 8\.9 \(GPU 0 2\), NVIDIA L40S \(142 .* 8\.9 \(GPU 1\); set CUDA_VISIBLE_DEVICES"):
+        plan.visible_gpu()
     library.code = 100
     with pytest.raises(PlanError, match=r"no GPU can be used \(cuInit: no CUDA-capable device is detected \(100\)\)"):
-        plan.gpu_capability()
+        plan.visible_gpu()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -97,10 +104,10 @@ def test_a_foreign_graph_is_refused_with_the_parsers_words(rtx: ModuleType, smal
 
 def test_a_repository_of_plans_is_keyed(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensorrt flavour holds one plan per model, named by its key and found by Triton for that GPU alone; another machine is refused."""
-    compiler = Compiler(rtx, "8.9", "SM89")
+    compiler = Compiler(rtx, L4, "SM89")
     options = build.Options(precision="fp16", timing_cache=tmp_path / "timings")
     manifest = build.build(folder, "tensorrt", tmp_path / "models", options, compiler)
-    assert manifest["plans"] == {"tensorrt": rtx.__version__, "capability": "8.9"}
+    assert manifest["plans"] == {"tensorrt": rtx.__version__, "capability": "8.9", "name": "NVIDIA L4", "processors": 58}
     assert len(list((tmp_path / "timings").iterdir())) == 1
     for name in ("code", "code_encoder", "code_heads"):
         folder = tmp_path / "models" / name / str(manifest["version_number"])
@@ -112,25 +119,30 @@ def test_a_repository_of_plans_is_keyed(rtx: ModuleType, folder: Path, tmp_path:
         assert not list(folder.glob("*.py"))
     monkeypatch.setattr(plan, "here", lambda: compiler)
     assert build.check(tmp_path / "models") == manifest
-    monkeypatch.setattr(plan, "here", lambda: Compiler(rtx, "9.0"))
-    with pytest.raises(PlanError, match=r"compute capability 8\.9, here are .* 9\.0; build it where it is served: python -m triton_models\.build"):
+    monkeypatch.setattr(plan, "here", lambda: Compiler(rtx, L40S))
+    with pytest.raises(
+        PlanError,
+        match=r"NVIDIA L4 \(.* compute capability 8\.9, here are .* NVIDIA L40S \(.* 8\.9; build it where it is served: python -m triton_models\.build",
+    ):
         build.check(tmp_path / "models")
 
 
 def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
-    """Only the exact version and capability pass, and every part of the key is in the file's name."""
-    key = Key("10.13.2.6", "9.0", "ab" * 32)
-    key.check("10.13.2.6", "9.0")
-    for other in (("10.13.3.9", "9.0"), ("11.0.0.1", "9.0"), ("10.13.2.6", "8.9")):
+    """Only the exact version and kind of GPU pass (a slice is another kind), and every part of the key is in the file's name."""
+    key = Key("10.13.2.6", H200, "ab" * 32)
+    key.check("10.13.2.6", H200)
+    for other in (("10.13.3.9", H200), ("11.0.0.1", H200), ("10.13.2.6", L4), ("10.13.2.6", Gpu("9.0", "NVIDIA H200 MIG 1g.18gb", 16))):
         with pytest.raises(PlanError, match=r"python -m triton_models\.build"):
             key.check(*other)
-    names = {Key(*parts).file_name for parts in (("1", "2", "a" * 64), ("2", "2", "a" * 64), ("1", "3", "a" * 64), ("1", "2", "b" * 64))}
-    assert len(names) == 4
+    keys = [Key("1", L4, "a" * 64), Key("2", L4, "a" * 64), Key("1", L40S, "a" * 64), Key("1", Gpu("9.0", "NVIDIA L4", 58), "a" * 64)]
+    keys += [Key("1", Gpu("8.9", "NVIDIA L4", 29), "a" * 64), Key("1", L4, "b" * 64)]
+    assert len({key.file_name for key in keys}) == len(keys)
+    assert keys[0].file_name == "trt1-cc8.9-nvidia-l4-sm58-aaaaaaaaaaaa.plan"
 
 
 def test_a_plan_of_another_graph_is_refused(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph exchanged without building its plan anew, all hashes of the manifest right: refused, with the command to type."""
-    compiler = Compiler(rtx, "8.9", "SM89")
+    compiler = Compiler(rtx, L4, "SM89")
     monkeypatch.setattr(plan, "here", lambda: compiler)
     manifest = build.build(folder, "tensorrt", tmp_path / "models", compiler=compiler)
     name = f"code/{manifest['version_number']}/model.onnx"
