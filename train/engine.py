@@ -235,7 +235,7 @@ def _loop(
                     except RuntimeError:
                         if not stopping.is_set():
                             raise
-                        # The signal went to the data processes too, which end at once.
+                        # The signal ended a data process that was just starting: later they leave it to this one.
                         folder.save_checkpoint(trainer.state(progress))
                         return result("interrupted")
                     waited += time.perf_counter() - asked

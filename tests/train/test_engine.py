@@ -231,6 +231,51 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
     assert state["progress"]["step"] == max(line["step"] for line in read_metrics(run)) >= 1
 
 
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_and_ends(images: Path, tmp_path: Path) -> None:
+    """A signal to every process of a run, as `timeout` and systemd send it, saves too; no data process stays, and the run resumed is the uninterrupted one."""
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(small(images, "training.steps_per_epoch=8", "optimisation.epochs=1", "data.workers=2")))
+    environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+    def begin(run: Path, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "train.main", "fit", "--recipe", str(tmp_path / "recipe.toml"), "--run", str(run), *options]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, start_new_session=True)
+
+    stopped, whole = begin(tmp_path / "stopped"), begin(tmp_path / "whole")
+    waiting = threading.Event()
+    while stopped.poll() is None and not read_metrics(tmp_path / "stopped"):
+        waiting.wait(0.05)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.killpg(stopped.pid, number)
+    _, said = stopped.communicate(timeout=120)
+    assert stopped.returncode == 0 and "interrupted" in said, said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(stopped.pid, 0)
+    _, said = begin(tmp_path / "stopped", "--resume").communicate(timeout=120)
+    assert "finished after 8 steps" in said, said
+    assert "finished after 8 steps" in whole.communicate(timeout=120)[1]
+    resumed, expected = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_data_process_ends_when_its_parent_says_so(tmp_path: Path) -> None:
+    """A data process that hangs ignores the SIGTERM of others, and ends at once at that of the process it works for."""
+    hang = tmp_path / "hang.py"
+    hang.write_text(
+        "import os, signal, subprocess, sys, time\nfrom train.data.loader import _begin_data_process\n"
+        "child = os.fork()\nif child == 0:\n    _begin_data_process(0)\n    os.write(1, b'ready\\n')\n    time.sleep(100)\n    os._exit(3)\n"
+        "sys.stdin.readline()\nprint(os.waitpid(child, os.WNOHANG)[0], flush=True)\n"
+        "os.kill(child, signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    path = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, str(hang)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | path)
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+    os.kill(child, signal.SIGTERM)
+    assert process.communicate("go\n", timeout=60)[0] == "0\n0\n"
+
+
 def test_probe_needs_both_classes() -> None:
     """Without both classes in both halves there is no AUC, and no error."""
     images = [Labelled(str(index), Key("x"), 0, "real") for index in range(10)]

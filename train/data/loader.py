@@ -7,6 +7,9 @@ not the run was resumed. A record that cannot be read is replaced by the next on
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +184,7 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
         num_workers=workers,
         collate_fn=collate_drawn if draw_only else collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_data_process if workers else None,
         prefetch_factor=2 if workers else None,
     )
     made = _in_one_line(iter(loader))
@@ -219,5 +222,16 @@ def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[B
             yield batch
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_data_process(_worker: int) -> None:
+    """One thread for work, and of SIGINT and SIGTERM only what the training process sends: one to the whole group is for it, which then saves."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    # Not a handler: those wait for the main thread, which may hang in a read.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent and os.getppid() == parent:
+        pass
+    os._exit(0)
