@@ -27,7 +27,7 @@ from rich.console import Console
 
 from train.data.download import Downloader, DownloadLimits, may_pass
 from train.data.images import BadImage, DataError, read_header
-from train.data.records import Key
+from train.data.records import Key, is_odd
 from train.data.shards import MANIFEST, D3Record, index_shard, write_shard
 from train.hub import first_line, quiet_hub
 from train.progress import counting
@@ -187,6 +187,8 @@ class D3Rows:
             else:
                 path = Path(source)
                 files = sorted(str(file) for file in path.rglob("*.parquet")) if path.is_dir() else [str(path)] if path.is_file() else []
+                if odd := [file for file in files if is_odd(Path(file))]:
+                    raise DataError(f"{odd[0]} is no regular file: take it out of {source}")
                 if not files:
                     raise DataError(f"{source} is neither hf://owner/name nor a parquet file nor a folder of them")
                 stream = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from train.data.images import BadImage, DataError, decode_image
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, shuffled
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd, shuffled
 from train.progress import counting
 
 # Files that accompany images; everything else that is no image is named.
@@ -156,6 +156,8 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _check(image: Labelled, min_side_px: int) -> Labelled | Problem:
+    if is_odd(Path(image.key.path)):
+        return Problem(image.key.path, "stray", "no regular file")
     try:
         data = image.key.read()
         pixels = decode_image(data)

@@ -45,7 +45,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is left out: `kind` is corrupt, tiny, duplicate, conflict, stray (beside the layout) or (records of shards) incomplete."""
+    """What is left out: `kind` is corrupt, tiny, duplicate, conflict, stray (beside the layout, or no regular file) or (of shards) incomplete."""
 
     path: str
     kind: str
@@ -83,6 +83,11 @@ class Source(Protocol):
     def labelled(self) -> list[Labelled]: ...
 
     def split(self, fraction: float) -> tuple[Source, Source]: ...
+
+
+def is_odd(path: Path) -> bool:
+    """Whether `path` is there and is no regular file: opening a pipe would wait for ever."""
+    return path.exists() and not path.is_file()
 
 
 def held_out(identity: str, fraction: float) -> bool:

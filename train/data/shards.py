@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from train.data.images import EXTENSIONS, BadImage, DataError, read_header
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd
 
 MANIFEST = "manifest.json"
 HEAD_BYTES = 65536  # has the header of nearly every image
@@ -207,7 +207,9 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
 
     Raises DataError if there is none or nothing in them can be paired.
     """
-    paths = sorted(Path(folder).glob("*.tar"))
+    odd, paths = [], []
+    for path in sorted(Path(folder).glob("*.tar")):
+        (odd if is_odd(path) else paths).append(path)
     if not paths:
         raise DataError(f"{folder} holds no *.tar shards")
     indexes = [index_shard(path) for path in paths]
@@ -216,7 +218,8 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
     offsets, sizes, sides_px = (np.concatenate([index[part] for index in indexes]) for part in (1, 2, 3))
     unusable = (sizes > 0) & (sides_px < min_side_px)
     source = ShardSource([str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, window)
-    left_out = [
+    left_out = [Problem(str(path), "stray", "no regular file") for path in odd]
+    left_out += [
         Problem(
             f"{paths[shard_of[record]]}/{ids[record]}.{SLOTS[slot]}",
             *(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import tarfile
 import threading
@@ -385,6 +386,9 @@ def test_wrong_sources_give_one_clear_line(rows: Path, tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([numbers]), tmp_path / "numbers.parquet")
     with pytest.raises(DataError, match=r"numbers\.parquet: .*expected the schema"):
         list(D3Rows(str(tmp_path / "numbers.parquet")))
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(DataError, match=r"pipe\.parquet is no regular file"):
+        D3Rows(str(tmp_path))
     build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=5, limits=LIMITS)
     with pytest.raises(DataError, match="records_per_shard 5"):
         build_shards(str(rows), tmp_path / "out", records_per_shard=6, limits=LIMITS)

@@ -1,5 +1,6 @@
 """Folders of images: layouts, what is left out, pairing and splitting."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_what_lies_beside_the_layout_is_named(folder: Path) -> None:
     console = Console(record=True, width=300)
     open_source(folder, console=console)
     assert "real_2: beside real and fake, so not looked at (files: 1)" in console.export_text()
+
+
+def test_what_is_no_regular_file_is_not_opened(folder: Path) -> None:
+    """A pipe among the images, which would wait for ever for a writer, is left out by name."""
+    os.mkfifo(folder / "real" / "pipe.png")
+    os.mkfifo(folder / "pipe.png")
+    source, problems = scan_folder(folder)
+    assert [(Path(problem.path).relative_to(folder).as_posix(), problem.kind) for problem in problems] == [
+        ("pipe.png", "stray"),
+        ("real/pipe.png", "stray"),
+    ]
+    assert len(source.images) == 12
 
 
 def test_a_group_without_reals_is_named(tmp_path: Path) -> None:

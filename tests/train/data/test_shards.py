@@ -1,5 +1,6 @@
 """WebDataset shards: bytes kept, readable by the webdataset library, indexed, ordered."""
 
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -121,6 +122,14 @@ def test_split_is_by_record(shards: Path) -> None:
     assert not set(train.ids.tolist()) & set(held.ids.tolist())
     assert len(train.ids) + len(held.ids) == 15
     assert len(held.labelled()) == 5 * len(held.ids)
+
+
+def test_a_pipe_named_as_a_shard_is_not_opened(shards: Path) -> None:
+    """What is no regular file is left out by name, and the shards are read."""
+    os.mkfifo(shards / "pipe.tar")
+    source = open_shards(shards)
+    assert len(source.ids) == 15
+    assert [(Path(problem.path).name, problem.kind) for problem in source.left_out] == [("pipe.tar", "stray")]
 
 
 def test_broken_tar_is_named(tmp_path: Path) -> None:
