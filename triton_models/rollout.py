@@ -239,7 +239,7 @@ def _load_ready(client: Any, live: Path) -> None:
     One graph goes first: the `code` before may be an ensemble, which answers only as long as the server has its parts' version.
     """
     parts = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
-    one_graph = any((live / "code").glob("*/model.onnx"))
+    one_graph = any((live / "code").glob("*/model.*"))
     for name in ("code", *parts) if one_graph else (*parts, "code"):
         _load_model(client, live, name)
 
