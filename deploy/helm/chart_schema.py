@@ -165,7 +165,9 @@ def properties() -> dict[str, Schema]:
             rollout=rollout(),
             spread=spread(),
             preStopSeconds=number("Sleep before SIGTERM; part of the grace period."),
-            drainMarginSeconds=number("Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit.", 5),
+            drainMarginSeconds=number(
+                "Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit (9 s with all servers frozen).", 10
+            ),
             extraEnv=array("More variables (OTEL_*, AWS_*); settings belong under `settings`, where they are checked."),
             extraVolumes=array("More volumes (for file references, say)."),
             extraVolumeMounts=array("Their mounts."),

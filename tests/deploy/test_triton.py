@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_compose_builds_the_models_as_the_chart_does(profile: str) -> None:
     assert service["command"][:2] == PROGRAM and service["image"] == COMPOSE[f"triton-{profile}"]["image"]
     given = prepare_models.parser().parse_args(service["command"][2:])
     assert (given.flavour, given.precision) == {"cpu": ("cpu", "fp32"), "gpu": ("tensorrt", "fp16")}[profile]
+
+
+def test_a_killed_servers_shared_memory_is_cleared(tmp_path: Path) -> None:
+    """The container's command removes what a Python backend left in /dev/shm, nothing else, and hands its arguments on to the server."""
+    (container,) = _containers(chart.template(values={"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}), "triton")
+    shell, *command = container["command"]
+    left, workers = tmp_path / "triton_python_backend_shm_region_5f", tmp_path / "assay-5f"
+    for file in (left, workers):
+        file.touch()
+    server = tmp_path / "tritonserver"
+    server.write_text('#!/bin/sh\necho "$@"\n')
+    server.chmod(0o755)
+    told = [argument.replace("/dev/shm", str(tmp_path)) for argument in (*command, *container["args"])]
+    ended = subprocess.run([shell, *told], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == container["args"]
+    assert not left.exists() and workers.exists()
 
 
 class AsDeployed(TritonServer):

@@ -64,7 +64,8 @@ imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 # A sidecar starts before the worker and is stopped after it: what the worker drains still gets its scores.
 restartPolicy: Always
 {{- end }}
-command: [tritonserver]
+# /dev/shm outlives the container: what the Python backend of a killed server left there would fill it.
+command: [/bin/sh, -c, 'rm -f /dev/shm/triton_python_backend_shm_region_*; exec tritonserver "$@"', tritonserver]
 args:
   - --model-repository=/models/repository
   - --model-control-mode=explicit
