@@ -7,6 +7,7 @@ encoder and scikit-learn's own estimators, filled with the arrays, for the heads
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def embeddings(weights: Weights, pixels: Images) -> Array:
         hidden = _norm(x, b["norm2.weight"], b["norm2.bias"]) @ b["mlp.fc1.weight"].T + b["mlp.fc1.bias"]
         x = x + _gelu(hidden) @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"]
     return _norm(x[:, 0], w["norm.weight"], w["norm.bias"])
+
+
+def rounding(weights: Weights, pixels: Images, expected: Array, seed: int = 0) -> Array:
+    """How much float32 matters on each image, float64 [N]: the largest change of its embedding (`expected` as it is) when every number
+    of the encoder moves up or down by float32's unit roundoff, half of its last digit.
+
+    Largest where much cancels out, as in images of one colour; float32 has rounding of that size at every operation.
+    """
+    rng = np.random.default_rng(seed)
+    moved = {name: array * (1 + rng.choice([-(2.0**-24), 2.0**-24], array.shape)) for name, array in weights.encoder.items()}
+    result: Array = np.abs(embeddings(replace(weights, encoder=moved), pixels) - expected).max(axis=1)
+    return result
 
 
 def torch_embeddings(folder: Path, pixels: Images) -> Array:
