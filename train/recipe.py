@@ -15,14 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from train.losses import Terms, Variant
 
+
+def _in_order(scale: tuple[float, float]) -> tuple[float, float]:
+    least, most = scale
+    if least > most or most == 0:
+        raise ValueError("expected [least, most] of the image's area, the most above 0")
+    return scale
+
+
 RECIPES = Path(__file__).parent / "recipes"
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[tuple[Fraction, Fraction], AfterValidator(_in_order)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -52,8 +61,8 @@ class Views:
     """The eight views of a record. `resize248`: shorter side to size / 0.9 (248), then the centre; `native_crop`: the centre as at inference."""
 
     max_ops: Annotated[int, Field(ge=0, le=19)] = 2
-    global_scale: tuple[Fraction, Fraction] = (0.4, 1.0)
-    local_scale: tuple[Fraction, Fraction] = (0.05, 0.4)
+    global_scale: Scale = (0.4, 1.0)
+    local_scale: Scale = (0.05, 0.4)
     size_px: Literal[112, 224] = 224  # of all views but the local crops; 112 is for small machines: a quarter of the work
     local_size_px: Literal[96, 224] = 224  # the paper says 96, the released code puts out 224
     tail: Literal["resize248", "native_crop"] = "resize248"
@@ -197,8 +206,6 @@ def recipe_to_toml(recipe: Recipe) -> str:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(value)  # inf and nan are TOML, Infinity and NaN are not
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(entry) for entry in value)}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # surrogate pairs are no TOML, nor is a bare DEL

@@ -33,8 +33,8 @@ def test_overrides_win_over_the_file() -> None:
 
 
 def test_any_text_and_number_survives_a_round_trip(tmp_path: Path) -> None:
-    """Letters beyond the basic plane, quotes, control characters and infinity are read back from what is written into a run."""
-    recipe = load_recipe(None, ["optimisation.lr=inf"])
+    """Letters beyond the basic plane, quotes, control characters and the smallest number are read back from what is written into a run."""
+    recipe = load_recipe(None, ["optimisation.lr=5e-324"])
     recipe = replace(recipe, name='\U0001f600 "é" \\ \x7f\n')
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
     assert load_recipe(tmp_path / "recipe.toml") == recipe
@@ -48,6 +48,18 @@ def test_all_problems_are_named_at_once() -> None:
     assert len(caught.value.problems) == 4
     for field in ("optimisation.speed", "loss.variant", "training.batch_size", "views.local_size_px"):
         assert field in text
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimisation.lr=inf", "loss.temperature=nan", "heads.linear_c=inf", "views.global_scale=[0.9, 0.1]", "views.local_scale=[0.0, 0.0]"],
+)
+def test_values_that_cannot_be_meant_are_refused(override: str) -> None:
+    """Numbers without end, and areas of a crop that are reversed or nothing, give one line that names the field."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("smoke", [override])
+    (problem,) = caught.value.problems
+    assert problem.startswith(override.partition("=")[0])
 
 
 @pytest.mark.parametrize("override", ["optimisation.lr", "=3", "name.x=3", "optimisation..lr=1"])
