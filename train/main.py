@@ -201,6 +201,8 @@ def data_equalise(
     from train.data.open import open_source
 
     with _clear_errors(when_stopped=GOES_ON):
+        if side_px[0] >= side_px[1]:
+            raise DataError(f"--side-px {side_px[0]} {side_px[1]}: the first has to be below the second, which is not included")
         if any(folder.glob("*.tar")):
             raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
         if not (out / UNFINISHED).exists():

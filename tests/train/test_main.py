@@ -97,6 +97,7 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("data folder {tmp}/bad.toml", "no folder"),
         ("data inspect {tmp}/tars", "bad.tar"),
         ("data equalise {tmp} {tmp}", "not empty"),
+        ("data equalise {tmp} {tmp}/e --side-px 300 200", "--side-px 300 200"),
         ("no-such-command", "no-such-command"),
     ],
 )
