@@ -261,3 +261,27 @@ def test_the_worker_needs_no_torch() -> None:
     script = "import sys, worker.cli, worker.pipeline; print(sorted({'torch', 'sklearn', 'timm', 'pickle5'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_sigterm_during_the_imports_is_heard() -> None:
+    """A worker that is told to stop while it still loads its libraries ends with 0 instead of being killed later."""
+    script = """
+import importlib.abc, os, signal, sys
+import worker.cli
+
+class Stop(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "worker.pipeline":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Stop())
+sys.argv = ["worker", "run"]
+worker.cli.app()
+"""
+    env = os.environ | {
+        "ASSAY_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "ASSAY_REDIS__URL": "redis://127.0.0.1:1",
+        "ASSAY_TRITON__URL": "127.0.0.1:1",
+    }
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, env=env, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -119,6 +121,7 @@ def run(
 ) -> None:
     """Consume images until SIGTERM or SIGINT, then drain and exit 0."""
     settings = load_settings(config)  # before the imports below, which take seconds: a wrong variable is told at once
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # process 1 of a container would not even hear of it meanwhile
     from worker import processes as several  # noqa: PLC0415
     from worker.pipeline import Pipeline  # noqa: PLC0415
     from worker.telemetry.logs import configure  # noqa: PLC0415
