@@ -271,7 +271,7 @@ def heads(
 
     Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`
     """
-    from train.data.open import open_source
+    from train.data.open import both_classes, open_source
     from train.embed import UNFINISHED
     from train.fit_heads import make_weights
     from train.model import load_encoder
@@ -281,7 +281,7 @@ def heads(
         chosen = load_recipe(recipe, overrides or [])
         _require_new(out, but_for=(UNFINISHED,))
         load_encoder(encoder)  # a wrong path is told before the data are looked at
-        images = open_source(data, min_side_px=chosen.data.min_side_px, console=console).labelled()
+        images = both_classes(open_source(data, min_side_px=chosen.data.min_side_px, console=console), data)
         out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say, console=console)))
 
 
@@ -303,7 +303,7 @@ def evaluate(
     Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`
     """
     from train.data.images import DataError
-    from train.data.open import open_source
+    from train.data.open import both_classes, open_source
     from train.embed import Passes
     from train.evaluate import RESULTS, Options, headline
     from train.evaluate import evaluate as measure
@@ -316,6 +316,8 @@ def evaluate(
     with _clear_errors(when_stopped=GOES_ON):
         if (weights is None) == (backbone is None):
             raise DataError("give either --weights DIR or --backbone timm:NAME")
+        if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
+            raise DataError(f"--out {out} is no folder, or lies in none: name a folder")
         if weights is not None:
             body, fitted = code_backbone(weights), Heads.load(weights)
             about = {"weights": str(weights), "model version": served.load(weights).version}
@@ -324,14 +326,16 @@ def evaluate(
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
             _say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
-            known = open_source(fit_on, console=console).labelled()
+            known = both_classes(open_source(fit_on, console=console), fit_on)
+        source = open_source(data, console=console)
+        images = both_classes(source, data)  # before the work of hours
+        if weights is None:
             fitted, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=_say, console=console)
             about = {"heads fitted on": str(fit_on)}
         about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
-        source = open_source(data, console=console)
         try:
-            results = measure(body, fitted, source.labelled(), out, options, left_out=source.left_out, about=about, console=console)
+            results = measure(body, fitted, images, out, options, left_out=source.left_out, about=about, console=console)
         except ValueError as error:
             raise DataError(str(error)) from error
     if as_json:

@@ -44,6 +44,8 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe that the run was begun with. Raises RecipeError."""
+        if not (self.path / RECIPE).exists():
+            raise RecipeError([f"no run to resume in {self.path}: start without --resume, or name the folder of the run with --run"])
         return load_recipe(self.path / RECIPE)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The command line: overview, exit codes, and the way from a folder to a served model."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("fit --recipe none", "known by name"),
         ("fit --recipe smoke --set optimisation.speed=1 --set loss.variant=best", "optimisation.speed"),
         ("fit --recipe smoke --run {tmp}/run --set data.source={tmp}/nowhere", "nowhere"),
-        ("fit --recipe smoke --run {tmp}/run --resume", "recipe"),
+        ("fit --recipe smoke --run {tmp}/run --resume", "no run to resume in"),
         ("fit --recipe smoke --run {tmp}/run --set training.seed=-1", "training.seed"),
         pytest.param(
             "fit --recipe smoke --run {tmp}/run --set training.device=cuda",
@@ -97,6 +98,8 @@ def test_every_command_has_help_with_an_example(command: str, runner: CliRunner)
         ("data folder {tmp}/bad.toml", "no folder"),
         ("data inspect {tmp}/tars", "bad.tar"),
         ("data equalise {tmp} {tmp}", "not empty"),
+        ("evaluate --data {tmp} --out {tmp}/bad.toml --weights {tmp}", "bad.toml is no folder"),
+        ("evaluate --data {tmp} --out {tmp}/bad.toml/r --weights {tmp}", "lies in none"),
         ("data equalise {tmp} {tmp}/e --side-px 300 200", "--side-px 300 200"),
         ("no-such-command", "no-such-command"),
     ],
@@ -111,6 +114,40 @@ def test_what_the_user_can_put_right_is_exit_2(arguments: str, named: str, runne
     assert result.exit_code == 2, result.output
     assert named in result.output
     assert "Traceback" not in result.output
+
+
+def test_one_class_alone_is_refused_before_the_work(runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """heads and evaluate say which class is missing, in the data set or a group of it, and embed nothing."""
+    write_synthetic_folder(tmp_path / "both", 6, size=64)
+    save_encoder(create_encoder(), tmp_path / "encoder")
+    made = runner.invoke(app, ["heads", "--encoder", str(tmp_path / "encoder"), "--data", str(tmp_path / "both"), "--out", str(tmp_path / "w")])
+    assert made.exit_code == 0, made.output
+    shutil.copytree(tmp_path / "both" / "real", tmp_path / "reals" / "real")
+    for group in ("augm", "no_augm"):
+        shutil.copytree(tmp_path / "both" / "real", tmp_path / "groups" / group / "real")
+        shutil.copytree(tmp_path / "both" / "fake" / "upsampled", tmp_path / "groups" / group / "gen_0")
+    for path in (tmp_path / "groups" / "augm" / "real").iterdir():
+        path.unlink()
+    monkeypatch.setattr(embed, "embed_images", None)
+    for data, missing in (("reals", "reals: no generated images"), ("groups", "groups/augm: no real images")):
+        source = ["--data", str(tmp_path / data)]
+        for command in (
+            ["heads", "--encoder", str(tmp_path / "encoder"), *source, "--out", str(tmp_path / "w2")],
+            ["evaluate", "--weights", str(tmp_path / "w"), *source, "--out", str(tmp_path / "r")],
+            [
+                "evaluate",
+                "--backbone",
+                "timm:resnet10t",
+                "--no-pretrained",
+                "--fit-on",
+                str(tmp_path / "both"),
+                *source,
+                "--out",
+                str(tmp_path / "r"),
+            ],
+        ):
+            result = runner.invoke(app, command, env={"COLUMNS": "300"})
+            assert result.exit_code == 2 and missing in result.output, result.output
 
 
 def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from train.data.folder import FolderSource, scan_folder
 from train.data.images import DataError
-from train.data.records import Source
+from train.data.records import FAKE, REAL, Labelled, Source
 from train.data.shards import ShardSource, open_shards
 
 SHOWN = 20
@@ -41,3 +41,17 @@ def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, c
     if isinstance(source, FolderSource) and not source.images:
         raise DataError(f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with images in them")
     return source
+
+
+def both_classes(source: Source, path: str | Path) -> list[Labelled]:
+    """The images of `source`, opened at `path`. Raises DataError if there are no fakes, or in a group with fakes no reals."""
+    images = source.labelled()
+    labels: dict[str, set[int]] = {}
+    for image in images:
+        labels.setdefault(image.group, set()).add(image.label)
+    for group, found in sorted(labels.items()):
+        if REAL not in found:
+            raise DataError(f"{Path(path) / group}: no real images: both are needed (real/…, fake/<generator>/…)")
+    if not any(FAKE in found for found in labels.values()):
+        raise DataError(f"{path}: no generated images: both are needed (real/…, fake/<generator>/…)")
+    return images
