@@ -8,8 +8,10 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 
 import pytest
+from tritonclient import grpc
 
 from tests.integration.harness import Outside, samples, unlike, wait_until
 
@@ -129,3 +131,22 @@ def test_memory_marks_pause_consumption(outside, start_worker):
     assert seen <= 8
     assert worker.metric("assay_pauses_total", cause="flow") > 0
     check_accounts(outside, images)
+
+
+def test_killed_workers_leave_no_memory_with_triton(outside, start_worker):
+    """The regions of a worker that was killed are given up by the server, too, when the next one starts: their pages are free again."""
+    with closing(grpc.InferenceServerClient(outside.env["ASSAY_TRITON__URL"])) as triton:
+
+        def held() -> set[str]:
+            return set(triton.get_system_shared_memory_status().regions)
+
+        before = held()
+        first = start_worker(ASSAY_TRITON__SHARED_MEMORY="system")
+        wait_until(lambda: held() - before, "the first worker's regions")  # made for the first canary
+        killed = held() - before
+        first.kill()
+        second = start_worker(ASSAY_TRITON__SHARED_MEMORY="system")
+        wait_until(lambda: held() - before - killed, "the second worker's regions")
+        wait_until(lambda: not killed & held(), "the killed worker's regions are given up")
+        assert second.terminate() == 0
+        assert not held() - before

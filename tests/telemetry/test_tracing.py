@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -158,3 +159,20 @@ def test_without_the_extra_the_start_stops(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"ASSAY_TRACING__ENABLED=true.*assay-worker\[otel\]"):
         Tracing(TracingSettings(enabled=True), "1")
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
+    """`close` returns although the exporter does not: the grace period is for the images."""
+    asked, release = threading.Event(), threading.Event()
+
+    class Hanging(SimpleSpanProcessor):
+        def shutdown(self) -> None:
+            asked.set()
+            release.wait()
+
+    tracing = Tracing(TracingSettings(enabled=True), "0", Hanging(InMemorySpanExporter()))
+    try:
+        tracing.close()
+        assert asked.is_set()
+    finally:
+        release.set()

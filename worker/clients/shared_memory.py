@@ -71,3 +71,8 @@ def remove_leftovers(folder: Path = FOLDER) -> None:
             path.unlink(missing_ok=True)
         finally:
             os.close(file)
+
+
+def is_gone(name: str, folder: Path = FOLDER) -> bool:
+    """Is this a region of ours that has no file any more? Its memory is freed once nobody maps it."""
+    return name.startswith(PREFIX) and not (folder / name).exists()

@@ -22,7 +22,7 @@ import structlog
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from worker.clients.shared_memory import Region, remove_leftovers
+from worker.clients.shared_memory import Region, is_gone, remove_leftovers
 from worker.errors import AssayError, Unavailable
 from worker.item import Pixels
 from worker.settings import TritonSettings
@@ -184,7 +184,7 @@ class Triton:
         if wanted == "off" or (wanted == "auto" and host not in ("localhost", "127.0.0.1", "[::1]")):
             return [None] * count
         try:
-            remove_leftovers()
+            self._remove_leftovers()
             while len(self._made) < count:
                 self._made.append(Region(self._region_bytes))
                 self._register(self._made[-1])
@@ -200,6 +200,14 @@ class Triton:
         with contextlib.suppress(InferenceServerException):
             self._client.unregister_system_shared_memory(region.name, client_timeout=_REGISTER_S)
         self._client.register_system_shared_memory(region.name, f"/{region.name}", region.capacity_bytes, client_timeout=_REGISTER_S)
+
+    def _remove_leftovers(self) -> None:
+        """Regions of dead workers: their names, and the server's hold on their memory."""
+        remove_leftovers()
+        for name in self._client.get_system_shared_memory_status(client_timeout=_REGISTER_S).regions:
+            if is_gone(name):
+                with contextlib.suppress(InferenceServerException):  # a call still uses it
+                    self._client.unregister_system_shared_memory(name, client_timeout=_REGISTER_S)
 
     def _remove_regions(self) -> None:
         """Those of calls that hang, too; a server that does not answer is asked once."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # version, trace id, parent id, flags; a later version may append more fields (W3C Trace Context, section 3.2)
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _SAMPLED = 0x01
+CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,11 @@ class Tracing:
             yield
 
     def close(self) -> None:
-        """Hand over what is not yet exported, within the exporter's own time-outs."""
+        """Hand over what is not yet exported; a collector that does not answer is not waited for beyond CLOSE_S."""
         if self._enabled:
-            self._provider.shutdown()
+            closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
 
 def _exporter() -> SpanExporter | None:
