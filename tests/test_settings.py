@@ -250,3 +250,12 @@ def test_names_are_environment_variables() -> None:
     for group, name, info in fields():
         assert variable(group, name) == f"ASSAY_{group}__{name}".upper()
         assert not (isinstance(info.annotation, type) and issubclass(info.annotation, Group))
+
+
+@pytest.mark.parametrize("option", ["foo=bar", "socket_timeout=soon", "db=first"])
+def test_an_option_that_the_redis_client_does_not_know_is_refused(option: str) -> None:
+    """Where the settings are read, and without the URL's password; known options pass."""
+    with pytest.raises(SettingsError, match="ASSAY_REDIS__URL") as refused:
+        load(environ={"ASSAY_REDIS__URL": f"redis://:word@redis:6379/0?{option}"})
+    assert ":word" not in str(refused.value)
+    assert load(environ={"ASSAY_REDIS__URL": "rediss://redis:6379/1?ssl_check_hostname=true&health_check_interval=30"}).redis.url

@@ -40,13 +40,24 @@ def _seconds(value: object) -> object:
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    text = url.get_secret_value().strip()
+    if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a URL that begins with redis://, rediss:// or unix:// is expected")
     try:
-        urlsplit(url.get_secret_value()).port  # noqa: B018  # raises for what is no port
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  # raises for what is no port
     except ValueError:
         raise ValueError("a port from 1 to 65535 is expected in the URL") from None
-    return url
+    if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/\d*)?", parts.path)):
+        raise ValueError("a host and, behind it, nothing or the number of a database are expected in the URL")
+    if parts.query:
+        from redis import ConnectionPool  # noqa: PLC0415  # options are the client's own, and rare
+
+        try:
+            ConnectionPool.from_url(text).make_connection()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the client does not know an option of the URL ({error})") from None
+    return SecretStr(text)
 
 
 def _server(address: str) -> str:
@@ -139,6 +150,8 @@ class KafkaSettings(Group):
             raise ValueError(f"heartbeat_interval_ms: at most half of session_timeout_ms={self.session_timeout_ms} is expected")
         if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
             raise ValueError(f"sasl_username: security_protocol={self.security_protocol} needs sasl_username and sasl_password")
+        if len({self.incoming_topic, self.verdicts_topic, self.rejected_topic}) < 3:
+            raise ValueError("incoming_topic: it, verdicts_topic and rejected_topic must differ, or the worker consumes what it writes")
         return self
 
 

@@ -51,6 +51,17 @@ def _references(**fields: Any) -> dict[str, Any]:
 
 
 SERVERS = ["kafka", "kafka:", "kafka:0", "kafka:65536", "kafka:http", "PLAINTEXT://kafka:9092", "::1:9092", "[::1]", ":9092", ""]
+REDIS = [
+    "redis:6379",
+    "http://redis:6379",
+    "redis://redis:99999/0",
+    "redis://redis:abc/0",
+    "redis://redis:6379/x",
+    "redis://redis/0/1",
+    "redis://",
+    "redis://:6379",
+]
+SECRET_REDIS = ["redis:6379", "rediss://:word@redis:99999/0", "rediss://:word@redis:6379/cache", "rediss://:word@"]
 POLICIES = [
     "fake_from = = 3",
     "threshold = 0.5",
@@ -76,9 +87,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (_one("kafka", "request_timeout_ms", 540_000), "request_timeout_ms"),
     (_one("kafka", "incoming_topic", "images incoming"), "incoming_topic"),
     (_one("kafka", "rejected_topic", ""), "rejected_topic"),
+    (_one("kafka", "rejected_topic", "images.incoming"), "must differ"),
+    ({"settings": {"kafka": {"incoming_topic": "a", "verdicts_topic": "a"}}}, "must differ"),
     (_one("kafka", "security_protocol", "SASL_SSL"), "kafka.sasl_password"),
-    *((_one("redis", "url", url), "redis.url") for url in ("redis:6379", "http://redis:6379", "redis://redis:99999/0", "redis://redis:abc/0")),
-    *(({"secrets": {"values": {"redis.url": url}}}, "secrets.values.redis.url") for url in ("redis:6379", "rediss://:word@redis:99999/0")),
+    *((_one("redis", "url", url), "redis.url") for url in REDIS),
+    *(({"secrets": {"values": {"redis.url": url}}}, "secrets.values.redis.url") for url in SECRET_REDIS),
     (_one("redis", "mode", "sentinel"), "settings.redis.sentinels"),
     ({"settings": {"redis": {"mode": "sentinel", "sentinels": ["sentinel"]}}}, "settings.redis.sentinels"),
     *(

@@ -41,6 +41,11 @@ canary; with triton.flavour=cpu the input of two processes for each model, up to
 {{- add $regions (mul $processes (add (mul (min 256 $images) 150528) 1048576)) -}}
 {{- end -}}
 
+{{/* Not empty where a URL of Redis names a socket, or a host and nothing or a number behind it. */}}
+{{- define "assay.redisPlace" -}}
+{{- if regexMatch `^\s*(unix://|rediss?://([^/?#]*@)?[^/?#:@][^/?#@]*(/[0-9]*)?(\?[^#]*)?\s*$)` . }}named{{ end -}}
+{{- end -}}
+
 {{/* The problems as a YAML list. */}}
 {{- define "assay.refused" -}}
 {{- $v := .Values -}}
@@ -57,14 +62,21 @@ canary; with triton.flavour=cpu the input of two processes for each model, up to
 {{- if gt (mul 2 ($kafka.heartbeat_interval_ms | default 2000 | int)) $session -}}
 {{- $problems = append $problems (printf "settings.kafka.heartbeat_interval_ms: at most half of session_timeout_ms=%d is expected" $session) -}}
 {{- end -}}
+{{- $topics := list ($kafka.incoming_topic | default "images.incoming") ($kafka.verdicts_topic | default "images.verdicts") ($kafka.rejected_topic | default "images.rejected") -}}
+{{- if lt (len (uniq $topics)) 3 -}}
+{{- $problems = append $problems "settings.kafka.incoming_topic: it, verdicts_topic and rejected_topic must differ, or the worker consumes what it writes" -}}
+{{- end -}}
 {{- with $redis.url -}}
 {{- with include "assay.authority" . | include "assay.portProblem" }}{{ $problems = append $problems (printf "settings.redis.url: %s" .) }}{{ end -}}
+{{- if not (include "assay.redisPlace" .) }}{{ $problems = append $problems "settings.redis.url: a host and, behind it, nothing or the number of a database are expected" }}{{ end -}}
 {{- end -}}
 {{- with get $v.secrets.values "redis.url" -}}
 {{- if not (regexMatch "^(redis|rediss|unix)://" .) -}}
 {{- $problems = append $problems "secrets.values.redis.url: a URL that begins with redis://, rediss:// or unix:// is expected" -}}
 {{- else if include "assay.authority" . | include "assay.portProblem" -}}
 {{- $problems = append $problems "secrets.values.redis.url: a port from 1 to 65535 is expected" -}}
+{{- else if not (include "assay.redisPlace" .) -}}
+{{- $problems = append $problems "secrets.values.redis.url: a host and, behind it, nothing or the number of a database are expected" -}}
 {{- end -}}
 {{- end -}}
 {{- $effective := get $v.secrets.values "redis.url" | default $redis.url | default "" | trim -}}
