@@ -42,6 +42,7 @@ def fetch(source: str, work: Path) -> Path:
 
 def _from_s3(source: str, work: Path) -> Path:
     import boto3  # noqa: PLC0415 - only where the weights lie in a bucket
+    from boto3.exceptions import Boto3Error  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     parts = urlsplit(source)
@@ -49,7 +50,7 @@ def _from_s3(source: str, work: Path) -> Path:
     for name in FILES:
         try:
             client.download_file(parts.netloc, f"{parts.path.strip('/')}/{name}".lstrip("/"), str(work / name))
-        except (BotoCoreError, ClientError) as error:
+        except (Boto3Error, BotoCoreError, ClientError) as error:
             raise PrepareError(f"{source.rstrip('/')}/{name}: {error}; look at models.uri and models.credentialsSecret") from error
     return work
 
