@@ -238,7 +238,9 @@ def test_reference_is_the_released_code(golden: Path, golden_weights: Weights) -
     assert np.abs(embedding - expected["cls_features_f64"]).max() < 2e-5
 
 
-def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_tells_right_from_wrong(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 0 with a table; exit 1 for a fault, and with one line for a damaged repository."""
     (tmp_path / "images").mkdir()
     for index, pixels in enumerate(IMAGES):
@@ -260,6 +262,7 @@ def test_the_command_line_tells_right_from_wrong(repository: Path, tmp_path: Pat
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b"IDAT")
     png = b"".join(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     (tmp_path / "vast" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000_000)  # the worker, where it is imported, has limits of its own
     for arguments, says in (
         ([tmp_path / "models"], "config.pbtxt: damaged"),
         ([repository, "--images", tmp_path / "images"], "9.png: no readable image"),
