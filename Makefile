@@ -32,10 +32,10 @@ demo: setup ## everything at once: stack, worker, sample images, verdict table
 test: setup-all ## all tests; those on real servers start them and end them
 	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST)
 
-test-unit: setup-all ## the tests that need no servers
+test-unit: setup-all ## the quick tests that need no servers
 	@$(PY) -m pytest -n 2 -m "not integration" $(PYTEST)
 
-test-integration: setup-all ## the tests on real servers
+test-integration: setup-all ## the tests on real servers, and the slow ones
 	@$(PY) -m pytest -m integration $(PYTEST)
 
 test-deploy: setup-all ## the chart, images, alerts and dashboards with every tool, a real API server included (first run: 15 min of builds)

@@ -32,11 +32,17 @@ for _name in [name for name in os.environ if name.startswith("ASSAY_") and "__" 
     del os.environ[_name]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist the tests on servers run one after the other: two cores carry one set of servers."""
+    """Under xdist the tests on servers run one after the other: two cores carry one set of servers.
+
+    `-m "not integration"` is what one runs between two edits: slow tests without servers are left out of it, too.
+    """
     for item in items:
         if item.get_closest_marker("integration"):
             item.add_marker(pytest.mark.xdist_group("servers"))
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")

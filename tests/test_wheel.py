@@ -12,6 +12,8 @@ import pytest
 
 hatchling = pytest.importorskip("hatchling.build", reason="hatchling is not installed: make setup-all")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 DATA = {
     "train/report.html.j2",

@@ -17,6 +17,8 @@ pytest.importorskip("torch", reason="training is not installed: make setup-all")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make setup-all")
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.slow
 FIGURES = {"by_generator", "roc", "det", "reliability", "histograms", "robustness", "tsne_label", "tsne_generator", "shortcuts", "training"}
 AA = 4.5  # WCAG 2.2, 1.4.3: contrast of text
 

@@ -25,6 +25,8 @@ from train.engine import TrainingDiverged, fit
 from train.recipe import Recipe, RecipeError, Views, load_recipe, recipe_to_toml
 from train.run_folder import RunFolder, read_metrics
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 
 

@@ -15,6 +15,8 @@ from train.engine import Trainer, fit
 from train.model import Backbone, code_backbone
 from train.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 TRAIN_PER_CLASS = TEST_PER_CLASS = 100
 
 

@@ -18,6 +18,8 @@ from triton_models.plan import Compiler, Gpu, Key, PlanError
 from triton_models.plan_run import run_plan
 from triton_models.weights import WIDTH, Weights
 
+pytestmark = pytest.mark.slow
+
 IMAGE = (224, 224, 3)
 L4, L40S, H200 = Gpu("8.9", "NVIDIA L4", 58), Gpu("8.9", "NVIDIA L40S", 142), Gpu("9.0", "NVIDIA H200", 132)
 

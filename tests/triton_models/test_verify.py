@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 from triton_models import build, reference, verify, weights
 from triton_models.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(weights.__file__).with_name("weights") / "demo"
 IMAGES = reference.images()[[6, 11, 14]]  # smooth as a photograph, dark or bright as a whole, sharp stripes
 
