@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from tritonclient import grpc
@@ -137,16 +138,17 @@ def test_killed_workers_leave_no_memory_with_triton(outside, start_worker):
     """The regions of a worker that was killed are given up by the server, too, when the next one starts: their pages are free again."""
     with closing(grpc.InferenceServerClient(outside.env["ASSAY_TRITON__URL"])) as triton:
 
-        def held() -> set[str]:
-            return set(triton.get_system_shared_memory_status().regions)
+        def held(worker) -> set[str]:
+            maps = Path(f"/proc/{worker.process.pid}/maps").read_text()
+            return {name for name in triton.get_system_shared_memory_status().regions if f"/dev/shm/{name}" in maps}
 
-        before = held()
         first = start_worker(ASSAY_TRITON__SHARED_MEMORY="system")
-        wait_until(lambda: held() - before, "the first worker's regions")  # made for the first canary
-        killed = held() - before
+        wait_until(lambda: held(first), "the first worker's regions")  # made for the first canary
+        killed = held(first)
         first.kill()
         second = start_worker(ASSAY_TRITON__SHARED_MEMORY="system")
-        wait_until(lambda: held() - before - killed, "the second worker's regions")
-        wait_until(lambda: not killed & held(), "the killed worker's regions are given up")
+        wait_until(lambda: held(second), "the second worker's regions")
+        mine = held(second)
+        wait_until(lambda: not killed & set(triton.get_system_shared_memory_status().regions), "the killed worker's regions are given up")
         assert second.terminate() == 0
-        assert not held() - before
+        assert not mine & set(triton.get_system_shared_memory_status().regions)
