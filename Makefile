@@ -28,7 +28,7 @@ setup-all: $(ALL) setup ## the same with training and the development tools
 demo: setup ## everything at once: stack, worker, sample images, verdict table
 	@$(PY) -m worker demo
 
-# Two processes: tests on servers (of which there is one set) in the one, the others beside them.
+# Two processes on one set of servers. (The group that would keep the tests on servers in one of them: see tests/conftest.py.)
 test: setup-all ## all tests; those on real servers start them and end them
 	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST)
 
