@@ -276,7 +276,7 @@ def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp
 
 
 def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the second block and started again: the same shards as in one go, and no finished download is asked for again."""
+    """Killed in the third block and started again: the same shards as in one go, and no finished download is asked for again."""
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     server.asked.clear()
     true_fakes, written = d3._fakes, []
@@ -292,10 +292,12 @@ def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: 
         with pytest.raises(KeyboardInterrupt):
             build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=replace(LIMITS, concurrency=1))
     before = dict(server.asked)
-    assert len(before) >= 8
+    # The kill came at row 10. The download of row 11 was queued or under way then, so that it may be asked for twice.
+    finished = [path for path in before if not path.endswith("/11")]
+    assert {f"/{kind}/{index}" for index, kind in enumerate(KINDS[:11])} <= set(finished)
     resumed = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)
     assert resumed["shards"] == whole["shards"]
-    assert all(server.asked[path] == count for path, count in before.items())
+    assert {path: server.asked[path] for path in finished} == {path: before[path] for path in finished}
     one, other = open_shards(tmp_path / "whole"), open_shards(tmp_path / "parts")
     assert np.array_equal(one.ids, other.ids)
     assert build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)["shards"] == whole["shards"]
