@@ -34,15 +34,9 @@ for _name in [name for name in os.environ if name.startswith("ASSAY_") and "__" 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist the tests on servers are one group, for two cores carry one set of servers; they must not rely on it.
-
-    With pytest 9.2 and xdist 3.8 it has no effect: xdist writes the group into `_nodeid`, which pytest no longer reads.
-    `-m "not integration"` is what one runs between two edits: slow tests without servers are left out of it, too.
-    """
+    """`-m "not integration"` is what one runs between two edits: slow tests without servers are left out of it, too."""
     for item in items:
-        if item.get_closest_marker("integration"):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-        elif item.get_closest_marker("slow"):
+        if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.integration)
 
 
