@@ -54,14 +54,15 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     try:
         found = {topic.name: topic.partitions for topic in kafka_topics.topics(settings.kafka)}
     except Unavailable as error:
-        yield Finding("kafka", ok=False, detail=error.detail, hint=hint)
+        yield Finding("kafka", ok=False, detail=error.detail, hint="" if variable("kafka", "") in error.detail else hint)
         return
     yield Finding("kafka", ok=True, detail=f"{', '.join(settings.kafka.bootstrap_servers)}, {len(found)} topics")
     for field in ("incoming_topic", "verdicts_topic", "rejected_topic"):
         name = getattr(settings.kafka, field)
         there = name in found
-        detail = f"{found[name]} partitions" if there else "not there"
-        yield Finding(f"topic {name}", ok=there, detail=detail, hint="" if there else f"create it, or set {variable('kafka', field)}")
+        detail = f"{found[name]} partitions" if there else "not there, or hidden by ACLs"
+        hint = "" if there else f"create it, set {variable('kafka', field)}, or allow it (docs/deploy.md)"
+        yield Finding(f"topic {name}", ok=there, detail=detail, hint=hint)
 
 
 def _redis(settings: Settings) -> str:

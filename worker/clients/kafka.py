@@ -15,16 +15,27 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
-from kafka.errors import CommitFailedError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RebalanceInProgressError
+from kafka.errors import (
+    AuthorizationError,
+    CommitFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RebalanceInProgressError,
+    SaslAuthenticationFailedError,
+)
 from kafka.serializer import Serializer
 from kafka.structs import OffsetAndMetadata
 
+from worker.clients.kafka_probe import diagnose, tls_options
 from worker.contract import Headers, Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 _BOOTSTRAP_TIMEOUT_MS = 3_000
+_WHO_MAY = "docs/deploy.md lists the permissions that the worker's user needs"
 _NULL = object()  # a null value: `send` itself refuses one without a key
 
 
@@ -47,10 +58,7 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     }
     if "SSL" in settings.security_protocol:
         options |= {
-            "ssl_cafile": _path(settings.ssl_ca_path),
-            "ssl_certfile": _path(settings.ssl_cert_path),
-            "ssl_keyfile": _path(settings.ssl_key_path),
-            "ssl_password": settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else None,
+            **dict(zip(("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password"), tls_options(settings), strict=True)),
             "ssl_check_hostname": settings.ssl_check_hostname,
         }
     if settings.security_protocol.startswith("SASL"):
@@ -63,16 +71,19 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
-def _path(path: object) -> str | None:
-    return None if path is None else str(path)
-
-
 def _explain(settings: KafkaSettings, error: BaseException) -> str:
-    """kafka-python gives one text for a broker that is down, a wrong password and a missing certificate: name the candidates."""
+    """The error in one line that says what to change, as far as that can be found out."""
     text = str(error) or type(error).__name__
-    if isinstance(error, KafkaTimeoutError) and settings.security_protocol != "PLAINTEXT":
-        text += f" (no broker there, or {settings.security_protocol} refused: check ASSAY_KAFKA__SASL_*, ASSAY_KAFKA__SSL_*)"
-    return text
+    if isinstance(error, (KafkaTimeoutError, KafkaConnectionError, SaslAuthenticationFailedError)) and (objection := diagnose(settings)):
+        return objection
+    if isinstance(error, AuthorizationError):
+        text += f" ({_WHO_MAY})"
+    return f"{', '.join(settings.bootstrap_servers)}: {text}"
+
+
+def missing_topic(topic: str) -> str:
+    """For an operator: brokers answer alike for a topic that is not there and one that the user may not see."""
+    return f"topic {topic} is not there, or hidden by ACLs ({_WHO_MAY})"
 
 
 @contextlib.contextmanager
@@ -80,7 +91,7 @@ def as_unavailable(settings: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise Unavailable("kafka", f"{', '.join(settings.bootstrap_servers)}: {_explain(settings, error)}") from error
+        raise Unavailable("kafka", _explain(settings, error)) from error
 
 
 def to_records(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
@@ -165,6 +176,17 @@ class Consumer:
     def is_joined(self) -> bool:
         """Is this member part of a stable group, as far as it knows?"""
         return bool(self._consumer.group_metadata().state == MemberState.STABLE)
+
+    def obstacle(self) -> str:
+        """Why this member has no partitions or lost its group; nothing where none is to be seen (more workers than partitions).
+
+        kafka-python tells of neither a topic that ACLs hide nor a password that is refused on reconnecting. May take seconds.
+        """
+        if objection := diagnose(self._settings):
+            return objection
+        with as_unavailable(self._settings):
+            there = self._consumer.partitions_for_topic(self._topic)
+        return "" if there else missing_topic(self._topic)
 
     def set_paused(self, paused: bool) -> None:
         """Stop or go on fetching; polling goes on either way, so the group keeps us."""
@@ -282,7 +304,7 @@ class Producer:
             largest = max(len(records[index].value or b"") for index in failed)
             detail = f"{topics} refuses a record of {largest} bytes: raise the topic's max.message.bytes and ASSAY_KAFKA__MAX_REQUEST_BYTES"
         else:
-            detail = f"{', '.join(self._settings.bootstrap_servers)}: {_explain(self._settings, error)}"
+            detail = _explain(self._settings, error)
             # An idempotent producer that gave a record up may refuse all later ones: begin with a new one.
             self._discard()
         log.warning("produce_failed", failed=len(failed), of=len(records), error=detail)

@@ -1,13 +1,31 @@
-"""Is a broker there, and does it answer? A question small enough for a health check every second."""
+"""Is a broker there, and does it answer? A question small enough for a health check every second; and, where clients fail, why.
+
+kafka-python gives one text for a broker that is down, a wrong password, a foreign authority and a missing certificate:
+`diagnose` goes the same way step by step and says which setting the first obstacle belongs to.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
+from typing import Any
+
+from kafka.net.sasl import get_sasl_mechanism
 
 from worker.errors import Unavailable
-from worker.settings import KafkaSettings
+from worker.settings import KafkaSettings, variable
+
+_API_VERSIONS, _SASL_HANDSHAKE, _SASL_AUTHENTICATE = 18, 17, 36  # the protocol guide's numbers
+_ILLEGAL_SASL_STATE = 34
+_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+
+
+def tls_options(settings: KafkaSettings) -> tuple[Any, Any, Any, str]:
+    """Authorities, certificate, key and the key's password: never None, or OpenSSL asks the terminal for it."""
+    secret = settings.ssl_key_password
+    return settings.ssl_ca_path, settings.ssl_cert_path, settings.ssl_key_path, secret.get_secret_value() if secret else ""
 
 
 class Probe:
@@ -15,9 +33,6 @@ class Probe:
 
     A connection alone proves little: the kernel accepts it for a broker that hangs.
     """
-
-    # ApiVersions version 0 without a client id: size, key 18, version, correlation id, length -1 (protocol guide)
-    _REQUEST = struct.pack(">ihhih", 10, 18, 0, 0, -1)
 
     def __init__(self, settings: KafkaSettings, timeout_s: float = 2.0) -> None:
         self._settings = settings
@@ -34,24 +49,65 @@ class Probe:
                     self._ask(server)
                 except (OSError, ValueError) as error:
                     self.close()
-                    errors.append(f"{server}: {error}")
+                    errors.append(f"{server}: {_name_the_setting(self._settings, error)}")
                     if not kept or isinstance(error, TimeoutError):
                         break
                 else:
                     return server
         raise Unavailable("kafka", "; ".join(dict.fromkeys(errors)))
 
+    def authenticate(self, server: str) -> str:
+        """Log in to `server` as a client would. Returns what it objects to, or nothing. Raises OSError, ValueError."""
+        self._ask(server)
+        has_sasl, mechanism = self._settings.security_protocol.startswith("SASL"), self._settings.sasl_mechanism
+        answer = self._request(_SASL_HANDSHAKE, 1, _string(mechanism))
+        code = struct.unpack_from(">h", answer)[0]
+        if has_sasl is (code == _ILLEGAL_SASL_STATE):
+            wants = "no SASL" if has_sasl else "SASL"
+            return f"it wants {wants} there: change {variable('kafka', 'security_protocol')}={self._settings.security_protocol}, or the port"
+        if not has_sasl:
+            return ""
+        if code:
+            return f"it has no {mechanism}: set {variable('kafka', 'sasl_mechanism')} to one of {', '.join(_strings(answer, 2))}"
+        assert self._settings.sasl_password is not None
+        client = get_sasl_mechanism(mechanism)(
+            host=server,
+            sasl_plain_username=self._settings.sasl_username,
+            sasl_plain_password=self._settings.sasl_password.get_secret_value(),
+            sasl_mechanism=mechanism,
+            security_protocol=self._settings.security_protocol,
+        )
+        while not client.is_done():
+            token = client.auth_bytes()
+            answer = self._request(_SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
+            code, length = struct.unpack_from(">hh", answer)
+            if code:
+                reason = answer[4 : 4 + max(0, length)].decode("utf-8", "replace") or f"error {code}"
+                names = f"{variable('kafka', 'sasl_username')} and {variable('kafka', 'sasl_password')}"
+                return f"user or password refused ({reason}): check {names}"
+            client.receive(answer[8 + max(0, length) :])
+        return ""
+
     def _ask(self, server: str) -> None:
         if self._socket is None:
             host, _, port = server.rpartition(":")
             name = host.strip("[]")
             connection = socket.create_connection((name, int(port)), self._timeout_s)
-            if "SSL" in self._settings.security_protocol:
-                connection = self._tls().wrap_socket(connection, server_hostname=name)
+            try:
+                if "SSL" in self._settings.security_protocol:
+                    connection = _tls(self._settings).wrap_socket(connection, server_hostname=name)
+            except BaseException:
+                connection.close()
+                raise
             self._socket = connection
-        self._socket.sendall(self._REQUEST)
+        self._request(_API_VERSIONS, 0, b"")
+
+    def _request(self, api: int, version: int, body: bytes) -> bytes:
+        """The answer without its correlation id. The request goes without a client id (length -1)."""
+        assert self._socket is not None
+        self._socket.sendall(struct.pack(">ihhih", 10 + len(body), api, version, 0, -1) + body)
         size = struct.unpack(">i", self._receive(4))[0]
-        self._receive(size)
+        return self._receive(size)[4:]
 
     def _receive(self, size: int) -> bytes:
         assert self._socket is not None
@@ -63,16 +119,80 @@ class Probe:
             data += more
         return data
 
-    def _tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._settings.ssl_ca_path)
-        context.check_hostname = self._settings.ssl_check_hostname
-        if self._settings.ssl_cert_path is not None:
-            secret = self._settings.ssl_key_password
-            password = secret.get_secret_value() if secret else None
-            context.load_cert_chain(self._settings.ssl_cert_path, self._settings.ssl_key_path, password)
-        return context
-
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def diagnose(settings: KafkaSettings) -> str:
+    """What keeps clients out, in one line that names the setting; nothing where a broker lets us in."""
+    found = []
+    for server in settings.bootstrap_servers:
+        probe = Probe(settings)
+        try:
+            objection = probe.authenticate(server)
+        except (OSError, ValueError) as error:
+            objection = _name_the_setting(settings, error)
+        finally:
+            probe.close()
+        if not objection:
+            return ""
+        found.append(f"{server}: {objection}")
+    return "; ".join(found)
+
+
+def _string(text: str) -> bytes:
+    return struct.pack(">h", len(text)) + text.encode()
+
+
+def _strings(data: bytes, at: int) -> list[str]:
+    (count,) = struct.unpack_from(">i", data, at)
+    at += 4
+    found = []
+    for _ in range(count):
+        (length,) = struct.unpack_from(">h", data, at)
+        found.append(data[at + 2 : at + 2 + length].decode())
+        at += 2 + length
+    return found
+
+
+class _BadFile(OSError):
+    """A file named in the settings cannot be used; the message names the setting."""
+
+
+def _tls(settings: KafkaSettings) -> ssl.SSLContext:
+    ca, certificate, key, password = tls_options(settings)
+    for field, path in (("ssl_ca_path", ca), ("ssl_cert_path", certificate), ("ssl_key_path", key)):
+        if path is not None and not os.access(path, os.R_OK):
+            raise _BadFile(f"{variable('kafka', field)}={path} cannot be read: {'no such file' if not path.exists() else 'no permission'}")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        raise _BadFile(f"{variable('kafka', 'ssl_ca_path')}={ca} holds no certificate in PEM form ({error.reason})") from error
+    context.check_hostname = settings.ssl_check_hostname
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password)
+        except ssl.SSLError as error:
+            names = ", ".join(variable("kafka", field) for field in ("ssl_cert_path", "ssl_key_path", "ssl_key_password"))
+            raise _BadFile(f"{names} do not go together ({error.reason or 'wrong password, or no PEM'})") from error
+    return context
+
+
+def _name_the_setting(settings: KafkaSettings, error: BaseException) -> str:
+    """The error in one line, and the setting that it points to."""
+    protocol = f"{variable('kafka', 'security_protocol')}={settings.security_protocol}"
+    if isinstance(error, _BadFile):
+        return str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _WRONG_NAME:
+            return f"its certificate is for another name ({error.verify_message}): change {variable('kafka', 'bootstrap_servers')}"
+        return f"its certificate is not trusted ({error.verify_message}): check {variable('kafka', 'ssl_ca_path')}"
+    if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+        return f"it refuses our certificate ({error.reason}): check {variable('kafka', 'ssl_cert_path')}"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS there ({error.reason or error}): change {protocol}, or the port"
+    if isinstance(error, (ConnectionResetError, struct.error)) or str(error) == "the connection was closed":
+        return f"it broke the connection off: does {protocol} fit the port?"
+    return str(error)

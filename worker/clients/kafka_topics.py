@@ -10,7 +10,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import TopicAlreadyExistsError
 
-from worker.clients.kafka import as_unavailable, connection_options, to_records
+from worker.clients.kafka import as_unavailable, connection_options, missing_topic, to_records
 from worker.contract import Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
@@ -68,7 +68,7 @@ class Reader:
             self._consumer = KafkaConsumer(**connection_options(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes)
             numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
-                raise Unavailable("kafka", f"topic {topic} is not there")
+                raise Unavailable("kafka", missing_topic(topic))
             self._partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
             self._consumer.assign(self._partitions)
             self.end = {tp.partition: offset for tp, offset in self._consumer.end_offsets(self._partitions).items()}

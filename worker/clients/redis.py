@@ -8,6 +8,8 @@ not a cluster, so that a key never stays without its lifetime.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +17,29 @@ from typing import Any
 import redis
 import structlog
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.connection import parse_url
+from redis.exceptions import NoPermissionError, RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from worker.contract import ImageInfo, Scores, Verdict, cached_scores_json, parse_cached_scores, verdict_hash
 from worker.errors import Unavailable
-from worker.settings import RedisSettings
+from worker.settings import RedisSettings, variable
 
 log = structlog.get_logger(__name__)
+# What a refusal says of the settings, the more telling first: OpenSSL's words and the server's.
+_SIGNS: dict[str, tuple[str, ...]] = {
+    "mismatch, certificate": ("url",),
+    "CERTIFICATE_VERIFY_FAILED": ("ssl_ca_path",),
+    "WRONG_VERSION_NUMBER": ("url",),
+    "ALERT": ("ssl_cert_path", "ssl_key_path"),
+    "EOF occurred in violation": ("ssl_cert_path", "ssl_key_path"),
+    "[SSL] PEM": ("ssl_cert_path", "ssl_key_path"),
+    "KEY_VALUES_MISMATCH": ("ssl_cert_path", "ssl_key_path"),
+    "username-password": ("username", "password", "url"),
+    "HELLO must be called with": ("username", "password", "url"),
+    "Authentication required": ("username", "password", "url"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +85,46 @@ def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
         ):
             if path is not None:
                 options[option] = str(path)
+        options["ssl_password"] = ""  # without one OpenSSL asks the terminal for the password of a key that has one
     if settings.mode == "cluster":
         return redis.RedisCluster.from_url(url, **options)
     if settings.mode == "sentinel":
-        hosts = [(host, int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)]
-        from_url: dict[str, Any] = redis.ConnectionPool.from_url(url).connection_kwargs
-        secret = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
-        if url.startswith("rediss://"):
-            options["ssl"] = True
-        sentinel_options = {"socket_timeout": timeout_ms / 1000, "password": secret}
-        options = {**{key: value for key, value in from_url.items() if key in {"db", "username", "password"}}, **options}
-        sentinel: Any = Sentinel
-        return sentinel(hosts, sentinel_kwargs=sentinel_options, **options).master_for(settings.sentinel_service)
+        return _sentinels(settings, options).master_for(settings.sentinel_service)
     return redis.Redis.from_url(url, **options)
+
+
+def _sentinels(settings: RedisSettings, options: dict[str, Any]) -> Any:
+    """The sentinels are asked with the same deadline, retries and TLS as the master, with a password of their own."""
+    url = settings.url.get_secret_value()
+    parsed: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    master = options | {name: value for name, value in parsed.items() if name not in {"host", "port", "connection_class"}}
+    if url.startswith("rediss://"):
+        master["ssl"] = True
+    secret = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
+    asked = {name: value for name, value in master.items() if name not in {"db", "username", "password"}} | {"password": secret}
+    hosts = [(host.strip("[]"), int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)]
+    sentinel: Any = Sentinel
+    return sentinel(hosts, sentinel_kwargs=asked, **master)
+
+
+def _explain(settings: RedisSettings, error: BaseException) -> str:
+    """The error in one line, and the setting or permission that it points to."""
+    text = str(error)
+    names = {field: variable("redis", field) for field in RedisSettings.model_fields}
+    if isinstance(error, MasterNotFoundError):
+        # The client's text shows each sentinel's whole configuration; what it said stands behind it.
+        said = "; ".join(dict.fromkeys(re.findall(r"> - ([\w:]+(?:\(.*?\))?)(?=, <|$)", text))) or "they watch no master of this name that is up"
+        return f"{settings.sentinel_service!r}: {said}: check {names['sentinels']}, {names['sentinel_service']}, {names['sentinel_password']}"
+    for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
+        path = getattr(settings, field)
+        if path is not None and not os.access(path, os.R_OK):
+            return f"{names[field]}={path} is not there or cannot be read"
+    if isinstance(error, NoPermissionError):
+        return f"{text}: docs/deploy.md lists the permissions that the worker's user needs"
+    for sign, fields in _SIGNS.items():
+        if sign in text:
+            return f"{text} Check {', '.join(names[field] for field in fields)}"
+    return text
 
 
 class Store:
@@ -191,7 +234,7 @@ class Store:
         try:
             yield
         except (RedisError, RedisClusterException, OSError) as error:
-            raise Unavailable("redis", f"{self._address()}: {error}") from error
+            raise Unavailable("redis", f"{self._address()}: {_explain(self._settings, error)}") from error
 
     def _connected(self) -> Any:
         if self._client is None:  # a cluster's client already talks to the servers when it is made
@@ -200,6 +243,8 @@ class Store:
 
     def _address(self) -> str:
         """Where we connect to, without user and password."""
+        if self._settings.mode == "sentinel":
+            return f"sentinels {', '.join(self._settings.sentinels)}"
         scheme, _, rest = self._settings.url.get_secret_value().partition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}"
 

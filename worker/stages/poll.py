@@ -25,6 +25,7 @@ from worker.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 POLL_MS = 100
 COMMIT_MS, LAST_COMMIT_MS = 5_000, 3_000
+TELL_EVERY_S = 5.0  # what keeps us from consuming
 
 
 class Poll:
@@ -64,6 +65,7 @@ class Poll:
     def run(self, consumer: Consumer) -> None:
         """The poll loop: admit records while there is room, commit about once a second."""
         commit_at = self.joined_at = time.monotonic()
+        tell_at = commit_at + TELL_EVERY_S
         while not self._drain.is_set() and not self._stop.is_set():
             self.beat = time.monotonic()
             self._pause_or_resume(consumer)
@@ -76,6 +78,12 @@ class Poll:
                     commit_at = self.beat + self._settings.kafka.commit_interval_ms / 1000
                     self._commit(consumer)
                     self._observe(consumer)
+                if consumer.is_joined and self.assigned:
+                    tell_at = self.beat + TELL_EVERY_S
+                elif self.beat >= tell_at:
+                    tell_at = self.beat + TELL_EVERY_S
+                    if obstacle := consumer.obstacle():
+                        log.warning("nothing_to_consume", reason=obstacle)
             except Unavailable as error:
                 log.warning("kafka_away", error=error.detail, action="polling goes on")
                 self._drain.wait(0.5)

@@ -1,0 +1,148 @@
+"""Redis behind TLS with a least user, on a Unix socket, behind Sentinel, and as a Cluster: what is refused, and what a fail-over costs."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.harness import samples, unlike, wait_until
+from tests.integration.secured import Certificates, TlsRedis, cluster_nodes, documented_redis_user, join, serving, watched
+from tests.twins import scores
+from worker.clients.redis import ScoredImage, Store
+from worker.contract import ImageInfo
+from worker.errors import Unavailable
+from worker.local.server import HOST, Server
+from worker.settings import RedisSettings, load
+
+pytestmark = pytest.mark.integration
+Deployment = Callable[[Path], AbstractContextManager[tuple[dict[str, str], list[Server]]]]
+IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, redis_tls_binary: Path) -> Iterator[tuple[TlsRedis, Certificates]]:
+    directory = tmp_path_factory.mktemp("tls")
+    certificates = Certificates(directory / "certificates")
+    server = TlsRedis(directory, certificates, redis_tls_binary, documented_redis_user("secret"))
+    with serving(server):
+        yield server, certificates
+
+
+def by_tls(locked: tuple[TlsRedis, Certificates], **change: Any) -> RedisSettings:
+    """The settings of the documented user; a fault is a `change` of one of them."""
+    server, certificates = locked
+    own: dict[str, Any] = {"url": f"rediss://localhost:{server.port}/0", "username": "assay-worker", "password": "secret"}
+    own |= {"ssl_ca_path": certificates.ca, "ssl_cert_path": certificates.client_cert, "ssl_key_path": certificates.client_key}
+    return RedisSettings(**{**own, **change})
+
+
+def image(number: int) -> ScoredImage:
+    return ScoredImage(f"{number:064x}", f"id/{number}", "v1", scores(0.5), IMAGE)
+
+
+def test_the_documented_user_may_do_what_the_worker_does(locked):
+    """Over TLS and over a Unix socket, user in the settings or in the URL: writing, reading, replacing a foreign key; nothing outside the prefix."""
+    server, _ = locked
+    ways = [{}, {"url": f"unix://{server.socket}"}, {"url": f"unix://assay-worker:secret@{server.socket}", "username": None, "password": None}]
+    for number, way in enumerate(ways):
+        for lifetime_s in (0, 60):
+            with closing(Store(by_tls(locked, hash_ttl=lifetime_s, **way))) as store:
+                store.save([], [image(number)])
+                assert store.cached([image(number).sha256], "v1")[0] is not None
+                assert store.latest_id(image(number).sha256) == f"id/{number}"
+                assert store.verdicts(["nobody"]) == [store.verdict("nobody")] == [{}]
+    with closing(Store(by_tls(locked))) as store, closing(Store(by_tls(locked, key_prefix="assay:shadow:"))) as other:
+        store.add_comparisons(f"image:{image(9).sha256}", [{"a": "b"}], 10)  # a stream where the other has its hash
+        other.save([], [image(9)])
+        assert other.latest_id(image(9).sha256) == "id/9"
+    with closing(Store(by_tls(locked, key_prefix="elsewhere:"))) as store, pytest.raises(Unavailable, match=r"docs/deploy\.md"):
+        store.verdict("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"password": "wrong"}, "ASSAY_REDIS__PASSWORD"),
+        ({"username": None, "password": None}, "ASSAY_REDIS__USERNAME"),
+        ({"ssl_ca_path": None}, "ASSAY_REDIS__SSL_CA_PATH"),
+        ({"ssl_ca_path": Path("/missing.pem")}, "ASSAY_REDIS__SSL_CA_PATH=/missing.pem is not there"),
+        ({"ssl_cert_path": None, "ssl_key_path": None}, "ASSAY_REDIS__SSL_CERT_PATH"),
+        ({"ssl_key_path": "locked"}, "ASSAY_REDIS__SSL_KEY_PATH"),
+        ({"url": "by address"}, "not valid for '127.0.0.1'.*ASSAY_REDIS__URL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_refusal_names_the_setting(locked, change, expected, capfd):
+    """Whatever keeps the worker out is told in one line, with the setting to change; no key's password is asked for at the terminal."""
+    server, certificates = locked
+    real = {"locked": certificates.locked_key, "by address": f"rediss://{server.address}/0"}
+    settings = by_tls(locked, **{name: real.get(value, value) if value else value for name, value in change.items()})
+    with closing(Store(settings)) as store, pytest.raises(Unavailable, match=expected) as refused:
+        store.ping()
+    assert "\n" not in refused.value.detail
+    assert "pass phrase" not in "".join(capfd.readouterr())
+
+
+@contextmanager
+def behind_sentinel(directory: Path) -> Iterator[tuple[dict[str, str], list[Server]]]:
+    """Variables, and whom to kill: the master and the sentinel that is asked first."""
+    with watched(directory) as (master, sentinels):
+        own = {"MODE": "sentinel", "SENTINELS": ",".join(s.address for s in sentinels), "SENTINEL_SERVICE": "verdicts"}
+        yield {f"ASSAY_REDIS__{name}": value for name, value in {**own, "SENTINEL_PASSWORD": "sentinels"}.items()}, [master, sentinels[0]]
+
+
+@contextmanager
+def as_cluster(directory: Path) -> Iterator[tuple[dict[str, str], list[Server]]]:
+    """Variables, and whom to kill: the master that has a replica."""
+    nodes = cluster_nodes(directory)
+    with serving(*nodes):
+        join(nodes)
+        yield {"ASSAY_REDIS__MODE": "cluster", "ASSAY_REDIS__URL": f"redis://{HOST}:{nodes[1].port}"}, [nodes[0]]
+
+
+@pytest.mark.parametrize("deployment", [behind_sentinel, as_cluster])
+def test_a_worker_outlives_a_master(deployment: Deployment, outside, start_worker, run_cli, tmp_path):
+    """kill -9 of a master under a worker: it waits for the fail-over, every image gets its verdict, in Redis too, and none is rejected."""
+    jpegs = [data for name, data in samples().items() if name.endswith(".jpg")]
+    images = {f"image/{number}": unlike(jpegs[number % len(jpegs)], number) for number in range(24)}
+    before, after = dict(list(images.items())[:12]), dict(list(images.items())[12:])
+    with deployment(tmp_path / "servers") as (variables, victims):
+        worker = start_worker(**variables)
+        outside.send_all(before)
+        outside.wait_verdicts(before)
+        for server in victims:
+            process = server.running()
+            assert process is not None
+            process.signal(signal.SIGKILL)
+        outside.send_all(after)
+        outside.wait_verdicts(images)
+        wait_until(outside.all_committed, "every offset committed")
+        assert outside.rejections() == {}
+        settings = load(environ={name: value for name, value in worker.env.items() if name.startswith("ASSAY_")}).redis
+        with closing(Store(settings)) as store:
+            assert [stored.get("json") is not None for stored in store.verdicts(list(images))] == [True] * len(images)
+        wait_until(worker.is_ready, "ready again")
+        photo = tmp_path / "photo.jpg"
+        photo.write_bytes(unlike(jpegs[0], 99))
+        for command in (("send", str(photo), "--wait"), ("query", "photo.jpg"), ("query", "--file", str(photo))):
+            done = run_cli(*command, "--json", env=worker.env)
+            assert done.returncode == 0, done.stderr
+            assert "photo.jpg" in done.stdout
+        assert worker.terminate() == 0
+
+
+def test_sentinels_that_refuse_are_told(tmp_path):
+    """A wrong password of the sentinels, a name that they do not watch: one line with their addresses and the settings."""
+    with behind_sentinel(tmp_path) as (variables, _):
+        for change, expected in (({"SENTINEL_PASSWORD": "wrong"}, "AuthenticationError"), ({"SENTINEL_SERVICE": "other"}, "watch no master")):
+            changed = {**variables, **{f"ASSAY_REDIS__{name}": value for name, value in change.items()}}
+            with closing(Store(load(environ=changed).redis)) as store, pytest.raises(Unavailable, match=expected) as refused:
+                store.ping()
+            assert f"sentinels {HOST}:" in refused.value.detail
+            assert "ASSAY_REDIS__SENTINEL_PASSWORD" in refused.value.detail
+            assert len(refused.value.detail) < 400
