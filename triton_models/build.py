@@ -78,6 +78,7 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
         )
     if flavour == "tensorrt":
         compiler = compiler or plan.here()
+    refuse_mount_point(out)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no model repository of ours (no {MANIFEST}); name another folder")
     model_version, graphs = _graphs(source, flavour, options)
@@ -176,6 +177,12 @@ def read_manifest(repository: Path) -> dict[str, Any]:
     if not isinstance(manifest["files"], dict):
         raise BuildError(f"{path}: damaged, files is no object; build the repository with python -m triton_models.build")
     return manifest
+
+
+def refuse_mount_point(repository: Path) -> None:
+    """Raises BuildError for a folder that cannot change places with another."""
+    if repository.is_mount():
+        raise BuildError(f"{repository}: a mount point cannot be exchanged in one step; name a folder inside it")
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -341,7 +348,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flavour", choices=get_args(Flavour), default="cpu")
     parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
     parser.add_argument("--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products")
-    parser.add_argument("--code", choices=get_args(CodeKind), default="fused", help="`code` as one graph, or as an ensemble of its parts")
+    parser.add_argument(
+        "--code",
+        choices=get_args(CodeKind),
+        default="fused",
+        help="`code` as one graph, or as an ensemble of its parts, whose clients must ask for both outputs or name none",
+    )
     parser.add_argument("--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)")
     parser.add_argument("--threads", type=_count, default=0, help="CPU: threads per copy (default: the cores, shared out)")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick")
@@ -360,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # no room, no permission, no such place
-        print(f"error: {error.filename or options.out or options.check}: {error.strerror}; nothing was changed", file=sys.stderr)
+        print(f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; nothing was changed", file=sys.stderr)
         return 1
     print(f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files")
     return 0

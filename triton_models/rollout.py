@@ -182,7 +182,11 @@ def _whole(live: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _alone(live: Path) -> Iterator[None]:
-    """One roll-out at a time; what a killed one left is put back first. Raises RolloutError while another is at work, and for no repository."""
+    """One roll-out at a time; what a killed one left is put back first.
+
+    Raises RolloutError while another is at work, and for no repository, BuildError for a mount point.
+    """
+    build.refuse_mount_point(live)
     if not (live / MANIFEST).is_file():
         raise RolloutError(f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on")
     with live.with_name(f"{live.name}.lock").open("w") as lock:
@@ -320,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: interrupted; {live} is as before, look with `rollout status`", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: {error.filename or live}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename2 or error.filename or live}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

@@ -226,8 +226,12 @@ def _check_heads(heads: Arrays, source: str) -> None:
         raise WeightsError(f"{source}: knn.bank has {len(bank)} rows, knn.labels {len(labels)}")
     if set(np.unique(labels).tolist()) != {REAL, FAKE}:
         raise WeightsError(f"{source}: knn.labels must hold both 0 (real) and 1 (fake) and nothing else")
-    if not (np.linalg.norm(bank.astype(np.float32), axis=1) > 0).all():
-        raise WeightsError(f"{source}: knn.bank holds rows of zeros, which have no direction to compare")
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(bank.astype(np.float32), axis=1)
+    if not (lengths > 0).all():
+        raise WeightsError(
+            f"{source}: knn.bank holds rows of zeros, or so small that float32 has no length for them: they have no direction to compare"
+        )
     if not len(vectors) or len(vectors) != len(heads["svm.dual_coef"]):
         rows = f"{len(vectors)} rows, svm.dual_coef {len(heads['svm.dual_coef'])}"
         raise WeightsError(f"{source}: svm.support_vectors has {rows}; as many are expected, and at least one")

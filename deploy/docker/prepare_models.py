@@ -8,7 +8,8 @@ a claim may be shared by unlike nodes and outlives an upgrade. A cache that is d
                               --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16|bf16]
                               [--shadow SOURCE]     another model, served beside it as `code_shadow`
 
-Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start.
+Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start. A shadow model decides nothing:
+one that cannot be had is said and left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ FILES = (weights.ENCODER_FILE, weights.HEADS_FILE)
 
 class PrepareError(Exception):
     """Weights that cannot be had or are not the expected ones; the message says what to change."""
+
+
+FAILURES = (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError, OSError)
 
 
 def fetch(source: str, work: Path) -> Path:
@@ -159,14 +163,18 @@ def main() -> int:
     try:
         options = build.Options(precision=given.precision)
         print(prepare(given.source, given.out, given.flavour, options, given.cache, given.expect))
-        if given.shadow:
-            with tempfile.TemporaryDirectory() as work:
-                print("shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None))
-                add_shadow(given.out, Path(work) / "shadow")
-    except (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError, OSError) as error:
+    except FAILURES as error:
         shutil.rmtree(given.out, ignore_errors=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if given.shadow:
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                print("shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None))
+                add_shadow(given.out, Path(work) / "shadow")
+        except FAILURES as error:
+            shutil.rmtree(given.out / SHADOW, ignore_errors=True)
+            print(f"warning: no shadow model is served beside the other: {error}", file=sys.stderr)
     return 0
 
 

@@ -169,6 +169,13 @@ def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
     assert build.check(tmp_path / "a")["model_version"] in configurations["code_shadow"]
 
 
+def test_a_shadow_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:
+    """It decides nothing, and must not keep the model that does from being served; the line names its source."""
+    done = _prepare("--source", str(WEIGHTS), "--shadow", str(tmp_path / "nothing"), "--out", str(tmp_path / "a"))
+    assert done.returncode == 0 and "no shadow model is served" in done.stderr and str(tmp_path / "nothing") in done.stderr
+    assert build.check(tmp_path / "a") and not (tmp_path / "a" / "code_shadow").exists()
+
+
 def test_unexpected_weights_are_refused(tmp_path: Path) -> None:
     """Weights of another version than the one pinned do not get served, and the message names both values."""
     done = _prepare("--source", str(WEIGHTS), "--expect", "0123456789ab", "--out", str(tmp_path / "a"))

@@ -24,6 +24,20 @@ PROGRAM = ["python3", "/opt/assay/prepare_models.py"]
 COMPOSE = yaml.safe_load((paths.CHECKOUT / "deploy" / "compose.yaml").read_text())["services"]
 
 
+CPU = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
+
+
+def _told(container: chart.Object, directory: Path) -> list[str]:
+    """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`."""
+    program = directory / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    argv = [part.replace("/dev/shm", str(directory)).replace("/models/repository", str(directory / "repository")) for part in container["command"]]
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+    return subprocess.run([*argv, *container["args"]], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def _containers(text: str, name: str) -> list[chart.Object]:
     pods = [pod for _, pod in chart.pod_specs(chart.objects(text))]
     return [container for pod in pods for container in chart.containers(pod) if container["name"] == name]
@@ -50,17 +64,11 @@ def test_compose_builds_the_models_as_the_chart_does(profile: str) -> None:
 
 def test_a_killed_servers_shared_memory_is_cleared(tmp_path: Path) -> None:
     """The container's command removes what a Python backend left in /dev/shm, nothing else, and hands its arguments on to the server."""
-    (container,) = _containers(chart.template(values={"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}), "triton")
-    shell, *command = container["command"]
+    (container,) = _containers(chart.template(values=CPU), "triton")
     left, workers = tmp_path / "triton_python_backend_shm_region_5f", tmp_path / "assay-5f"
     for file in (left, workers):
         file.touch()
-    server = tmp_path / "tritonserver"
-    server.write_text('#!/bin/sh\necho "$@"\n')
-    server.chmod(0o755)
-    told = [argument.replace("/dev/shm", str(tmp_path)) for argument in (*command, *container["args"])]
-    ended = subprocess.run([shell, *told], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == container["args"]
+    assert _told(container, tmp_path) == container["args"]
     assert not left.exists() and workers.exists()
 
 
@@ -89,22 +97,20 @@ class AsDeployed(TritonServer):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("shadow", [False, True])
-def test_triton_starts_with_the_charts_arguments(tmp_path: Path, *, shadow: bool) -> None:
-    """The real tritonserver takes the arguments of the CPU flavour's container and answers; with a shadow model it serves both."""
-    values = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
-    if shadow:
-        values |= {"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}}
+@pytest.mark.parametrize("shadow", ["", "there", "left out"])
+def test_triton_starts_as_the_chart_starts_it(tmp_path: Path, shadow: str) -> None:
+    """The real tritonserver takes what the CPU flavour's container hands it and answers; a shadow model is served where the init container left one."""
+    values = CPU | ({"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}} if shadow else {})
     repository = tmp_path / "repository"
     build.build(WEIGHTS, "cpu", repository)
-    if shadow:
+    if shadow == "there":
         build.build(WEIGHTS, "cpu", tmp_path / "candidate")
         prepare_models.add_shadow(repository, tmp_path / "candidate")
-    server = AsDeployed(tmp_path / "server", repository, _containers(chart.template(values=values), "triton")[0]["args"])
+    server = AsDeployed(tmp_path / "server", repository, _told(_containers(chart.template(values=values), "triton")[0], tmp_path))
     server.start()
     try:
         wait_until(server.serves, "an answer from the model")
         with closing(grpc.InferenceServerClient(server.address)) as client:
-            assert client.is_model_ready("code") and client.is_model_ready("code_shadow") == shadow
+            assert client.is_model_ready("code") and client.is_model_ready("code_shadow") == (shadow == "there")
     finally:
         server.stop(grace_s=20)

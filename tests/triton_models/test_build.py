@@ -130,6 +130,12 @@ def test_folders_change_places(tmp_path: Path) -> None:
         assert (tmp_path / "b" / "content").read_text() == "a"
 
 
+def test_a_mount_point_is_refused_and_named() -> None:
+    """It cannot change places with another folder: the message names it, and where to build instead."""
+    with pytest.raises(BuildError, match=r"^/proc: a mount point .* name a folder inside it"):
+        build.build(None, "null", Path("/proc"))
+
+
 def test_a_link_to_a_repository_stays_a_link(folder: Path, tmp_path: Path) -> None:
     """Building onto a symbolic link replaces the folder that it leads to."""
     build.build(None, "null", tmp_path / "real" / "models")

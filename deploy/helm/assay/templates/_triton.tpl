@@ -65,14 +65,23 @@ imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 restartPolicy: Always
 {{- end }}
 # /dev/shm outlives the container: what the Python backend of a killed server left there would fill it.
+{{- if .Values.models.shadow }}
+# The init container leaves out a shadow model that cannot be had: the model that decides is served without it.
+command:
+  - /bin/sh
+  - -c
+  - |
+    rm -f /dev/shm/triton_python_backend_shm_region_*
+    [ ! -d /models/repository/code_shadow ] || set -- "$@" --load-model=code_shadow
+    exec tritonserver "$@"
+  - tritonserver
+{{- else }}
 command: [/bin/sh, -c, 'rm -f /dev/shm/triton_python_backend_shm_region_*; exec tritonserver "$@"', tritonserver]
+{{- end }}
 args:
   - --model-repository=/models/repository
   - --model-control-mode=explicit
   - --load-model={{ dig "triton" "model_name" "code" .Values.settings }}
-  {{- if .Values.models.shadow }}
-  - --load-model=code_shadow
-  {{- end }}
   - --disable-auto-complete-config
   - --exit-timeout-secs=20
   - --grpc-address={{ ternary "127.0.0.1" "0.0.0.0" $sidecar }}
