@@ -85,6 +85,7 @@ def evaluate(
         "backbone": backbone.name,
         "about": dict(about or {}),
         "calibration": options.calibration,
+        "not_calibrated": heads.not_calibrated if options.calibration else [],
         "images": {
             "real": int((embedded.labels == REAL).sum()),
             "fake": int((embedded.labels == FAKE).sum()),

@@ -38,7 +38,7 @@ def transformed(image: Image.Image) -> Image.Image:
 def fit_heads(
     passes: Passes, images: list[Labelled], recipe: HeadFit, *, say: Callable[[str], object] = str, console: Console | None = None
 ) -> tuple[Heads, dict[str, Any]]:
-    """Heads with both calibrations, and a card with counts and the AUC of each head on the held-out images.
+    """Heads with both calibrations, and a card with counts, the AUC of each head on the held-out images, and why a head is not calibrated.
 
     `passes` embeds, keeps what it has, and is finished by the caller. Raises DataError if a class is missing among the images that can be read.
     """
@@ -57,13 +57,16 @@ def fit_heads(
         "images": {"fitted": _counts(fitted), "calibration": _counts(held), "unreadable": len(embedded.failed)},
         "transformed": recipe.transformed,
     }
+    told: list[str] = []
     if len(set(held.labels.tolist())) == 2:
         scores = heads.scores(held.embeddings)
         card["calibration_auc"] = {head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(SCORES)}
-        heads = heads.calibrate(held.embeddings, held.labels)
+        heads = heads.calibrate(held.embeddings, held.labels, say=told.append)
     else:
-        say("no calibration: the held-out images lack a class (heads.calibration_fraction)")
-    return heads, card
+        told.append("no calibration: the held-out images lack a class (heads.calibration_fraction)")
+    for line in told:
+        say(line)
+    return heads, card | {"not_calibrated": told}
 
 
 def make_weights(

@@ -2,11 +2,13 @@
 
 Fitted with scikit-learn and the released hyper-parameters, saved as `heads.safetensors` (no pickle). Scores are P(fake) as
 in the contract and come from `triton_models.weights.reference_scores`, the same function that checks the served graphs.
-A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same file.
+A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same file; a head that
+the held-out images do not support a calibration of has none, and its calibrated scores are its plain ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,19 +16,26 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.svm import OneClassSVM
 
 from train.recipe import HeadFit
 from triton_models import weights
-from triton_models.weights import HEADS_FILE, OPTIONAL_PREFIX, SCORES
+from triton_models.weights import HEADS_FILE, OPTIONAL_PREFIX, SCORES, WeightsError
 
 Calibration = Literal["temperature", "isotonic"]
 REAL, FAKE = 0, 1
 SEED = 42  # random_state of the release
 CHUNK_ROWS = 512  # a chunk against a bank of 48,000 is 200 MB
 _EDGE = 1e-6  # of a score, before taking its logit
+# Above 0, so that a calibration never turns the ranking round. A logit is 14 at most (_EDGE): divided by more than 100 it is lost in the
+# bias, and one of 0.1, multiplied by more than 100, is certain. A fit that wants to leave these bounds found no temperature.
+TEMPERATURES = (0.01, 100.0)
+CALIBRATION = frozenset({"temperature", "bias", "isotonic_x", "isotonic_y"})  # of one head
 
 
 def lossless(array: npt.ArrayLike) -> np.ndarray:
@@ -80,6 +89,7 @@ class Heads:
         """The heads of a weights folder, checked. Raises triton_models.weights.WeightsError naming the file."""
         checked = weights.load(Path(folder)).heads
         calibration = {name: array for name, array in load_file(Path(folder) / HEADS_FILE).items() if name.startswith(OPTIONAL_PREFIX)}
+        _check_calibration(calibration, Path(folder) / HEADS_FILE)
         return cls(checked, calibration)
 
     def save(self, folder: str | Path) -> None:
@@ -99,31 +109,90 @@ class Heads:
         """int64 [N, 3], 1 = fake: scores >= 0.5."""
         return (self.scores(embeddings) >= 0.5).astype(np.int64)
 
-    def calibrate(self, embeddings: np.ndarray, labels: np.ndarray) -> Heads:
-        """The same heads with both calibrations fitted on held-out embeddings [N, D] and labels [N]."""
+    def calibrate(self, embeddings: np.ndarray, labels: np.ndarray, *, say: Callable[[str], object] = str) -> Heads:
+        """The same heads with both calibrations fitted on held-out embeddings [N, D] and labels [N] of both classes.
+
+        A head that these do not support a calibration of (an AUC at or below chance, or no temperature within TEMPERATURES) stays
+        without one: `say` gets one line that names it.
+        """
         scores, y = self.scores(embeddings), np.asarray(labels)
         fitted: dict[str, np.ndarray] = {}
         for index, head in enumerate(SCORES):
             column = scores[:, index]
-            platt = LogisticRegression(C=1e6, max_iter=1000).fit(_logit(column)[:, None], y)
+            auc = float(roc_auc_score(y, column))
+            found = fit_temperature(column, y) if auc > 0.5 else None
+            if found is None:
+                why = "no better than chance" if auc <= 0.5 else "and no temperature from {:g} to {:g} is the likeliest".format(*TEMPERATURES)
+                say(f"{head} is not calibrated: its AUC on the {len(y)} held-out images is {auc:.3f}, {why}")
+                continue
             isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(column, y)
-            fitted[f"calibration.{head}.temperature"] = 1 / platt.coef_[0]
-            fitted[f"calibration.{head}.bias"] = platt.intercept_
+            fitted[f"calibration.{head}.temperature"], fitted[f"calibration.{head}.bias"] = (np.array([number]) for number in found)
             fitted[f"calibration.{head}.isotonic_x"] = isotonic.X_thresholds_
             fitted[f"calibration.{head}.isotonic_y"] = isotonic.y_thresholds_
         return Heads(self.arrays, fitted)
 
+    @property
+    def not_calibrated(self) -> list[str]:
+        """The heads without a calibration."""
+        return [head for head in SCORES if not _of_head(self.calibration, head)]
+
     def _calibrated(self, scores: np.ndarray, calibration: Calibration) -> np.ndarray:
         if not self.calibration:
-            raise ValueError("these heads have no calibration: fit them with a recipe whose heads.calibration_fraction is above 0")
+            raise ValueError(
+                "these heads have no calibration: fit them on more images, with a recipe whose heads.calibration_fraction is above 0 "
+                "(`train.main heads` says why a head got none)"
+            )
         columns = []
         for index, head in enumerate(SCORES):
-            parameters = {name.rsplit(".", 1)[1]: array for name, array in self.calibration.items() if f".{head}." in name}
-            if calibration == "temperature":
-                columns.append(1 / (1 + np.exp(-(_logit(scores[:, index]) / parameters["temperature"][0] + parameters["bias"][0]))))
+            parameters, column = _of_head(self.calibration, head), scores[:, index]
+            if not parameters:
+                columns.append(column)
+            elif calibration == "temperature":
+                columns.append(expit(_logit(column) / parameters["temperature"][0] + parameters["bias"][0]))
             else:
-                columns.append(np.interp(scores[:, index], parameters["isotonic_x"], parameters["isotonic_y"]))
+                columns.append(np.interp(column, parameters["isotonic_x"], parameters["isotonic_y"]))
         return np.stack(columns, axis=1)
+
+
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
+    """(temperature, bias) of the highest likelihood of labels [N] (both classes) under sigmoid(logit(score) / temperature + bias).
+
+    None where a bound of TEMPERATURES does as well as all between: constant or reversed scores, and classes fully apart.
+    """
+    logits = _logit(scores)
+
+    def bias(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        reach = float(np.abs(scaled).max()) + 40  # beyond it all probabilities are 0 or 1
+        return float(brentq(lambda shift: float(expit(scaled + shift).mean() - labels.mean()), -reach, reach))
+
+    def loss(log_temperature: float) -> float:
+        tilted = logits / np.exp(log_temperature) + bias(log_temperature)
+        return float((np.logaddexp(0, tilted) - labels * tilted).mean())
+
+    bounds = np.log(TEMPERATURES)
+    best = minimize_scalar(loss, bounds=tuple(bounds), method="bounded", options={"xatol": 1e-7})
+    if min(map(loss, bounds)) <= best.fun + 1e-9:
+        return None
+    return float(np.exp(best.x)), bias(best.x)
+
+
+def _of_head(calibration: Mapping[str, np.ndarray], head: str) -> dict[str, np.ndarray]:
+    """The parameters of one head by their last names; empty where it has no calibration."""
+    start = f"{OPTIONAL_PREFIX}{head}."
+    return {name.removeprefix(start): array for name, array in calibration.items() if name.startswith(start)}
+
+
+def _check_calibration(calibration: Mapping[str, np.ndarray], file: Path) -> None:
+    advice = "fit the heads again with `train.main heads`"
+    for name, array in calibration.items():
+        if not array.size or not np.isfinite(array).all():
+            raise WeightsError(f"{file}: {name} is empty or holds values that are no finite numbers; {advice}")
+        if name.endswith(".temperature") and array.min() <= 0:
+            raise WeightsError(f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is expected; {advice}")
+    for head in SCORES:
+        if (names := _of_head(calibration, head).keys()) and names != CALIBRATION:
+            raise WeightsError(f"{file}: the calibration of {head} has {sorted(names)}, expected {sorted(CALIBRATION)}; {advice}")
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

@@ -85,6 +85,15 @@ def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tm
     assert len(headline(results)) == len(results["rows"])
 
 
+def test_results_name_the_heads_without_a_calibration(folder: Path, heads: Heads, tmp_path: Path) -> None:
+    """Where a head has no calibration, results and page say whose scores are plain."""
+    made = {f"calibration.linear.{name}": np.array([1.0]) for name in ("temperature", "bias", "isotonic_x", "isotonic_y")}
+    images = scan_folder(folder)[0].images
+    results = evaluate(BACKBONE, Heads(heads.arrays, made), images, tmp_path / "results", Options("temperature", resamples=5))
+    assert results["not_calibrated"] == ["knn", "svm"]
+    assert "calibrated (temperature, but for knn and svm)" in write_report(tmp_path / "results", tmp_path / "report").read_text()
+
+
 def test_unreadable_images_are_named_not_dropped(folder: Path, heads: Heads, tmp_path: Path) -> None:
     """An image that cannot be read stands in the results with its reason."""
     images = scan_folder(folder)[0].images
@@ -205,7 +214,7 @@ def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 80)
     x = (rng.normal(size=(80, 192)) + y[:, None]).astype(np.float32)
-    Heads.fit(x, y).calibrate(x, y).save(folder)
+    Heads.fit(x, y).calibrate(x + rng.normal(size=x.shape) * 6, y).save(folder)  # far enough from the fit that the heads err
     return folder
 
 

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import OneClassSVM
 
-from train.heads import Heads
+from train.heads import TEMPERATURES, Heads, fit_temperature
 from train.model import create_encoder, save_encoder
 from train.recipe import HeadFit
-from triton_models.weights import WeightsError
+from triton_models.weights import HEADS_FILE, WeightsError
 
 ROWS = 10_000
 
@@ -72,6 +74,60 @@ def test_calibration_makes_scores_truer() -> None:
     }
     assert brier["temperature"] < brier[None] - 0.01
     assert brier["isotonic"] < brier[None] - 0.01
+
+
+def test_temperature_is_platts() -> None:
+    """Where the scores rank the images rightly, temperature and bias are those of a logistic regression on the logits."""
+    rng = np.random.default_rng(7)
+    logits = rng.normal(size=4000) * 2
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-(0.4 * logits - 0.7)))).astype(int)
+    platt = LogisticRegression(C=1e9).fit(logits[:, None], labels)
+    found = fit_temperature(1 / (1 + np.exp(-logits)), labels)
+    assert found == pytest.approx((1 / platt.coef_[0, 0], platt.intercept_[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("held_out", ["constant", "reversed", "apart"])
+def test_no_temperature_where_the_data_tell_none(held_out: str) -> None:
+    """Constant and reversed scores, and classes fully apart, have no likeliest temperature within the bounds."""
+    scores = {"constant": np.full(40, 0.5), "reversed": np.tile([0.6, 0.7, 0.2, 0.4], 10), "apart": np.tile([0.2, 0.3, 0.6, 0.7], 10)}[held_out]
+    assert fit_temperature(scores, np.tile([0, 0, 1, 1], 10)) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_head_below_chance_is_left_uncalibrated_and_named() -> None:
+    """Heads that rank held-out images the wrong way round keep their plain scores and are named; the rankings of all stay what they were."""
+    arrays = Heads.fit(*gaussians(400, 3)).arrays
+    reversed_linear = Heads({**arrays, "linear.coef": -arrays["linear.coef"], "linear.intercept": -arrays["linear.intercept"]})
+    x, y = gaussians(500, 4)
+    told: list[str] = []
+    calibrated = reversed_linear.calibrate(x, y, say=told.append)
+    assert [line.split(":")[0] for line in told] == ["linear is not calibrated", "svm is not calibrated"]
+    assert "0.102, no better than chance" in told[0]
+    assert calibrated.not_calibrated == ["linear", "svm"]
+    assert TEMPERATURES[0] < calibrated.calibration["calibration.knn.temperature"][0] < TEMPERATURES[1]
+    plain = reversed_linear.scores(x)
+    for kind in ("temperature", "isotonic"):
+        scores = calibrated.scores(x, kind)
+        assert np.array_equal(scores[:, [0, 2]], plain[:, [0, 2]]) and not np.allclose(scores[:, 1], plain[:, 1])
+        assert roc_auc_score(y, scores[:, 1]) >= roc_auc_score(y, plain[:, 1]) - 1e-9
+
+
+@pytest.mark.parametrize(("parameter", "number"), [("temperature", -18.8), ("temperature", np.inf), ("isotonic_y", np.nan), ("bias", None)])
+def test_a_calibration_that_cannot_be_is_refused(
+    parameter: str, number: float | None, fitted: tuple[Heads, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """A temperature that is negative or infinite, or a calibration that is not whole, is one line that names file and array or head."""
+    save_encoder(create_encoder(), tmp_path)
+    fitted[0].calibrate(*gaussians(200, 2)).save(tmp_path)
+    arrays, name = load_file(tmp_path / HEADS_FILE), f"calibration.linear.{parameter}"
+    if number is None:
+        del arrays[name]
+    else:
+        arrays[name] = np.array([number])
+    save_file(arrays, tmp_path / HEADS_FILE)
+    with pytest.raises(WeightsError, match=r"heads\.safetensors: .*linear.*fit the heads again") as caught:
+        Heads.load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_plain_heads_say_that_they_are_not_calibrated(fitted: tuple[Heads, np.ndarray, np.ndarray]) -> None:
