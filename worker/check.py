@@ -10,7 +10,7 @@ from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
 from worker.policy import load_policy
-from worker.settings import Settings, variable
+from worker.settings import Settings, TritonSettings, variable
 from worker.stages.infer import CANARY
 
 
@@ -29,7 +29,10 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _policy(settings)
     yield from _kafka(settings)
     yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
-    yield _attempt("triton", lambda: _triton(settings), f"set {variable('triton', 'url')}, or start one: make stack-up")
+    yield _attempt("triton", lambda: _triton(settings.triton), f"set {variable('triton', 'url')}, or start one: make stack-up")
+    if settings.shadow.share:
+        hint = f"see docs/models.md, or set {variable('shadow', 'share')} to 0; verdicts do not wait for it"
+        yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
 
 
 def _attempt(name: str, look: Callable[[], str], hint: str) -> Finding:
@@ -74,11 +77,11 @@ def _redis(settings: Settings) -> str:
     return "answers"
 
 
-def _triton(settings: Settings) -> str:
-    triton = Triton(settings.triton, 1)
+def _triton(settings: TritonSettings) -> str:
+    triton = Triton(settings, 1)
     try:
         version = triton.model_version()
         triton.infer(CANARY, timeout_s=10.0)
     finally:
         triton.close()
-    return f"{triton.address}, model {settings.triton.model_name} version {version} scores"
+    return f"{triton.address}, model {settings.model_name} version {version} scores"

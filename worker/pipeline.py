@@ -242,8 +242,7 @@ class Pipeline:
         settings = self.settings.shadow
         if not settings.share:
             return None
-        beside = self.settings.triton.model_copy(update={"model_name": settings.model_name, "shared_memory": "off", "reload_unhealthy": False})
-        triton = Triton(beside, self.settings.intake.batch_max_items)
+        triton = Triton(self.settings.shadow_triton, self.settings.intake.batch_max_items)
         shadow = Shadow(settings, triton=triton, store=self._store, policy=self.policy, metrics=self.metrics, stop=self._stop)
         self._open("shadow", shadow.run)
         return shadow

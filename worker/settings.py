@@ -378,6 +378,11 @@ class Settings(Group):
     run: RunSettings = RunSettings()
     stack: StackSettings = StackSettings()
 
+    @property
+    def shadow_triton(self) -> TritonSettings:
+        """How the shadow model is asked: on the same server, over plain gRPC, and nobody waits for it."""
+        return self.triton.model_copy(update={"model_name": self.shadow.model_name, "shared_memory": "off", "reload_unhealthy": False})
+
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
     """(group, field, info) of every setting, in the order of this file."""

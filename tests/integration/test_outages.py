@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -215,7 +216,7 @@ def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
     outside.close()
 
 
-def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path):
+def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path, run_cli):
     """With a share of 1 every image is scored by both models; verdicts are the first model's, the stream holds every comparison."""
     live, new = tmp_path / "live", tmp_path / "new"
     build = [sys.executable, "-m", "triton_models.build", "--weights", "triton_models/weights/demo"]
@@ -226,6 +227,10 @@ def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path)
     subprocess.run(rollout, check=True, capture_output=True, cwd=REPO)
     outside = Outside(env)
     images = samples(20)
+    for model, code in (("code_shadow", 0), ("nonesuch", 3)):
+        checked = run_cli("check", "--json", env=env | {"ASSAY_SHADOW__SHARE": "1", "ASSAY_SHADOW__MODEL_NAME": model})
+        (row,) = [row for row in json.loads(checked.stdout)["findings"] if row["name"] == "shadow"]
+        assert (checked.returncode, row["ok"]) == (code, code == 0) and model in row["detail"]
     with running_worker(env, tmp_path / "worker.log", ASSAY_SHADOW__SHARE="1") as worker:
         outside.send_all(images)
         verdicts = outside.wait_verdicts(images)
