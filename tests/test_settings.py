@@ -142,6 +142,10 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ({"ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS": "9000"}, "ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS='9000': at most half of session_timeout_ms=10000"),
         ({"ASSAY_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, "ASSAY_KAFKA__SASL_USERNAME=None: security_protocol=SASL_SSL needs"),
         ({"ASSAY_KAFKA__BOOTSTRAP_SERVERS": ""}, "ASSAY_KAFKA__BOOTSTRAP_SERVERS='': "),
+        (
+            {"ASSAY_REDIS__SENTINELS": "s:1", "ASSAY_REDIS__MODE": "sentinel", "ASSAY_REDIS__URL": "unix:///s"},
+            "ASSAY_REDIS__URL=(secret): mode=sentinel",
+        ),
         ({"ASSAY_TRITON__URL": "triton"}, "ASSAY_TRITON__URL='triton': "),
         ({"ASSAY_FLOW__LOW_WATER": "nan"}, "ASSAY_FLOW__LOW_WATER='nan': "),
     ],

@@ -135,13 +135,16 @@ class TlsRedis(Redis):
         self._binary = binary
         self._certificates = certificates
         self.socket = self.directory / "redis.sock"
-        self.more = {
-            "port": 0,
-            "tls-port": self.port,
+        self.tls = {
             "tls-cert-file": certificates.server,
             "tls-key-file": certificates.server,
             "tls-ca-cert-file": certificates.ca,
             "tls-auth-clients": "yes",
+        }
+        self.more = {
+            **self.tls,
+            "port": 0,
+            "tls-port": self.port,
             "unixsocket": self.socket,
             "user": f"{user}\nuser default off",
         }
@@ -159,7 +162,9 @@ class TlsRedis(Redis):
 
 
 class Sentinel(Server):
-    """Watches one master under the name `verdicts`."""
+    """Watches one master under the name `verdicts`; `QUORUM` of them must agree that it is gone."""
+
+    QUORUM = 2
 
     name = "sentinel"
     port_names = ("sentinel",)
@@ -174,7 +179,7 @@ class Sentinel(Server):
 
     def files(self) -> dict[str, str]:
         watched = {
-            "monitor verdicts": f"{HOST} {self._master.port} 2",
+            "monitor verdicts": f"{HOST} {self._master.port} {self.QUORUM}",
             "down-after-milliseconds verdicts": 1_000,
             "failover-timeout verdicts": 3_000,
         }
@@ -197,6 +202,29 @@ class Sentinel(Server):
                 raise NotServing(str(error)) from error
         if seen["num-slaves"] < 1 or seen["num-other-sentinels"] < 2:
             raise NotServing("it has not met the others yet")
+
+
+class TlsSentinel(Sentinel):
+    """Alone before a TlsRedis, and itself behind TLS."""
+
+    QUORUM = 1
+
+    def __init__(self, directory: Path, master: TlsRedis) -> None:
+        super().__init__(directory, master)
+        self._master: TlsRedis = master
+
+    def files(self) -> dict[str, str]:
+        own = {"port": 0, "tls-port": self.port, "tls-replication": "yes", **self._master.tls}
+        own |= {f"sentinel {name}": "yes" for name in ("resolve-hostnames", "announce-hostnames")}
+        text = super().files()["sentinel.conf"].replace(f"verdicts {HOST}", "verdicts localhost")
+        return {"sentinel.conf": lines(own, " ") + text.replace(f"port {self.port}\n", "", 1)}
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        argv, extra = self._master.command()
+        return [argv[0], str(self.directory / "sentinel.conf"), "--sentinel"], extra
+
+    def check(self) -> None:
+        self.connect().close()
 
 
 @contextlib.contextmanager

@@ -61,13 +61,14 @@ def by_certificate(kafka: SecuredKafka, certificates: Certificates, **change: An
 
 
 def test_every_way_in(broker, certificates):
-    """SCRAM, PLAIN, a client certificate, one whose key has a password, and a renewed one: the same user, who sees his topics and writes."""
+    """SCRAM, PLAIN, a client certificate, one whose key has a password, a renewed one; names unchecked: who comes so sees the topics and writes."""
     locked = {"ssl_key_path": certificates.locked_key, "ssl_key_password": KEY_PASSWORD}
     ways = {
         "scram": lambda: by_password(broker, certificates),
         "plain": lambda: by_password(broker, certificates, sasl_mechanism="PLAIN", sasl_password="plain secret"),
         "certificate": lambda: by_certificate(broker, certificates),
         "locked key": lambda: by_certificate(broker, certificates, **locked),
+        "another name": lambda: by_password(broker, certificates, bootstrap_servers=f"127.0.0.1:{broker.ports['sasl']}", ssl_check_hostname=False),
     }
     for name, settings in ways.items():
         assert {topic.name for topic in kafka_topics.topics(settings())} == {"images.incoming", "images.verdicts", "images.rejected"}, name
@@ -100,8 +101,12 @@ def test_every_way_in(broker, certificates):
 )
 def test_a_refusal_names_the_setting(broker, certificates, change, expected):
     """Whatever keeps a client out is told in one line, with the setting to change."""
-    port = broker.sasl.rpartition(":")[2]
-    real = {"foreign": certificates.foreign_ca, "by address": f"127.0.0.1:{port}", "plain door": broker.address, "mutual door": broker.mutual}
+    real = {
+        "foreign": certificates.foreign_ca,
+        "by address": f"127.0.0.1:{broker.ports['sasl']}",
+        "plain door": broker.address,
+        "mutual door": broker.mutual,
+    }
     settings = by_password(broker, certificates, **{name: real.get(value, value) if value else value for name, value in change.items()})
     said = diagnose(settings)
     assert re.search(expected, said), said

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import samples, unlike, wait_until
-from tests.integration.secured import Certificates, TlsRedis, cluster_nodes, documented_redis_user, join, serving, watched
+from tests.integration.secured import Certificates, TlsRedis, TlsSentinel, cluster_nodes, documented_redis_user, join, serving, watched
 from tests.twins import scores
 from worker.clients.redis import ScoredImage, Store
 from worker.contract import ImageInfo
@@ -136,6 +136,20 @@ def test_a_worker_outlives_a_master(deployment: Deployment, outside, start_worke
         assert worker.terminate() == 0
 
 
+def test_sentinels_are_asked_over_tls_too(locked, tmp_path):
+    """With rediss:// the sentinels are behind TLS as well: the master is found and written to; without the authority the setting is named."""
+    server, _ = locked
+    sentinel = TlsSentinel(tmp_path, server)
+    with serving(sentinel):
+        own = {"url": "rediss://localhost/0", "mode": "sentinel", "sentinels": f"localhost:{sentinel.port}", "sentinel_service": "verdicts"}
+        with closing(Store(by_tls(locked, **own, sentinel_password="sentinels"))) as store:
+            store.save([], [image(20)])
+            assert store.latest_id(image(20).sha256) == "id/20"
+        foreign = Store(by_tls(locked, **own, sentinel_password="sentinels", ssl_ca_path=None))
+        with closing(foreign) as store, pytest.raises(Unavailable, match="ASSAY_REDIS__SSL_CA_PATH"):
+            store.ping()
+
+
 def test_sentinels_that_refuse_are_told(tmp_path):
     """A wrong password of the sentinels, a name that they do not watch: one line with their addresses and the settings."""
     with behind_sentinel(tmp_path) as (variables, _):
@@ -145,4 +159,4 @@ def test_sentinels_that_refuse_are_told(tmp_path):
                 store.ping()
             assert f"sentinels {HOST}:" in refused.value.detail
             assert "ASSAY_REDIS__SENTINEL_PASSWORD" in refused.value.detail
-            assert len(refused.value.detail) < 400
+            assert len(refused.value.detail) < 450

@@ -28,7 +28,7 @@ from kafka.errors import (
 from kafka.serializer import Serializer
 from kafka.structs import OffsetAndMetadata
 
-from worker.clients.kafka_probe import diagnose, tls_options
+from worker.clients.kafka_probe import diagnose, key_password
 from worker.contract import Headers, Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
@@ -58,7 +58,10 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     }
     if "SSL" in settings.security_protocol:
         options |= {
-            **dict(zip(("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password"), tls_options(settings), strict=True)),
+            "ssl_cafile": settings.ssl_ca_path,
+            "ssl_certfile": settings.ssl_cert_path,
+            "ssl_keyfile": settings.ssl_key_path,
+            "ssl_password": key_password(settings),
             "ssl_check_hostname": settings.ssl_check_hostname,
         }
     if settings.security_protocol.startswith("SASL"):

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import struct
-from typing import Any
+import time
 
 from kafka.net.sasl import get_sasl_mechanism
 
@@ -19,13 +19,13 @@ from worker.settings import KafkaSettings, variable
 
 _API_VERSIONS, _SASL_HANDSHAKE, _SASL_AUTHENTICATE = 18, 17, 36  # the protocol guide's numbers
 _ILLEGAL_SASL_STATE = 34
+_DIAGNOSIS_S = 3.0
 _WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
-def tls_options(settings: KafkaSettings) -> tuple[Any, Any, Any, str]:
-    """Authorities, certificate, key and the key's password: never None, or OpenSSL asks the terminal for it."""
-    secret = settings.ssl_key_password
-    return settings.ssl_ca_path, settings.ssl_cert_path, settings.ssl_key_path, secret.get_secret_value() if secret else ""
+def key_password(settings: KafkaSettings) -> str:
+    """Of the client's key; never None, or OpenSSL asks the terminal for it."""
+    return settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
 
 
 class Probe:
@@ -126,9 +126,15 @@ class Probe:
 
 
 def diagnose(settings: KafkaSettings) -> str:
-    """What keeps clients out, in one line that names the setting; nothing where a broker lets us in."""
-    found = []
+    """What keeps clients out, in one line that names the setting; nothing where a broker lets us in.
+
+    Takes a few seconds at most: the poll thread asks too.
+    """
+    found: list[str] = []
+    give_up_at = time.monotonic() + _DIAGNOSIS_S
     for server in settings.bootstrap_servers:
+        if found and time.monotonic() > give_up_at:
+            break
         probe = Probe(settings)
         try:
             objection = probe.authenticate(server)
@@ -162,8 +168,9 @@ class _BadFile(OSError):
 
 
 def _tls(settings: KafkaSettings) -> ssl.SSLContext:
-    ca, certificate, key, password = tls_options(settings)
-    for field, path in (("ssl_ca_path", ca), ("ssl_cert_path", certificate), ("ssl_key_path", key)):
+    ca, certificate = settings.ssl_ca_path, settings.ssl_cert_path
+    for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
+        path = getattr(settings, field)
         if path is not None and not os.access(path, os.R_OK):
             raise _BadFile(f"{variable('kafka', field)}={path} cannot be read: {'no such file' if not path.exists() else 'no permission'}")
     try:
@@ -173,7 +180,7 @@ def _tls(settings: KafkaSettings) -> ssl.SSLContext:
     context.check_hostname = settings.ssl_check_hostname
     if certificate is not None:
         try:
-            context.load_cert_chain(certificate, key, password)
+            context.load_cert_chain(certificate, settings.ssl_key_path, key_password(settings))
         except ssl.SSLError as error:
             names = ", ".join(variable("kafka", field) for field in ("ssl_cert_path", "ssl_key_path", "ssl_key_password"))
             raise _BadFile(f"{names} do not go together ({error.reason or 'wrong password, or no PEM'})") from error

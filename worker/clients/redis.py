@@ -114,7 +114,8 @@ def _explain(settings: RedisSettings, error: BaseException) -> str:
     if isinstance(error, MasterNotFoundError):
         # The client's text shows each sentinel's whole configuration; what it said stands behind it.
         said = "; ".join(dict.fromkeys(re.findall(r"> - ([\w:]+(?:\(.*?\))?)(?=, <|$)", text))) or "they watch no master of this name that is up"
-        return f"{settings.sentinel_service!r}: {said}: check {names['sentinels']}, {names['sentinel_service']}, {names['sentinel_password']}"
+        suspects = ["sentinels", "sentinel_service", "sentinel_password", "url", "ssl_ca_path"]
+        return f"{settings.sentinel_service!r}: {said}: check {', '.join(names[field] for field in suspects)}"
     for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
         path = getattr(settings, field)
         if path is not None and not os.access(path, os.R_OK):

@@ -60,6 +60,7 @@ class Process:
         # Its last threads hold ports and files for a moment; then whoever adopted it has to collect it, which not every init does.
         deadline = time.monotonic() + _COLLECTED_S
         while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
+            self.is_alive()  # collects it, where it is our own
             time.sleep(_POLL_S)
         return True
 
