@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from train.data.images import decode_image
-from train.data.records import Labelled, held_out
+from train.data.records import Labelled, held_out, photograph
 from train.model import Backbone
 from train.transforms.crops import center_crop
 
@@ -133,8 +133,8 @@ def _batches(images: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:
 
 
 def linear_probe(embedded: Embedded) -> float:
-    """AUC of a logistic regression fitted on one half of the images (chosen by id) and scored on the other; NaN where a half lacks a class."""
-    second = np.array([held_out(f"probe {image.id}", 0.5) for image in embedded.images], dtype=bool)
+    """AUC of a logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where a half lacks a class."""
+    second = np.array([held_out(f"probe {photograph(image)}", 0.5) for image in embedded.images], dtype=bool)
     labels = embedded.labels
     if len({*labels[~second]}) < 2 or len({*labels[second]}) < 2:
         return float("nan")

@@ -17,7 +17,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from train.data.images import DataError
-from train.data.records import Labelled, held_out
+from train.data.records import Labelled, held_out, photograph
 from train.embed import UNFINISHED, Embedded, Passes
 from train.heads import FAKE, REAL, Heads
 from train.model import code_backbone, save_encoder
@@ -47,7 +47,7 @@ def fit_heads(
         embedded = passes.embed(name, images, degrade, advance=advance)
     for line in embedded.failed:
         say(f"left out: {line}")
-    apart = np.array([held_out(f"calibration {image.id}", recipe.calibration_fraction) for image in embedded.images], dtype=bool)
+    apart = np.array([held_out(f"calibration {photograph(image)}", recipe.calibration_fraction) for image in embedded.images], dtype=bool)
     fitted, held = _part(embedded, ~apart), _part(embedded, apart)
     try:
         heads = Heads.fit(fitted.embeddings, fitted.labels, recipe)

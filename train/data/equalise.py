@@ -52,8 +52,8 @@ def equalise_folder(
 
     A destination that was left half filled is gone on with. All cuts of an image are on the same side. Held out is decided by content, so
     the same images are held out every time; `unseen` are whole sources or generators kept aside; the side of a cut is drawn from
-    [side_px[0], side_px[1]). Files are named by their SHA-256. Raises DataError for a name in `unseen` that the images do not have, and
-    for a destination begun otherwise.
+    [side_px[0], side_px[1]). Files are named by the image's SHA-256: `photograph` in train/data/records.py knows
+    the cuts of one by it. Raises DataError for a name in `unseen` that the images do not have, and for a destination begun otherwise.
     """
     unknown = set(unseen) - {image.generator for image in images}
     if unknown:

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from train.data.images import BadImage, DataError, decode_image
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd, shuffled
+from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd, photograph, shuffled
 from train.progress import counting
 
 # Files that accompany images; everything else that is no image is named.
@@ -47,7 +47,7 @@ class FolderSource:
         return FolderOrder(reals, fakes, shuffled(len(reals), length, rng), shuffled(len(fakes), length, rng))
 
     def split(self, fraction: float) -> tuple[FolderSource, FolderSource]:
-        held = [held_out(image.id, fraction) for image in self.images]
+        held = [held_out(photograph(image), fraction) for image in self.images]
         parts = ([image for image, out in zip(self.images, held, strict=True) if out == side] for side in (False, True))
         kept, apart = parts
         return FolderSource(kept, self.problems, self.left_out), FolderSource(apart, {})

@@ -7,6 +7,7 @@ any position of any epoch can be read on its own: that is what makes resuming ex
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 REAL, FAKE = 0, 1
+_CUT = re.compile(r"([0-9a-f]{16})-[0-9]+\.jpg")  # how `data equalise` names the cuts of an image: 16 digits of its SHA-256, and a number
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,14 @@ def held_out(identity: str, fraction: float) -> bool:
     """Whether a record belongs to the held-out part: decided by its id alone, so that a growing data set never moves a record."""
     digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < fraction * 2**64
+
+
+def photograph(image: Labelled) -> str:
+    """What an image is held out by: the photograph that it is a cut of (see train/data/equalise.py), so that no cut of it is on the
+    other side; of any other image its id.
+    """
+    cut = _CUT.fullmatch(Path(image.key.path).name)
+    return cut[1] if cut else image.id
 
 
 def shuffled(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
