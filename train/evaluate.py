@@ -120,7 +120,10 @@ def protocol(embedded: Embedded, scores: np.ndarray) -> dict[str, Any]:
 
 
 def rows(embedded: Embedded, scores: np.ndarray, resamples: int) -> list[dict[str, Any]]:
-    """Metrics with intervals: all images, each family, each generator, always against all reals of the same group."""
+    """Metrics with intervals: all images, each family, each generator, always against all reals of the same group.
+
+    `family` is the row's own for a family, the generator's for a generator, and None for all images.
+    """
     made: list[dict[str, Any]] = []
     groups = sorted({image.group for image in embedded.images})
     generators = np.array([image.generator for image in embedded.images], dtype=object)
@@ -138,7 +141,8 @@ def rows(embedded: Embedded, scores: np.ndarray, resamples: int) -> list[dict[st
             if not fakes:
                 continue
             metrics = {head: with_intervals(labels[chosen], scores[chosen, index], resamples=resamples) for index, head in enumerate(SCORES)}
-            made.append({"group": group, "name": name, "kind": kind, "family": family(name), "fakes": fakes, "metrics": metrics})
+            of = {"all": None, "family": name, "generator": family(name)}[kind]
+            made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
     return made
 
 

@@ -78,6 +78,12 @@ def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tm
     assert results["protocol"]["augm"]["gen_0"]["knn"] == {"real": 1.0, "fake": 1.0, "all": 1.0}
     names = {(row["group"], row["kind"], row["name"]) for row in results["rows"]}
     assert {("augm", "all", "all"), ("augm", "family", "trained on"), ("no_augm", "generator", "gen_1")} <= names
+    assert {(row["name"], row["family"]) for row in results["rows"]} == {
+        ("all", None),
+        ("trained on", "trained on"),
+        ("gen_0", "trained on"),
+        ("gen_1", "trained on"),
+    }
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert len(rows) == len(images) == 49
     assert json.loads((tmp_path / "results.json").read_text())["images"] == {"real": 25, "fake": 24, "unreadable": 0, "left_out": 0}
