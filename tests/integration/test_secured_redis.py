@@ -129,7 +129,7 @@ def test_a_worker_outlives_a_master(deployment: Deployment, outside, start_worke
         wait_until(worker.is_ready, "ready again")
         photo = tmp_path / "photo.jpg"
         photo.write_bytes(unlike(jpegs[0], 99))
-        for command in (("send", str(photo), "--wait"), ("query", "photo.jpg"), ("query", "--file", str(photo))):
+        for command in (("send", str(photo), "--wait"), ("query", "--file", str(photo))):
             done = run_cli(*command, "--json", env=worker.env)
             assert done.returncode == 0, done.stderr
             assert "photo.jpg" in done.stdout

@@ -77,13 +77,16 @@ class Probe:
             sasl_mechanism=mechanism,
             security_protocol=self._settings.security_protocol,
         )
+        names = f"{variable('kafka', 'sasl_username')} and {variable('kafka', 'sasl_password')}"
         while not client.is_done():
             token = client.auth_bytes()
-            answer = self._request(_SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
+            try:
+                answer = self._request(_SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
+            except ConnectionError as error:
+                return f"user or password refused ({error}): check {names}"
             code, length = struct.unpack_from(">hh", answer)
             if code:
                 reason = answer[4 : 4 + max(0, length)].decode("utf-8", "replace") or f"error {code}"
-                names = f"{variable('kafka', 'sasl_username')} and {variable('kafka', 'sasl_password')}"
                 return f"user or password refused ({reason}): check {names}"
             client.receive(answer[8 + max(0, length) :])
         return ""
