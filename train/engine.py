@@ -49,7 +49,7 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: `finished`, `early_stop` or `interrupted` (saved; continue with --resume)."""
+    """How a run ended: `finished`, `early_stop` or `interrupted` (saved; continue with --resume). `best_auc` is -inf where no probe was possible."""
 
     status: str
     epoch: int

@@ -8,6 +8,7 @@ unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -252,7 +253,8 @@ def fit(
         except TrainingDiverged as error:
             _say(str(error))
             raise typer.Exit(1) from error
-    _say(f"{result.status} after {result.step} steps, best probe AUC {result.best_auc:.4f}, {result.failed_records} records replaced")
+    probe = f"best probe AUC {result.best_auc:.4f}" if math.isfinite(result.best_auc) else "no probe"
+    _say(f"{result.status} after {result.step} steps, {probe}, {result.failed_records} records replaced")
     if result.status == "interrupted":
         _say(f"continue with: python -m train.main fit --run {run} --resume")
     else:

@@ -169,6 +169,16 @@ def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> N
     assert other.exit_code == 2 and "another recipe" in other.output
 
 
+def test_a_run_without_validation_images_says_that_it_had_no_probe(runner: CliRunner, tmp_path: Path) -> None:
+    """Where no probe was possible `fit` ends with "no probe", not with a number."""
+    write_synthetic_folder(tmp_path / "images", 4, size=64)
+    given = [f"data.source={tmp_path / 'images'}", "data.workers=0", "data.validation_fraction=0", "loss.terms=global_only"]
+    given += ["training.batch_size=2", "training.steps_per_epoch=1", "optimisation.warmup_epochs=0", "optimisation.epochs=1"]
+    command = ["fit", "--recipe", "smoke", "--run", str(tmp_path / "run"), *(part for value in given for part in ("--set", value))]
+    result = runner.invoke(app, command, env={"COLUMNS": "300"})
+    assert result.exit_code == 0 and "finished after 1 steps, no probe, 0 records replaced" in result.output, result.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C and SIGTERM end a command with 130 and what to do next, after its own clearing up; afterwards SIGTERM is what it was."""
