@@ -50,6 +50,8 @@ _CAPTIONS = {
     "training": "Loss terms (faint: each step; line: running mean) and the AUC of the linear probe.",
     "shortcuts": "Properties of the files by label: the two colours should look alike.",
 }
+_SHOWN = frozenset({"backbone", "images", "intervals", "protocol", "rows"})  # of what evaluate writes
+_SHOWN_OF_ROW = frozenset({"group", "name", "kind", "family", "fakes", "metrics"})
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _METRIC_NAMES = {
     "auc": "AUC",
@@ -76,6 +78,8 @@ def write_report(
         results = json.loads((results_folder / RESULTS).read_text())
     except ValueError as error:
         raise DataError(f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again") from error
+    if not _is_evaluation(results):
+        raise DataError(f"{results_folder / RESULTS} is not what `train.main evaluate` writes: run it again, and name its --out")
     with np.load(results_folder / EMBEDDINGS) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     facts = summary(gather(data, console)) if data else None
@@ -107,6 +111,13 @@ def write_report(
     )
     (out / PAGE).write_text(page)
     return out / PAGE
+
+
+def _is_evaluation(results: Any) -> bool:
+    """Whether this has the parts that the page shows."""
+    if not (isinstance(results, dict) and results.keys() >= _SHOWN and isinstance(results["rows"], list)):
+        return False
+    return all(isinstance(row, dict) and row.keys() >= _SHOWN_OF_ROW for row in results["rows"])
 
 
 def _draw(

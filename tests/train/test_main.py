@@ -179,6 +179,16 @@ def test_a_run_without_validation_images_says_that_it_had_no_probe(runner: CliRu
     assert result.exit_code == 0 and "finished after 1 steps, no probe, 0 records replaced" in result.output, result.output
 
 
+@pytest.mark.parametrize("results", ["{}", "[1]", '{"backbone": "", "images": {}, "intervals": "", "protocol": {}, "rows": [{"kind": "all"}]}'])
+def test_results_of_another_shape_are_one_line(results: str, runner: CliRunner, tmp_path: Path) -> None:
+    """`report` on JSON that evaluate did not write: exit 2 and one line that names the file."""
+    (tmp_path / "results.json").write_text(results)
+    np.savez(tmp_path / "embeddings.npz", embeddings=np.zeros((2, 8)), labels=[0, 1], generators=["real", "a"], scores=np.zeros((2, 3)))
+    result = runner.invoke(app, ["report", "--results", str(tmp_path), "--out", str(tmp_path / "page")])
+    assert result.exit_code == 2 and len(result.output.splitlines()) == 1, result.output
+    assert f"{tmp_path / 'results.json'} is not what" in result.output and not (tmp_path / "page").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C and SIGTERM end a command with 130 and what to do next, after its own clearing up; afterwards SIGTERM is what it was."""
