@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
-data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-out_console, console = Console(), Console(stderr=True)
+from train.data.commands import data_app
+from train.terminal import GOES_ON, clear_errors, console, out_console, require_new, say
 
-GOES_ON = "stopped; the same command goes on where it was"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(data_app, name="data")
 
 OVERVIEW = """\
 Reproduces CoDE and measures it.
@@ -55,42 +50,6 @@ class CalibrationKind(StrEnum):
     ISOTONIC = "isotonic"
 
 
-@contextmanager
-def _clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
-    """What the user can put right becomes one line for each problem and exit 2; Ctrl-C and SIGTERM one line and exit 130."""
-    from train.data.images import DataError
-    from train.recipe import RecipeError
-    from train.sklearn_pickle import UnsafePickleError
-    from triton_models.weights import WeightsError
-
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        console.print(when_stopped, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from error
-    except RecipeError as error:
-        for problem in error.problems:
-            console.print(f"recipe: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except (DataError, WeightsError, UnsafePickleError, OSError) as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _require_new(folder: Path, *, but_for: tuple[str, ...] = ()) -> None:
-    from train.data.images import DataError
-
-    if folder.exists() and any(not path.name.startswith(but_for) for path in folder.iterdir()):
-        raise DataError(f"{folder} is not empty: name a new folder")
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 @app.callback(invoke_without_command=True)
 def overview(context: typer.Context) -> None:
     """Reproduces CoDE from D3 and measures it."""
@@ -103,124 +62,6 @@ def overview(context: typer.Context) -> None:
             else f"python -m train.main heads --encoder {runs[-1].parent} --data DIR --out {runs[-1].parents[1]}/weights"
         )
         out_console.print(OVERVIEW.format(recipes=recipes, next=step), highlight=False, markup=False, soft_wrap=True)
-
-
-@data_app.command("inspect")
-def data_inspect(
-    folder: Path,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-) -> None:
-    """Counts, sizes and formats, and how strongly each tells the label. Example: `data inspect images/ --sheet contact.png`"""
-    from train.data.inspect import contact_sheet, gather, summary
-    from train.data.open import open_source
-
-    with _clear_errors():
-        source = open_source(folder, console=console)
-        images = source.labelled()
-        facts = summary(gather(images, console)) | {"left_out": source.problems}
-        if sheet is not None:
-            facts["contact_sheet"] = contact_sheet(images, sheet)
-    if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
-        return
-    table = Table("property", "tells the label (Cramer's V)", "values: real / fake")
-    for name, strength in facts["label_given_away_by"].items():
-        values = sorted(facts["counts"][name].items(), key=lambda item: -sum(item[1].values()))[:6]
-        table.add_row(name, f"{strength:.2f}", ", ".join(f"{value}: {row.get('real', 0)}/{row.get('fake', 0)}" for value, row in values))
-    out_console.print(table)
-    for warning in facts["warnings"]:
-        out_console.print(f"[yellow]{warning}[/yellow]")
-
-
-@data_app.command("d3")
-def data_d3(
-    source: Annotated[str, typer.Argument(help="hf://elsaEU/ELSA_D3, or a parquet file or folder in its schema.")],
-    out: Path,
-    split: Annotated[str, typer.Option(help="Split on the hub.")] = "train",
-    records: Annotated[int, typer.Option(help="Records per shard.", min=1)] = 5000,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many rows.", min=1)] = None,
-    concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
-    timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
-    give_up_after: Annotated[int, typer.Option(help="Downloads in a row without an answer: the network is down.", min=1)] = 50,
-    retry_failed: Annotated[bool, typer.Option(help="First try again what failed in the shards written, but for dead links.")] = False,
-) -> None:
-    """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was.
-
-    Example: `data d3 hf://elsaEU/ELSA_D3 shards/ --split validation`
-    """
-    from train.data.d3 import DownloadLimits, build_shards
-    from train.data.download import may_pass
-
-    with _clear_errors(when_stopped=GOES_ON):
-        limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s, max_unanswered=give_up_after)
-        manifest = build_shards(
-            source, out, split=split, records_per_shard=records, limit=limit, limits=limits, retry_failed=retry_failed, console=console
-        )
-    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "positions")}))
-    if passing := sum(count for reason, count in manifest["failures"].items() if may_pass(reason)):
-        _say(f"{passing} links did not answer; the same command with --retry-failed tries them again")
-    _say(f"next: python -m train.main fit --recipe paper --set data.source={out}")
-
-
-@data_app.command("folder")
-def data_folder(
-    folder: Path,
-    min_side_px: Annotated[int, typer.Option(help="A shorter side below this is `tiny`.", min=1)] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, every file that is left out in it.")] = False,
-) -> None:
-    """Check a folder (real/..., fake/GENERATOR/...): every file decoded, what is left out named. Example: `data folder images/`"""
-    from dataclasses import asdict
-
-    from train.data.folder import scan_folder
-    from train.data.open import open_source
-
-    with _clear_errors():
-        if as_json:
-            source, problems = scan_folder(folder, min_side_px, console=console)
-            counts = {"real": sum(image.label == 0 for image in source.images), "fake": sum(image.label == 1 for image in source.images)}
-            sys.stdout.write(json.dumps({"images": counts, "left_out": [asdict(problem) for problem in problems]}, indent=2) + "\n")
-        else:
-            open_source(folder, min_side_px=min_side_px, console=out_console)
-
-
-@data_app.command("equalise")
-def data_equalise(
-    folder: Path,
-    out: Path,
-    held_out: Annotated[float, typer.Option(help="Part kept aside in original bytes.", min=0, max=0.9)] = 0.25,
-    validation: Annotated[float, typer.Option(help="Part of the rest for validation, equalised too.", min=0, max=0.9)] = 0.0,
-    max_per_generator: Annotated[int, typer.Option(help="At most so many training images of one source or generator.", min=1)] = 90,
-    unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
-    copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
-    side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (224, 353),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """A copy in which format, size and compression do not tell the label; a stopped run goes on. Example: `data equalise images/ equal/`"""
-    from train.data.equalise import UNFINISHED, equalise_folder
-    from train.data.images import DataError
-    from train.data.open import open_source
-
-    with _clear_errors(when_stopped=GOES_ON):
-        if side_px[0] >= side_px[1]:
-            raise DataError(f"--side-px {side_px[0]} {side_px[1]}: the first has to be below the second, which is not included")
-        if any(folder.glob("*.tar")):
-            raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
-        if not (out / UNFINISHED).exists():
-            _require_new(out)
-        images = open_source(folder, min_side_px=32, console=console).labelled()
-        counts = equalise_folder(
-            images,
-            out,
-            held_out_fraction=held_out,
-            validation_fraction=validation,
-            max_per_generator=max_per_generator,
-            unseen=unseen or [],
-            copies=copies,
-            side_px=side_px,
-            seed=seed,
-        )
-    out_console.print_json(json.dumps(counts))
 
 
 @app.command()
@@ -240,7 +81,7 @@ def fit(
     from train.recipe import RecipeError, load_recipe
     from train.run_folder import CHECKPOINT, RunFolder
 
-    with _clear_errors():
+    with clear_errors():
         if resume and overrides:
             raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
         chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
@@ -251,14 +92,14 @@ def fit(
         try:
             result = train_encoder(chosen, run, resume=resume, console=console)
         except TrainingDiverged as error:
-            _say(str(error))
+            say(str(error))
             raise typer.Exit(1) from error
     probe = f"best probe AUC {result.best_auc:.4f}" if math.isfinite(result.best_auc) else "no probe"
-    _say(f"{result.status} after {result.step} steps, {probe}, {result.failed_records} records replaced")
+    say(f"{result.status} after {result.step} steps, {probe}, {result.failed_records} records replaced")
     if result.status == "interrupted":
-        _say(f"continue with: python -m train.main fit --run {run} --resume")
+        say(f"continue with: python -m train.main fit --run {run} --resume")
     else:
-        _say(f"next: python -m train.main heads --encoder {run}/best --data {chosen.data.source} --out {run}/weights")
+        say(f"next: python -m train.main heads --encoder {run}/best --data {chosen.data.source} --out {run}/weights")
 
 
 @app.command()
@@ -279,12 +120,12 @@ def heads(
     from train.model import load_encoder
     from train.recipe import load_recipe
 
-    with _clear_errors(when_stopped=GOES_ON):
+    with clear_errors(when_stopped=GOES_ON):
         chosen = load_recipe(recipe, overrides or [])
-        _require_new(out, but_for=(UNFINISHED,))
+        require_new(out, but_for=(UNFINISHED,))
         load_encoder(encoder)  # a wrong path is told before the data are looked at
         images = both_classes(open_source(data, min_side_px=chosen.data.min_side_px, console=console), data)
-        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=_say, console=console)))
+        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=say, console=console)))
 
 
 @app.command()
@@ -315,7 +156,7 @@ def evaluate(
     from train.recipe import HeadFit
     from triton_models import weights as served
 
-    with _clear_errors(when_stopped=GOES_ON):
+    with clear_errors(when_stopped=GOES_ON):
         if (weights is None) == (backbone is None):
             raise DataError("give either --weights DIR or --backbone timm:NAME")
         if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
@@ -326,13 +167,13 @@ def evaluate(
         else:
             if fit_on is None or not str(backbone).startswith("timm:"):
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
-            _say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
+            say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
             known = both_classes(open_source(fit_on, console=console), fit_on)
         source = open_source(data, console=console)
         images = both_classes(source, data)  # before the work of hours
         if weights is None:
-            fitted, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=_say, console=console)
+            fitted, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=say, console=console)
             about = {"heads fitted on": str(fit_on)}
         about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
@@ -348,7 +189,7 @@ def evaluate(
     for line in headline(results):
         table.add_row(*line)
     out_console.print(table)
-    _say(f"next: python -m train.main report --results {out} --out {out}/report")
+    say(f"next: python -m train.main report --results {out} --out {out}/report")
 
 
 @app.command()
@@ -362,7 +203,7 @@ def report(
     from train.data.open import open_source
     from train.report import write_report
 
-    with _clear_errors():
+    with clear_errors():
         images = open_source(data, console=console).labelled() if data else None
         out_console.print(str(write_report(results, out, run=run, data=images, console=console)), soft_wrap=True)
 
@@ -376,10 +217,10 @@ def export(
     """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out triton_models/weights/mine`"""
     from train.export import export as export_weights
 
-    with _clear_errors():
+    with clear_errors():
         card: dict[str, Any] = export_weights(weights, out, half=half)
     out_console.print_json(json.dumps(card))
-    _say(f"next: python -m triton_models.build --weights {out} --flavour cpu --out REPOSITORY")
+    say(f"next: python -m triton_models.build --weights {out} --flavour cpu --out REPOSITORY")
 
 
 @app.command("import-release")
@@ -390,14 +231,14 @@ def import_release(
     """The published CoDE weights as arrays. Example: `import-release downloads/CoDE weights/code`"""
     from train.release import import_release as convert
 
-    _say(
+    say(
         "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as data: nothing in them "
         "runs, and anything beyond the expected estimators is refused. Take them from a source you trust all the same."
     )
-    with _clear_errors():
+    with clear_errors():
         made = convert(source, destination)
     out_console.print((made / "card.json").read_text(), end="", highlight=False, markup=False)
-    _say(f"next: python -m train.main evaluate --weights {made} --data DIR --out results/code")
+    say(f"next: python -m train.main evaluate --weights {made} --data DIR --out results/code")
 
 
 @app.command()
@@ -412,7 +253,7 @@ def bench(
     """Views per second against augly's, in one run. Example: `bench --data tests/data/images --augly-python .assay/augly/bin/python`"""
     from train.bench import measure
 
-    with _clear_errors():
+    with clear_errors():
         result = measure(data, augly_python, processes=processes, records=records, train_steps=train_steps)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")

@@ -12,12 +12,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from train import embed, main
+from train import embed
 from train.data.synthetic import synthetic_image, write_synthetic_folder
 from train.embed import Embedded
 from train.main import app
 from train.model import create_encoder, save_encoder
 from train.recipe import RECIPES
+from train.terminal import GOES_ON, clear_errors
 from triton_models import weights
 
 COMMANDS = ["fit", "heads", "evaluate", "report", "export", "import-release", "bench", "data inspect", "data d3", "data folder", "data equalise"]
@@ -195,7 +196,7 @@ def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.
     before, cleared = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
-        with main._clear_errors(when_stopped=main.GOES_ON):
+        with clear_errors(when_stopped=GOES_ON):
             try:
                 signal.raise_signal(number)
             finally:
@@ -229,7 +230,7 @@ def test_a_stopped_embedding_goes_on(command: str, runner: CliRunner, tmp_path: 
 
     monkeypatch.setattr(embed, "embed_images", embed_some)
     stopped = runner.invoke(app, made)
-    assert stopped.exit_code == 130 and main.GOES_ON in stopped.output
+    assert stopped.exit_code == 130 and GOES_ON in stopped.output
     done = runner.invoke(app, made)
     assert done.exit_code == 0, done.output
     assert embedded == [3, 3, 0, 2]
