@@ -57,7 +57,10 @@ class Probe:
         raise Unavailable("kafka", "; ".join(dict.fromkeys(errors)))
 
     def authenticate(self, server: str) -> str:
-        """Log in to `server` as a client would. Returns what it objects to, or nothing. Raises OSError, ValueError."""
+        """Log in to `server` as a client would. Returns what it objects to, or nothing.
+
+        Raises OSError; ValueError, LookupError or struct.error for an answer that is not Kafka's.
+        """
         self._ask(server)
         has_sasl, mechanism = self._settings.security_protocol.startswith("SASL"), self._settings.sasl_mechanism
         answer = self._request(_SASL_HANDSHAKE, 1, _string(mechanism))
@@ -141,7 +144,7 @@ def diagnose(settings: KafkaSettings) -> str:
         probe = Probe(settings)
         try:
             objection = probe.authenticate(server)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, struct.error) as error:  # the last two: what answers is no broker
             objection = _name_the_setting(settings, error)
         finally:
             probe.close()
@@ -203,6 +206,6 @@ def _name_the_setting(settings: KafkaSettings, error: BaseException) -> str:
         return f"it refuses our certificate ({error.reason}): check {variable('kafka', 'ssl_cert_path')}"
     if isinstance(error, ssl.SSLError):
         return f"no TLS there ({error.reason or error}): change {protocol}, or the port"
-    if isinstance(error, (ConnectionResetError, struct.error)) or str(error) == "the connection was closed":
+    if isinstance(error, (ConnectionResetError, LookupError, struct.error)) or str(error) == "the connection was closed":
         return f"it broke the connection off: does {protocol} fit the port?"
     return str(error)
