@@ -25,7 +25,7 @@ from worker.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 POLL_MS = 100
 COMMIT_MS, LAST_COMMIT_MS = 5_000, 3_000
-TELL_EVERY_S = 5.0  # what keeps us from consuming
+TELL_EVERY_S, ASK_AGAIN_S = 5.0, 60.0  # what keeps us from consuming; where nothing does, there are more workers than partitions
 
 
 class Poll:
@@ -81,8 +81,9 @@ class Poll:
                 if consumer.is_joined and self.assigned:
                     tell_at = self.beat + TELL_EVERY_S
                 elif self.beat >= tell_at:
-                    tell_at = self.beat + TELL_EVERY_S
-                    if obstacle := consumer.obstacle():
+                    obstacle = consumer.obstacle()
+                    tell_at = self.beat + (TELL_EVERY_S if obstacle else ASK_AGAIN_S)
+                    if obstacle:
                         log.warning("nothing_to_consume", reason=obstacle)
             except Unavailable as error:
                 log.warning("kafka_away", error=error.detail, action="polling goes on")
