@@ -37,8 +37,9 @@ def cron() -> str:
 
 
 def obj(description: str, **properties: Schema) -> Schema:
-    """An object that refuses unknown keys."""
-    return {"type": "object", "description": description, "additionalProperties": False, "properties": properties}
+    """An object that refuses unknown keys, and null for known ones: it takes the default away, which the templates rely on."""
+    required = [key for key, body in properties.items() if "null" not in body.get("type", ())]
+    return {"type": "object", "description": description, "additionalProperties": False, "required": required, "properties": properties}
 
 
 def text(description: str, **more: Any) -> Schema:
@@ -96,11 +97,12 @@ def image(what: str) -> Schema:
 
 def resources(what: str) -> Schema:
     quantities = {"type": "object", "additionalProperties": {"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number"}]}}
-    return obj(
+    body = obj(
         f"Resources of {what}; GPUs are added by `gpu`.",
-        requests={**quantities, "description": "What the scheduler reserves."},
-        limits={**quantities, "description": "What it may not exceed."},
+        requests={**quantities, "description": "What the scheduler reserves; none when null."},
+        limits={**quantities, "description": "What it may not exceed; nothing when null."},
     )
+    return body | {"required": []}
 
 
 def placement() -> dict[str, Schema]:

@@ -71,8 +71,7 @@ def _groups() -> Iterator[tuple[str, dict[str, Any]]]:
         secret = set(secret_names())
         fields = {field: body for field, body in fields.items() if f"{group}.{field}" not in secret or (group, field) == ("redis", "url")}
         if fields:
-            required = {"required": REQUIRED[group]} if group in REQUIRED else {}
-            yield group, chart_schema.obj(definition.get("description", ""), **fields) | required
+            yield group, chart_schema.obj(definition.get("description", ""), **fields) | {"required": REQUIRED.get(group, [])}
 
 
 def _field(group: str, name: str, body: dict[str, Any]) -> dict[str, Any]:

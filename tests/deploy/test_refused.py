@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft7Validator
 from pydantic import AfterValidator
 
+from deploy.helm import generate
 from tests.deploy import chart
 from worker import settings
 from worker.clients.fetch_s3 import S3Source
@@ -219,6 +223,39 @@ def test_what_no_pod_could_start_with_is_refused(case: str) -> None:
         chart.template(values=values)
 
 
+def _keys(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, body in node.items():
+        yield (*path, name)
+        if isinstance(body, dict):
+            yield from _keys(body, (*path, name))
+
+
+def test_an_empty_key_is_refused_or_means_none() -> None:
+    """A key of values.yaml that is left empty takes its default away: the message names it, or what is rendered has no trace of it."""
+    defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    validator, taken = Draft7Validator(generate.schema()), []
+    for path in _keys(defaults):
+        values, given = copy.deepcopy(defaults), None
+        node = values
+        for name in path[:-1]:
+            node = node[name]
+        del node[path[-1]]
+        for name in reversed(path):
+            given = {name: given}
+        problems = [error.message for error in validator.iter_errors(values)]
+        if problems:
+            assert any(path[-1] in problem for problem in problems), path
+            continue
+        taken.append(".".join(path))
+        try:
+            said = chart.template(values=given)
+        except chart.Refused as refused:
+            said = str(refused)
+        assert "kind: Deployment" in said or ("do not fit together" in said and path[-1] in said), path
+        assert not any(word in said for word in ("nil", "%!", "null")), path
+    assert {name.split(".")[0] for name in taken if ".resources." not in name} == {"settings", "monitoring", "training"}
+
+
 # What the API server or the kubelet would refuse, by the place that the message names.
 NOT_KUBERNETES: list[tuple[str, dict[str, Any]]] = [
     ("/nameOverride", {"nameOverride": "Foo_Bar"}),
@@ -235,6 +272,9 @@ NOT_KUBERNETES: list[tuple[str, dict[str, Any]]] = [
     ("/worker/image/tag", {"worker": {"image": {"tag": "a tag"}}}),
     ("/serviceAccount/name", {"serviceAccount": {"name": "Bad Name"}}),
     ("/secrets/existingSecret", {"secrets": {"existingSecret": "Mine", "keys": {"redis.url": "u"}}}),
+    ("/networkPolicy", {"networkPolicy": {"referencesExcept": None}, **_references(https_hosts=["example.org"])}),
+    ("/pdb", {"pdb": {"maxUnavailable": None}}),
+    ("/gpu", {"gpu": {"resource": None}}),
 ]
 KUBERNETES: list[dict[str, Any]] = [
     {"commonLabels": {"example.org/team": "Trust_and.Safety", "empty": ""}, "serviceAccount": {"name": "a.b-c"}},
