@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import threading
@@ -142,6 +143,15 @@ def test_the_pods_account_may_do_nothing(cluster: Cluster) -> None:
     for verb, resource in (("get", "secrets"), ("list", "pods"), ("create", "pods")):
         done = cluster.kubectl("auth", "can-i", verb, resource, "-n", "t-node", "--as=system:serviceaccount:t-node:assay", check=False)
         assert done.stdout.strip() == "no"
+
+
+def test_an_inline_secret_goes_when_it_is_taken_out(cluster: Cluster) -> None:
+    """A secret that is removed from the values is removed from the cluster by the upgrade, and the one that stays keeps its value."""
+    cluster.namespace("t-secret")
+    kept, removed = (r"secrets.values.redis\.password=word", r"secrets.values.kafka\.ssl_key_password=word")
+    _install(cluster, "install", "t-secret", "--set-string", f"{kept},{removed}")
+    _install(cluster, "upgrade", "t-secret", "--set-string", kept)
+    assert cluster.get("secret", "assay", "-n", "t-secret")["data"] == {"redis.password": base64.b64encode(b"word").decode()}
 
 
 def _kubectl(cluster: Cluster) -> list[str]:
