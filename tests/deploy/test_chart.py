@@ -312,6 +312,34 @@ def test_a_finished_training_job_stays() -> None:
     assert found == [None, 0]
 
 
+MILLIONS = 3_060_000
+MODES: list[dict[str, Any]] = [
+    {"autoscaling": {"mode": "hpa", "maxReplicas": MILLIONS}, "worker": {"rollout": {"maxSurge": MILLIONS}}},
+    {"autoscaling": {"mode": "keda", "lagPerReplica": MILLIONS, "pollingSeconds": MILLIONS, "maxReplicas": MILLIONS, "minReplicas": MILLIONS}},
+    {
+        "triton": {"mode": "service", "replicas": MILLIONS, "startupSeconds": MILLIONS, "rollout": {"maxSurge": MILLIONS}},
+        "worker": {"replicas": MILLIONS, "preStopSeconds": MILLIONS, "drainMarginSeconds": MILLIONS},
+        "helmTest": {"timeoutSeconds": MILLIONS},
+        "models": {"buildSeconds": MILLIONS},
+        "gpu": {"count": MILLIONS},
+    },
+    {
+        "training": {
+            "enabled": True,
+            "dataClaimName": "d",
+            **dict.fromkeys(("nodes", "gpusPerNode", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"), MILLIONS),
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("values", MODES, ids=",".join)
+def test_large_numbers_are_written_out(values: dict[str, Any]) -> None:
+    """A number of millions in a values file is rendered with all its digits: 3.06e+06 is no lagThreshold and no argument of a command."""
+    text = chart.template(values=values)
+    assert str(MILLIONS) in text and re.findall(r".*\d[eE]\+\d.*", text) == []
+
+
 def test_as_many_workers_as_partitions_are_accepted() -> None:
     """Without a surge there may be a worker for every partition: the advice of the refusal above works."""
     rollout = {"maxSurge": 0, "maxUnavailable": 1}

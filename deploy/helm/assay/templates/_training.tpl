@@ -3,12 +3,12 @@
 {{- $t := .root.Values.training -}}
 {{- $labels := dict "root" .root "component" "training" -}}
 completionMode: Indexed
-completions: {{ $t.nodes }}
-parallelism: {{ $t.nodes }}
-backoffLimit: {{ $t.backoffLimit }}
-activeDeadlineSeconds: {{ $t.activeDeadlineSeconds }}
+completions: {{ int64 $t.nodes }}
+parallelism: {{ int64 $t.nodes }}
+backoffLimit: {{ int64 $t.backoffLimit }}
+activeDeadlineSeconds: {{ int64 $t.activeDeadlineSeconds }}
 {{- if not (kindIs "invalid" $t.ttlSecondsAfterFinished) }}
-ttlSecondsAfterFinished: {{ $t.ttlSecondsAfterFinished }}
+ttlSecondsAfterFinished: {{ int64 $t.ttlSecondsAfterFinished }}
 {{- end }}
 # A node that is drained is no failure of the run.
 podFailurePolicy:
@@ -32,7 +32,7 @@ template:
         imagePullPolicy: {{ $t.image.pullPolicy }}
         command: [torchrun]
         args:
-          - --nnodes={{ $t.nodes }}
+          - --nnodes={{ int64 $t.nodes }}
           - --nproc-per-node={{ max 1 (int $t.gpusPerNode) }}
           - --rdzv-backend=c10d
           - --rdzv-endpoint={{ .rendezvous }}:29400

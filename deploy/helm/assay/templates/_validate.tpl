@@ -4,9 +4,9 @@
 {{- define "assay.podCount" -}}
 {{- if kindIs "string" .of -}}
 {{- $exact := divf (mulf (trimSuffix "%" .of | float64) .pods) 100 -}}
-{{- ternary (ceil $exact) (floor $exact) (eq .round "ceil") -}}
+{{- ternary (ceil $exact) (floor $exact) (eq .round "ceil") | int64 -}}
 {{- else -}}
-{{- .of -}}
+{{- int64 .of -}}
 {{- end -}}
 {{- end -}}
 
