@@ -154,6 +154,33 @@ def test_an_inline_secret_goes_when_it_is_taken_out(cluster: Cluster) -> None:
     assert cluster.get("secret", "assay", "-n", "t-secret")["data"] == {"redis.password": base64.b64encode(b"word").decode()}
 
 
+def test_a_failed_upgrade_takes_the_settings_back(cluster: Cluster) -> None:
+    """With --rollback-on-failure an upgrade whose pods do not get ready leaves the ConfigMap as it was: a worker that is restarted finds its own."""
+    cluster.namespace("t-back")
+    late = f"worker.podAnnotations.{READY_AFTER.replace('.', chr(92) + '.')}=600s"
+    _install(cluster, "install", "t-back", "--set", "settings.log.level=info")
+    change = ("--set", f"settings.log.level=debug,{late}", "--rollback-on-failure", "--timeout", "8s")
+    assert cluster.helm("upgrade", "assay", str(chart.CHART), "-n", "t-back", *change, check=False).returncode != 0
+    assert cluster.get("configmap", "assay", "-n", "t-back")["data"]["ASSAY_LOG__LEVEL"] == "info"
+
+
+def test_another_release_takes_over_from_a_pool_of_tritons(cluster: Cluster) -> None:
+    """An upgrade away from mode service says that Triton went; a second release beside the first has names and budgets of its own, and stays
+    whole when the first is uninstalled."""
+    cluster.namespace("t-pool")
+    _install(cluster, "install", "t-pool", "--set", "triton.mode=service")
+    cluster.helm("install", "assay-b", str(chart.CHART), "-n", "t-pool", "--wait", "--timeout", PATIENCE)
+    for release in ("assay", "assay-b"):
+        wait_until(lambda r=release: cluster.get("pdb", r, "-n", "t-pool")["status"].get("expectedPods") == 2, "a budget for two workers")
+    change = ("--set", "triton.mode=sidecar", "--dry-run=server")
+    assert "deploy/assay-triton was deleted" in cluster.helm("upgrade", "assay", str(chart.CHART), "-n", "t-pool", *change).stdout
+    cluster.helm("uninstall", "assay", "-n", "t-pool", "--wait", "--timeout", PATIENCE)
+    assert [item["metadata"]["name"] for item in cluster.get("deployments", "-n", "t-pool")["items"]] == ["assay-b"]
+    assert cluster.get("deployment", "assay-b", "-n", "t-pool")["status"]["availableReplicas"] == 2
+    assert cluster.get("configmap,serviceaccount", "assay-b", "-n", "t-pool")["items"]
+    assert "was deleted" not in cluster.helm("upgrade", "assay-b", str(chart.CHART), "-n", "t-pool").stdout
+
+
 def _kubectl(cluster: Cluster) -> list[str]:
     return [str(cluster._programs["kubectl"]), "--kubeconfig", str(cluster.kubeconfig)]
 
