@@ -35,7 +35,7 @@ ENVIRON = {
     "NO_COLOR": "1",
     "ASSAY_STACK__DIR": "/nonexistent",
     "ASSAY_KAFKA__BOOTSTRAP_SERVERS": NOBODY,
-    "ASSAY_REDIS__URL": f"redis://:hunter2@{NOBODY}/0",
+    "ASSAY_REDIS__URL": f"redis://:hunter2@{NOBODY}/0?password=hunter2",
     "ASSAY_TRITON__URL": NOBODY,
 }
 

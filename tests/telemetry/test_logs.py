@@ -83,6 +83,7 @@ def test_the_level_holds_for_libraries_too() -> None:
         ("redis://u:p@ss:w@host/0", "redis://u:***@host/0"),
         ("see 'https://u:p@h/x' and https://v:q@h", "see 'https://u:***@h/x' and https://v:***@h"),
         ("https://h/a?token=x&y=1#f", "https://h/a?token=***&y=1#f"),
+        ("rediss://h/0?db=1&ssl_password=x&X-Amz-Security-Token=y", "rediss://h/0?db=1&ssl_password=***&X-Amz-Security-Token=***"),
         ("https://h:443/a@b", "https://h:443/a@b"),
         ("user@host: 12:30", "user@host: 12:30"),
     ],

@@ -243,10 +243,10 @@ class Store:
         return self._client
 
     def _address(self) -> str:
-        """Where we connect to, without user and password."""
+        """Where we connect to, without user, password and options (ssl_password is one)."""
         if self._settings.mode == "sentinel":
             return f"sentinels {', '.join(self._settings.sentinels)}"
-        scheme, _, rest = self._settings.url.get_secret_value().partition("://")
+        scheme, _, rest = self._settings.url.get_secret_value().partition("?")[0].partition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ MASK = "***"
 _USERINFO = re.compile(r"""(://[^:/?#@\s'"]*):[^/?#\s'"]*@""")
 # Signatures and tokens in the query of a pre-signed URL.
 _QUERY = re.compile(
-    r"""([?&](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|sig|signature|token|access_token|password)=)[^&#\s'"]+""",
+    r"""([?&](?:x-(?:amz|goog)-(?:signature|credential)|sig|signature|[\w-]*(?:password|passwd|secret|token))=)[^&#\s'"]+""",
     re.IGNORECASE,
 )
 _SECRET_FIELD = re.compile(r"password|passwd|secret|token|authorization|api_?key", re.IGNORECASE)
