@@ -1,18 +1,18 @@
-{{/* Names, labels and images. */}}
+{{/* Names, labels and images. Names are quoted wherever they stand: YAML takes 007, on, 1e3 or null for something else than text. */}}
 
 {{- define "assay.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 48 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | replace "." "-" | trunc 48 | trimSuffix "-" -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | replace "." "-" | trunc 48 | trimAll "-" -}}
 {{- end -}}
 {{- end -}}
 
 {{/* (dict "root" $ "component" "worker") */}}
 {{- define "assay.selector" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
@@ -29,8 +29,8 @@ app.kubernetes.io/part-of: assay
 
 {{/* A name, and the labels of the component: (dict "root" $ "component" "worker" "name" "…") */}}
 {{- define "assay.metadata" -}}
-name: {{ .name }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "assay.labels" . | nindent 2 }}
 {{- end -}}

@@ -21,7 +21,7 @@ capabilities: {drop: [ALL]}
 
 {{/* The head of a pod's spec: (dict "root" $ "placed" .Values.worker) */}}
 {{- define "assay.podHead" -}}
-serviceAccountName: {{ include "assay.serviceAccountName" .root }}
+serviceAccountName: {{ include "assay.serviceAccountName" .root | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}
@@ -29,10 +29,10 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext: {{- include "assay.podSecurity" . | nindent 2 }}
 {{- with .placed.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .placed.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .placed.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}

@@ -110,7 +110,7 @@
 {{- with include "assay.secretKeys" . | fromYaml }}
 - name: secrets
   secret:
-    secretName: {{ include "assay.secretName" $ }}
+    secretName: {{ include "assay.secretName" $ | quote }}
     defaultMode: 0440
     items:
       {{- range $name, $key := . }}
@@ -126,7 +126,7 @@
 {{- if .secretName }}
 - name: tls-{{ $server }}
   secret:
-    secretName: {{ .secretName }}
+    secretName: {{ .secretName | quote }}
     defaultMode: 0440
     items:
       - {key: {{ .caKey | quote }}, path: ca.crt}

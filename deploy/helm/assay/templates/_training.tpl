@@ -28,7 +28,7 @@ template:
     terminationGracePeriodSeconds: 120
     containers:
       - name: training
-        image: {{ include "assay.image" (dict "root" .root "image" $t.image) }}
+        image: {{ include "assay.image" (dict "root" .root "image" $t.image) | quote }}
         imagePullPolicy: {{ $t.image.pullPolicy }}
         command: [torchrun]
         args:
@@ -60,7 +60,7 @@ template:
           - {name: shared-memory, mountPath: /dev/shm}
     volumes:
       - name: data
-        persistentVolumeClaim: {claimName: {{ $t.dataClaimName }}}
+        persistentVolumeClaim: {claimName: {{ $t.dataClaimName | quote }}}
       - name: tmp
         emptyDir: {sizeLimit: 4Gi}
       - name: shared-memory

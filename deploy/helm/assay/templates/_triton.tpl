@@ -7,7 +7,7 @@
 {{/* Fetches the weights, builds and verifies the model repository; a built one is taken from the cache. */}}
 {{- define "assay.modelsContainer" -}}
 name: models
-image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) }}
+image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) | quote }}
 imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 command: [python3, /opt/assay/prepare_models.py]
 args:
@@ -39,7 +39,7 @@ env:
   {{- end }}
 {{- with .Values.models.credentialsSecret }}
 envFrom:
-  - secretRef: {name: {{ . }}}
+  - secretRef: {name: {{ . | quote }}}
 {{- end }}
 resources: {{- include "assay.resources" (dict "resources" .Values.models.resources "gpu" .Values.gpu.resource "count" (include "assay.gpuCount" .)) | nindent 2 }}
 securityContext: {{- include "assay.containerSecurity" . | nindent 2 }}
@@ -58,7 +58,7 @@ volumeMounts:
 {{- define "assay.tritonContainer" -}}
 {{- $sidecar := eq .Values.triton.mode "sidecar" -}}
 name: triton
-image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) }}
+image: {{ include "assay.image" (dict "root" . "image" .Values.triton.image) | quote }}
 imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 {{- if $sidecar }}
 # A sidecar starts before the worker and is stopped after it: what the worker drains still gets its scores.
@@ -135,10 +135,10 @@ volumeMounts:
   emptyDir: {medium: Memory, sizeLimit: {{ .Values.triton.sharedMemory }}}
 {{- if eq .Values.models.source "pvc" }}
 - name: weights
-  persistentVolumeClaim: {claimName: {{ .Values.models.claimName }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ .Values.models.claimName | quote }}, readOnly: true}
 {{- end }}
 {{- with .Values.models.cacheClaimName }}
 - name: model-cache
-  persistentVolumeClaim: {claimName: {{ . }}}
+  persistentVolumeClaim: {claimName: {{ . | quote }}}
 {{- end }}
 {{- end -}}
