@@ -25,9 +25,9 @@ class Refused(Exception):
     """Helm refused the values; the text is what it says."""
 
 
-def template(*arguments: str, values: Mapping[str, Any] | None = None) -> str:
-    """`helm template` of release `assay`; `values` come last. Raises Refused."""
-    command = [str(tools.helm()), "template", "assay", str(CHART), "--kube-version", "1.36.3", *arguments]
+def template(*arguments: str, values: Mapping[str, Any] | None = None, release: str = "assay") -> str:
+    """`helm template` of a release; `values` come last. Raises Refused."""
+    command = [str(tools.helm()), "template", release, str(CHART), "--kube-version", "1.36.3", *arguments]
     if values is not None:
         command += ["-f", "-"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)

@@ -273,6 +273,10 @@ REFUSED = {
     "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
     "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
     "password in a query of the URL": ({"settings": {"redis": {"url": "redis://redis:6379/0?password=word"}}}, "must hold no user or password"),
+    "password of a key in a query of the URL": (
+        {"settings": {"redis": {"url": "rediss://redis:6379/0?ssl_check_hostname=true&ssl_password=word"}}},
+        "must hold no user or password",
+    ),
     "password in the S3 endpoint": ({"settings": {"references": {"s3_endpoint_url": "https://u:word@s3.example.org"}}}, "s3_endpoint_url: becomes"),
     "password in the models' address": (
         {"models": {"source": "s3", "uri": "s3://u:word@bucket/prefix"}},
@@ -288,6 +292,35 @@ REFUSED = {
         {"fullnameOverride": "a" * 42, "training": {"enabled": True, "dataClaimName": "d"}},
         "41 characters at most",
     ),
+    "a Service whose name begins with a digit": (
+        {"fullnameOverride": "4-eyes", "triton": {"mode": "service"}},
+        "a Service is made, whose name must begin",
+    ),
+    "a training Service whose name begins with a digit": (
+        {"fullnameOverride": "123", "training": {"enabled": True, "dataClaimName": "d"}},
+        "fullnameOverride: a Service is made, .* and 123 does not",
+    ),
+    "a volume of the chart": (
+        {"worker": {"extraVolumes": [{"name": "a", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}},
+        r"worker.extraVolumes: name=tmp is there already",
+    ),
+    "a place of the chart": (
+        {"worker": {"extraVolumes": [{"name": "a", "emptyDir": {}}], "extraVolumeMounts": [{"name": "a", "mountPath": "/dev/shm"}]}},
+        "worker.extraVolumeMounts: mountPath=/dev/shm is there already",
+    ),
+    "a variable of the chart": ({"worker": {"extraEnv": [{"name": "HOME", "value": "/"}]}}, "worker.extraEnv: name=HOME is there already"),
+    "a variable twice": (
+        {"worker": {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        "worker.extraEnv: name=A is there already",
+    ),
+    "more memory asked for than allowed": (
+        {"worker": {"resources": {"limits": {"memory": "1.5Gi"}}}},
+        r"worker.resources.requests.memory=2Gi: more than limits.memory=1.5Gi",
+    ),
+    "more CPU asked for than allowed": (
+        {"triton": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1900m"}}}},
+        "triton.resources.requests.cpu=2: more than limits.cpu=1900m",
+    ),
     "name too long": ({"fullnameOverride": "a" * 49}, "48 characters at most"),
     "no key of the authorities": ({"tls": {"references": {"secretName": "s", "caKey": ""}}}, "tls.references.caKey"),
     "label of a selector": ({"commonLabels": {"app.kubernetes.io/name": "mine"}}, "take another label"),
@@ -301,6 +334,44 @@ def test_wrong_values_are_refused(case: str) -> None:
     values, word = REFUSED[case]
     with pytest.raises(chart.Refused, match=word):
         chart.template(values=values)
+
+
+@pytest.mark.parametrize("installation", ["external-hpa", "gpu-service", "keda-tls-sasl", "training"])
+def test_names_stay_text(installation: str) -> None:
+    """A release, namespace, claim, Secret or class whose name YAML reads as a number, a truth, nothing or a day is rendered as with any other name."""
+    found = []
+    for text in ("word", "007", "yes", "12e03", "null", "2026-11-22"):
+        named = {"priorityClassName": text, "runtimeClassName": text, "image": {"repository": text, "tag": text}}
+        values = {
+            "nameOverride": text,
+            "fullnameOverride": "a-word" if installation in ("gpu-service", "training") else text,
+            "imagePullSecrets": [{"name": text}],
+            "worker": named,
+            "triton": named,
+            "models": {"claimName": text, "cacheClaimName": text, "credentialsSecret": text},
+            "serviceAccount": {"name": text},
+            "tls": {"references": {"secretName": text}},
+            "training": {"dataClaimName": text, **named},
+            "monitoring": {"podMonitor": {"enabled": True}},
+        }
+        if installation == "keda-tls-sasl":
+            values |= {"tls": {"kafka": {"secretName": text}}, "secrets": {"existingSecret": text}}
+        arguments = ["-f", str(chart.CHART / "ci" / f"{installation}-values.yaml"), "--namespace", text]
+        found.append(_shape(chart.objects(chart.template(*arguments, values=values, release=text))))
+    assert [text for text in found if text != found[0]] == []
+
+
+def _shape(node: Any) -> Any:
+    """The types of what stands in a manifest."""
+    if isinstance(node, dict):
+        return {name: _shape(body) for name, body in node.items()}
+    return [_shape(body) for body in node] if isinstance(node, list) else type(node)
+
+
+def test_a_cut_name_ends_in_a_letter_or_digit() -> None:
+    """A release name with dashes where it is cut gives a name that Kubernetes takes."""
+    name = f"{'a' * 46}--bb"
+    assert _worker(chart.objects(chart.template(release=name)))["metadata"]["name"] == "a" * 46
 
 
 def test_a_finished_training_job_stays() -> None:

@@ -24,11 +24,15 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- regexReplaceAll `^.*@` $address "" -}}
 {{- end -}}
 
-{{/* A quantity of Kubernetes ("512Mi", 1.5G, 1024) as a number of bytes. */}}
-{{- define "assay.bytes" -}}
+{{/* A quantity of Kubernetes ("512Mi", 1.5G, 500m, 1024) as a number. */}}
+{{- define "assay.quantity" -}}
 {{- $unit := regexFind `(m|k|[KMGT]i?)$` (toString .) -}}
 {{- $factor := get (dict "" 1 "m" 0.001 "k" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776) $unit -}}
-{{- mulf (trimSuffix $unit (toString .) | float64) $factor | int64 -}}
+{{- mulf (trimSuffix $unit (toString .) | float64) $factor -}}
+{{- end -}}
+
+{{- define "assay.bytes" -}}
+{{- include "assay.quantity" . | float64 | int64 -}}
 {{- end -}}
 
 {{/* What worker and sidecar put into /dev/shm at most, in bytes: the worker's regions (worker/clients/triton.py), one batch for each call and one for the

@@ -40,7 +40,7 @@
 {{- $problems = append $problems "models.shadow, settings.shadow.share: a shadow model needs both, its weights and the share of the images that it sees" -}}
 {{- end -}}
 {{- $redisUrl := dig "redis" "url" "" $v.settings -}}
-{{- if or (contains "@" $redisUrl) (regexMatch "[?&](password|username)=" $redisUrl) -}}
+{{- if or (contains "@" $redisUrl) (regexMatch "(?i)[?&][^=&]*(username|password|passwd|secret|token)" $redisUrl) -}}
 {{- $problems = append $problems "settings.redis.url: becomes a ConfigMap and must hold no user or password; put the whole URL into a Secret (secrets.keys, or secrets.values, redis.url), or settings.redis.username and the secret redis.password" -}}
 {{- end -}}
 {{- if contains "@" (dig "references" "s3_endpoint_url" "" $v.settings | default "") -}}
@@ -54,6 +54,24 @@
 {{- range $v.worker.extraEnv -}}
 {{- if hasPrefix "ASSAY_" (.name | default "" | toString | upper) -}}
 {{- $problems = append $problems (printf "worker.extraEnv: %s is the worker's own setting; write it under settings, a secret one under secrets" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $value, $entries := dict "worker.extraEnv" (include "assay.workerVariables" . | fromYamlArray) "worker.extraVolumes" (include "assay.workerVolumes" . | fromYamlArray) "worker.extraVolumeMounts" (include "assay.workerMounts" . | fromYamlArray) -}}
+{{- $key := ternary "mountPath" "name" (eq $value "worker.extraVolumeMounts") -}}
+{{- $seen := list -}}
+{{- range $entries -}}
+{{- if has (get . $key) $seen -}}
+{{- $problems = append $problems (printf "%s: %s=%v is there already (the chart's own, or given twice); take another" $value $key (get . $key)) -}}
+{{- end -}}
+{{- $seen = append $seen (get . $key) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $resources := dict "worker" $v.worker.resources "triton" $v.triton.resources "models" $v.models.resources "training" $v.training.resources -}}
+{{- range $resource, $asked := $resources.requests -}}
+{{- $limit := get (default dict $resources.limits) $resource -}}
+{{- if and $limit (gt (include "assay.quantity" $asked | float64) (include "assay.quantity" $limit | float64)) -}}
+{{- $problems = append $problems (printf "%s.resources.requests.%s=%v: more than limits.%s=%v; lower it, or raise the limit" $name $resource $asked $resource $limit) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and $v.secrets.existingSecret $v.secrets.values -}}
@@ -98,6 +116,9 @@
 {{- $fullname := include "assay.fullname" . -}}
 {{- if and $v.training.enabled (gt (len $fullname) 41) -}}
 {{- $problems = append $problems (printf "fullnameOverride: with training.enabled the names of the release have 41 characters at most, and %s has %d; set a shorter one" $fullname (len $fullname)) -}}
+{{- end -}}
+{{- if and (regexMatch "^[0-9]" $fullname) (or $v.training.enabled (eq $v.triton.mode "service")) -}}
+{{- $problems = append $problems (printf "fullnameOverride: a Service is made, whose name must begin with a letter, and %s does not; set one that does" $fullname) -}}
 {{- end -}}
 {{- if gt (len $v.fullnameOverride) 48 -}}
 {{- $problems = append $problems (printf "fullnameOverride: 48 characters at most, and %s has %d" $v.fullnameOverride (len $v.fullnameOverride)) -}}
