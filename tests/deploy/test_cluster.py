@@ -64,6 +64,14 @@ def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
     assert cluster.get(kinds, "-n", namespace, "-l", "app.kubernetes.io/instance=assay")["items"] == []
 
 
+def test_names_of_digits_are_installed(cluster: Cluster) -> None:
+    """Release 007 in namespace 123, with a claim named 789, installs and gets ready: no name becomes a number on its way."""
+    cluster.namespace("123", ("789",))
+    named = ("--set-string", "fullnameOverride=0123,models.cacheClaimName=789,serviceAccount.name=456", "--set", "autoscaling.mode=hpa")
+    cluster.helm("install", "007", str(chart.CHART), "-n", "123", "--wait", "--timeout", PATIENCE, *named)
+    assert cluster.get("deployment", "0123", "-n", "123")["metadata"]["labels"]["app.kubernetes.io/instance"] == "007"
+
+
 def test_the_development_redis_runs_restricted(cluster: Cluster) -> None:
     """The example's Redis is admitted where Pod Security is enforced, gets ready and is found by its Service."""
     cluster.namespace("t-redis")
