@@ -102,15 +102,23 @@ class Monitor:
             while not self._stop.is_set():
                 results = {name: pool.submit(self._look, look) for name, look in looks.items()}
                 try:
-                    self._seen = {name: result.result() for name, result in results.items()}
+                    before, self._seen = self._seen, {name: result.result() for name, result in results.items()}
                 except Exception:
                     if self._stop.is_set():  # its clients were closed under it
                         return
                     raise
                 self._seen_at = time.monotonic()
+                self._tell_of_kafka(before.get("kafka", (True, ""))[0], *self._seen["kafka"])
                 for name, (well, _) in self._seen.items():
                     self._metrics.dependency_up.labels(dependency=name).set(well)
                 self._stop.wait(INTERVAL_S)
+
+    def _tell_of_kafka(self, was_well: bool, well: bool, detail: str) -> None:
+        """Its client waits by itself, in words of its own: the log gets the same two events as for what has a breaker."""
+        if was_well and not well:
+            log.warning("dependency_away", dependency="kafka", error=detail, action="waiting; nothing is rejected for it")
+        elif well and not was_well:
+            log.info("dependency_recovered", dependency="kafka")
 
     def _look(self, look: Callable[[], str]) -> tuple[bool, str]:
         try:

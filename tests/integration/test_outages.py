@@ -97,6 +97,8 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
             wait_until(worker.is_ready, f"ready again with {name}")
             feed.send(20)
             feed.check()
+        for event in ("dependency_away", "dependency_recovered"):  # killed, then hung
+            assert sum(told["dependency"] == "kafka" for told in worker.events(event)) >= 2
         os.kill(model_processes(_pid(private_stack, "triton"))[0], signal.SIGKILL)
 
         def reloaded():

@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from train import embed
+from train.data.inspect import Facts, correlations
 from train.data.synthetic import synthetic_image, write_synthetic_folder
 from train.embed import Embedded
 from train.main import app
@@ -291,6 +292,13 @@ def test_contact_sheet_needs_no_extension(runner: CliRunner, tmp_path: Path) -> 
     write_synthetic_folder(tmp_path / "set", 2, size=48)
     result = runner.invoke(app, ["data", "inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet"), "--json"])
     assert result.exit_code == 0 and (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_stand_in_the_order_of_their_numbers() -> None:
+    """Sizes are listed and drawn from small to large, not by the alphabet."""
+    counts, _ = correlations([Facts("real", "a", "JPEG", side, side, 10_000) for side in (2000, 1000, 100, 300)])
+    assert list(counts["short side"]) == ["0-127", "256-383", "768-1023", "1024+"]
+    assert list(counts["size"]) == ["100x100", "300x300", "1000x1000", "2000x2000"]
 
 
 def test_inspect_warns_of_shortcuts(runner: CliRunner, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def _stage(staging: Path, key: str, known: dict[str, str], result: bytes | str) 
         if may_pass(result):
             return  # said of this try only: a block that is redone tries again
         with (staging / "failed.jsonl").open("a") as file:
-            file.write(json.dumps({"id": key, "reason": result}) + "\n")
+            file.write("\n" + json.dumps({"id": key, "reason": result}) + "\n")  # on a line of its own, also after one that was cut off
         return
     partial = staging / f"{key}.partial"
     partial.write_bytes(result)

@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.io import decode_jpeg, decode_webp
 
 MAX_PIXELS = 100_000_000
+Image.init()
+_FORMATS = [name for name in Image.ID if name != "EPS"]  # Pillow hands that one to an interpreter (Ghostscript)
 # Pillow's format names -> the extension under which original bytes are kept.
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
 _DECODERS = {"JPEG": decode_jpeg, "WEBP": decode_webp}  # not decode_png, which kills the process on some broken files
@@ -70,7 +72,7 @@ def _opened(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # size and EXIF warnings: the size is checked below
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except Exception as error:  # broken bytes raise whatever a plugin runs into: RuntimeError (AVIF), struct.error, zlib.error, ...

@@ -6,6 +6,7 @@ python -m train.main data inspect DIR --sheet contact.png
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,11 @@ def correlations(facts: Sequence[Facts]) -> tuple[dict[str, dict[str, dict[str, 
         for name, value in properties(fact).items():
             counts[name][value][fact.label] += 1
     strength = {name: cramers_v(np.array([[row["real"], row["fake"]] for row in values.values()], dtype=float)) for name, values in counts.items()}
-    return {name: {value: dict(row) for value, row in sorted(values.items())} for name, values in counts.items()}, strength
+    return {name: {value: dict(row) for value, row in sorted(values.items(), key=_by_number)} for name, values in counts.items()}, strength
+
+
+def _by_number(item: tuple[str, object]) -> tuple[list[float], str]:
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", item[0])], item[0]
 
 
 def cramers_v(table: np.ndarray) -> float:

@@ -303,6 +303,14 @@ def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: 
     assert build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=LIMITS)["shards"] == whole["shards"]
 
 
+def test_a_failure_noted_after_a_cut_line_is_read_again(tmp_path: Path) -> None:
+    """A power cut or a full disk may leave half a line: what is noted after it counts, and nothing ends in an error."""
+    (tmp_path / "failed.jsonl").write_text('{"id": "a", "reas')
+    d3._stage(tmp_path, "b", {}, "dead link 404")
+    d3._stage(tmp_path, "c", {}, "dead link 410")
+    assert d3._read_failures(tmp_path) == {"b": "dead link 404", "c": "dead link 410"}
+
+
 def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: Server, tmp_path: Path) -> None:
     """So many failures in a row as no links have: the run says that the network is down, and ends with the same shards when it is up again."""
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)

@@ -34,6 +34,12 @@ def test_any_broken_byte_is_an_image_or_a_bad_image(kind: str) -> None:
     assert bad > len(broken) // 20
 
 
+def test_postscript_is_not_handed_to_an_interpreter() -> None:
+    """A download that turns out to be a program in PostScript is no image, with or without Ghostscript on the machine."""
+    with pytest.raises(BadImage, match="not an image"):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
 def test_pixels_are_those_of_pillow(kind: str, mode: str) -> None:
