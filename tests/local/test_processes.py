@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,14 @@ def test_a_large_log_is_put_aside_at_a_start(tmp_path, monkeypatch):
     assert process.wait(30)
     assert log.read_text() == "new\n"
     assert (tmp_path / "server.log.1").read_text().startswith("a long story")
+
+
+def test_a_server_without_a_pid_file_is_ended(sleeper, tmp_path):
+    """Its starter was killed before it wrote the file: told by folder and log; another program in the folder is left alone."""
+    process, pid_file = sleeper
+    pid_file.unlink()
+    with subprocess.Popen(["sleep", "600"], cwd=tmp_path) as bystander:
+        processes.end_strays(tmp_path, tmp_path / "logs" / "sleep.log")
+        assert process.wait(30)
+        assert bystander.poll() is None
+        bystander.kill()

@@ -108,6 +108,16 @@ def running(pid_file: Path) -> Process | None:
     return process if process.is_alive() else None
 
 
+def end_strays(directory: Path, log: Path) -> None:
+    """Kill what runs in `directory` and writes to `log`: a server whose starter was killed before it could write the pid file."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == directory and (entry / "fd" / "1").readlink() == log:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue  # somebody else's, or gone
+
+
 def _start_time(pid: int) -> int | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -102,6 +102,7 @@ class Server(ABC):
 
     def start(self) -> processes.Process:
         """Prepare and start. Raises Unavailable when another program sits on a port of this stack."""
+        processes.end_strays(self.directory.resolve(), self.log.resolve())
         # The kernel closes a killed server's sockets only when the last of its threads is gone.
         deadline = time.monotonic() + _KILL_S
         for port in self.ports.values():
@@ -128,6 +129,7 @@ class Server(ABC):
                 process.signal(signal.SIGKILL)
                 process.wait(_KILL_S)
         self.pid_file.unlink(missing_ok=True)
+        processes.end_strays(self.directory.resolve(), self.log.resolve())
 
     def log_tail(self) -> str:
         """The last lines of the log, for an error message."""
