@@ -3,12 +3,16 @@
 A pickle is a program. This reads its opcodes with the standard library's `pickletools` and interprets the few that describe
 data (numbers, text, tuples, dictionaries, arrays, one estimator with its attributes); every name outside a short list and
 every other opcode is refused (UnsafePickleError). So neither scikit-learn's version nor joblib matters.
+
+A small file can describe an object that takes for ever to hash, compare or print (tuples of tuples), so types come first:
+only text, numbers and flat tuples of numbers are hashed, compared or printed, and no message shows more than a type.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,19 +65,22 @@ class _Mark:
 
 
 def read_estimator(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """(class name, attributes with NumPy arrays) of the estimator in `path`. Raises UnsafePickleError; OSError if it cannot be read."""
+    """(class name, its attributes that are numbers, text or NumPy arrays) of the estimator in `path`.
+
+    Raises UnsafePickleError; OSError if it cannot be read.
+    """
     with Path(path).open("rb") as file:
         try:
             result = _interpret(file)
         except UnsafePickleError as error:
             raise UnsafePickleError(f"{path}: {error}") from error
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, UnicodeError) as error:
-            raise UnsafePickleError(f"{path}: not a pickle of an estimator ({type(error).__name__}: {error}); download it again") from error
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
+            raise UnsafePickleError(f"{path}: not a pickle of an estimator ({type(error).__name__}); download it again") from error
         if file.read(1):
             raise UnsafePickleError(f"{path}: data after the end of the pickle")
     if not isinstance(result, _Object) or result.kind.pair not in ESTIMATORS:
         raise UnsafePickleError(f"{path}: holds no scikit-learn estimator of the release")
-    return result.kind.name, {key: _plain(value) for key, value in result.state.items()}
+    return result.kind.name, {key: _plain(value) for key, value in result.state.items() if not isinstance(value, (tuple, dict))}
 
 
 def _plain(value: Any) -> Any:
@@ -89,7 +96,11 @@ def _interpret(file: BinaryIO) -> Any:
     memo: dict[int, Any] = {}
 
     def pop_to_mark() -> list[Any]:
-        start = max(index for index, item in enumerate(stack) if isinstance(item, _Mark))
+        start = len(stack) - 1
+        while not isinstance(stack[start], _Mark):  # from the top, so that many marks cost no more than their items
+            start -= 1
+            if start < 0:
+                raise UnsafePickleError("a tuple has no beginning")
         items = stack[start + 1 :]
         del stack[start:]
         return items
@@ -117,7 +128,7 @@ def _interpret(file: BinaryIO) -> Any:
             stack.append({})
         elif name in ("SETITEM", "SETITEMS"):
             items = pop_to_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            _set_items(stack[-1], items)
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -140,9 +151,22 @@ def _interpret(file: BinaryIO) -> Any:
     raise UnsafePickleError("the pickle has no end")
 
 
+def _set_items(target: Any, items: list[Any]) -> None:
+    if type(target) is not dict:
+        raise UnsafePickleError(f"sets items of a {type(target).__name__}: refused")
+    for key in items[::2]:
+        if type(key) not in (str, int):
+            raise UnsafePickleError(f"a dictionary key of type {type(key).__name__}, only text and whole numbers are expected: refused")
+    target.update(zip(items[::2], items[1::2], strict=True))
+
+
 def _admit(module: Any, name: Any) -> _Name:
+    if type(module) is not str or type(name) is not str:
+        raise UnsafePickleError(f"a name made of {type(module).__name__} and {type(name).__name__}, not of text: refused, nothing was run")
     if (module, name) not in _ALLOWED:
-        raise UnsafePickleError(f"names {module}.{name}, which is not part of an estimator's data: refused, nothing was run")
+        raise UnsafePickleError(
+            f"names {ascii(f'{module[:60]}.{name[:60]}')[1:-1]}, which is not part of an estimator's data: refused, nothing was run"
+        )
     return _Name(module, name)
 
 
@@ -160,8 +184,10 @@ def _construct(kind: Any, arguments: Any) -> _Object:
 
 
 def _number_dtype(description: Any) -> np.dtype[Any]:
-    if not isinstance(description, str) or description[:1] not in {"f", "i", "u", "b"}:
-        raise UnsafePickleError(f"an array of type {description!r}, only numbers are expected: refused")
+    if type(description) is not str:
+        raise UnsafePickleError(f"an array type given as a {type(description).__name__}, not as text: refused")
+    if not re.fullmatch("[fiub][0-9]{1,2}", description):
+        raise UnsafePickleError(f"an array of type {description[:20]!a}, only numbers are expected: refused")
     return np.dtype(description)
 
 
@@ -169,6 +195,8 @@ def _build(target: Any, state: Any, file: BinaryIO) -> None:
     if not isinstance(target, _Object):
         raise UnsafePickleError("sets the state of something that is no object: refused")
     pair = target.kind.pair
+    if pair in ESTIMATORS | {_WRAPPER} and type(state) is not dict:
+        raise UnsafePickleError(f"the state of {target.kind.name} is a {type(state).__name__}, no dictionary: refused")
     if pair == _DTYPE:
         target.value = target.value.newbyteorder(state[1])
     elif pair in _RECONSTRUCT:
@@ -177,6 +205,7 @@ def _build(target: Any, state: Any, file: BinaryIO) -> None:
     elif pair == _WRAPPER:
         padding = file.read(1)[0] if state.get("numpy_array_alignment_bytes") is not None else 0
         file.read(padding)
+        _check_shape(state["shape"])
         size_bytes = math.prod(state["shape"]) * state["dtype"].value.itemsize
         target.value = _array(file.read(size_bytes), state["dtype"], state["shape"], state["order"])
     elif pair in ESTIMATORS:
@@ -188,4 +217,10 @@ def _build(target: Any, state: Any, file: BinaryIO) -> None:
 def _array(data: bytes, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if not isinstance(dtype, _Object) or dtype.kind.pair != _DTYPE or order not in ("C", "F"):
         raise UnsafePickleError("an array without a number type or order: refused")
+    _check_shape(shape)
     return np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order).copy()
+
+
+def _check_shape(shape: Any) -> None:
+    if type(shape) is not tuple or len(shape) > 8 or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+        raise UnsafePickleError("an array whose shape is not a few whole numbers: refused")

@@ -175,6 +175,46 @@ def test_a_pickle_that_is_more_than_data_is_refused(kind: str, published: Path, 
     assert not list(tmp_path.glob(".made*"))
 
 
+DOUBLED = b"(tq\x00" + b"h\x00h\x00\x86q\x00" * 40
+DEEP = b")" + b"\x85" * 100_000
+SVM = b"csklearn.svm._classes\nOneClassSVM\n)\x81"
+DEEP_DICT = b"}" + b"\x8c\x01x}" * 20_000 + b"s" * 20_000
+HEAVY = {
+    "doubled_name": DOUBLED + b"\x8c\x01x\x93.",
+    "doubled_key": DOUBLED + b"}h\x00Ns.",
+    "doubled_dtype": DOUBLED + b"cnumpy\ndtype\nh\x00\x85R.",
+    "doubled_state": DOUBLED + SVM + b"h\x00b.",
+    "deep_name": DEEP + b"\x8c\x01x\x93.",
+    "deep_dtype": b"cnumpy\ndtype\n" + DEEP + b"\x85R.",
+    "deep_arguments": b"cnumpy\ndtype\n" + DEEP + b"R.",
+    "deep_key": b"}" + DEEP + b"Ns.",
+    "deep_list": b"]" * 100_000 + b"a" * 99_999 + b".",
+    "deep_dict": DEEP_DICT + b".",
+    "deep_dict_name": DEEP_DICT + b"\x8c\x01x\x93.",
+    "many_marks": b"(" + b")" * 100_000 + b"(t" * 100_000 + b".",
+    "newline_name": b"\x8c\x03a\nb\x8c\x01x\x93.",
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", list(HEAVY))
+def test_a_small_file_cannot_hang_or_crash_the_reader(kind: str, tmp_path: Path) -> None:
+    """Objects that take for ever to hash, or overflow the C stack when printed, end in one short line within seconds."""
+    path = tmp_path / "head.sav"
+    path.write_bytes(b"\x80\x04" + HEAVY[kind])
+    with pytest.raises(UnsafePickleError) as caught:
+        read_estimator(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 200
+
+
+def test_a_doubled_attribute_is_left_out(tmp_path: Path) -> None:
+    """A tuple as an attribute is never handed on, so nothing later compares or converts it."""
+    path = tmp_path / "head.sav"
+    path.write_bytes(b"\x80\x04" + DOUBLED + SVM + b"}\x8c\x05coef_h\x00sb.")
+    assert read_estimator(path) == ("OneClassSVM", {})
+
+
 def test_truncated_joblib_array_is_refused(published: Path, tmp_path: Path) -> None:
     """A bank cut short in the middle of its bytes is refused, not read as a smaller one."""
     path = published / PUBLISHED["KNeighborsClassifier"]
