@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -35,16 +36,16 @@ from train.losses import code_loss, draw_permutation
 from train.model import Backbone, create_encoder, load_encoder, normalise, save_encoder
 from train.progress import StepProgress
 from train.recipe import Recipe, RecipeError, recipe_to_toml
-from train.run_folder import RunFolder
+from train.run_folder import CHECKPOINT, RunFolder, replacing
 from train.schedule import learning_rate, parameter_groups
 from train.spectral import initialise_spectral
-from triton_models.weights import MEAN, STD
+from triton_models.weights import ENCODER_FILE, MEAN, STD
 
 __all__ = ["FitResult", "TrainingDiverged", "fit", "learning_rate", "parameter_groups"]
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a loss that is no number."""
+    """Too many steps in a row, or the last ones of an epoch, had a loss that is no number; or the encoder's embeddings are none."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return good
 
+    def is_finite(self) -> bool:
+        """Whether the encoder makes numbers of an image: weights that are numbers can overflow together."""
+        pixels = torch.arange(3 * 224 * 224).remainder(251).to(torch.uint8).reshape(1, 3, 224, 224)
+        mode = self.model.training
+        self.model.eval()
+        finite = bool(torch.isfinite(self.backbone().embed(pixels)).all())
+        self.model.train(mode)
+        return finite
+
     def backbone(self) -> Backbone:
         return Backbone("code", self.encoder, 224, MEAN, STD)
 
@@ -215,6 +225,11 @@ def _loop(
     def result(status: str) -> FitResult:
         return FitResult(status, progress.epoch, progress.step, progress.best_auc, progress.failed_records)
 
+    def save_interrupted() -> None:
+        # After bad steps the checkpoint before them is the better one to go on from.
+        if not bad_steps or not (folder.path / CHECKPOINT).exists():
+            folder.save_checkpoint(trainer.state(progress))
+
     with StepProgress(console, total=epochs * steps, done=progress.step, enabled=group.is_main) as bar:
         while progress.epoch < epochs:
             if progress.epochs_without_gain >= recipe.validation.patience:
@@ -225,7 +240,7 @@ def _loop(
             trainer.model.train()
             while progress.step_in_epoch < steps:
                 if group.any(stopping.is_set()):
-                    folder.save_checkpoint(trainer.state(progress))
+                    save_interrupted()
                     return result("interrupted")
                 started, waited, losses = time.perf_counter(), 0.0, []
                 for index in range(accumulation):
@@ -236,7 +251,7 @@ def _loop(
                         if not stopping.is_set():
                             raise
                         # The signal ended a data process that was just starting: later they leave it to this one.
-                        folder.save_checkpoint(trainer.state(progress))
+                        save_interrupted()
                         return result("interrupted")
                     waited += time.perf_counter() - asked
                     folder.note_failed(batch.failed)
@@ -254,39 +269,60 @@ def _loop(
                 bar.step(progress.epoch, terms, speed)
                 bad_steps = bad_steps + 1 if bad else 0
                 if bad_steps >= training.max_bad_steps:
-                    raise TrainingDiverged(
-                        f"the loss was no number for {bad_steps} steps in a row (step {progress.step}): "
-                        f"begin another run with a lower optimisation.lr, or training.precision=bf16; "
-                        f"--set training.start_from={folder.path / 'best'} starts from the last encoder that was probed"
-                    )
-                if progress.step % training.checkpoint_every_steps == 0 and not bad:
+                    raise _diverged(folder, progress, bad_steps)
+                if progress.step % training.checkpoint_every_steps == 0 and not bad and trainer.is_finite():
                     folder.save_checkpoint(trainer.state(progress))
+            if bad_steps or group.any(not trainer.is_finite()):
+                raise _diverged(folder, progress, bad_steps)
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
             _validate(trainer, folder, validation, progress, bar)
             folder.save_checkpoint(trainer.state(progress))
     return result("finished")
 
 
+def _diverged(folder: RunFolder, progress: Progress, bad_steps: int) -> TrainingDiverged:
+    """The error with what to do next: `best` is named only where there is one."""
+    steps = f"for {bad_steps} steps in a row" if bad_steps > 1 else "in the last step of an epoch"
+    what = f"the loss was no number {steps}" if bad_steps else "the encoder's embeddings are no numbers"
+    best = folder.path / "best"
+    hint = f"; --set training.start_from={best} starts from the last encoder that was probed" if (best / ENCODER_FILE).exists() else ""
+    return TrainingDiverged(f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}")
+
+
+def _keep_best(trainer: Trainer, folder: RunFolder) -> None:
+    unfinished = folder.path / "best.partial"
+    try:
+        with replacing(folder.path / "best" / ENCODER_FILE, unfinished / ENCODER_FILE) as partial:
+            save_encoder(trainer.encoder, partial.parent)
+    finally:
+        if unfinished.exists():
+            unfinished.rmdir()
+
+
 def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progress: Progress, bar: StepProgress) -> None:
-    """Probe at the end of an epoch where the recipe says so; keep the best encoder."""
+    """Probe at the end of an epoch where the recipe says so; keep the best encoder. Raises TrainingDiverged."""
     recipe, group = trainer.recipe.validation, trainer.group
     if progress.epoch % recipe.every_epochs and progress.epoch < trainer.recipe.optimisation.epochs:
         return
-    auc = math.nan
+    auc, finite = math.nan, True
     if group.is_main and images:
         trainer.model.eval()
-        auc = linear_probe(embed_images(trainer.backbone(), images))
+        embedded = embed_images(trainer.backbone(), images)
+        finite = bool(np.isfinite(embedded.embeddings).all())
+        auc = linear_probe(embedded) if finite else math.nan
+    if group.any(not finite):
+        raise _diverged(folder, progress, 0)
     auc = group.broadcast(auc)
     if math.isnan(auc):
         # Nothing to judge by: the latest encoder is the one to keep.
         if group.is_main:
-            save_encoder(trainer.encoder, folder.path / "best")
+            _keep_best(trainer, folder)
         bar.note(f"epoch {progress.epoch}: no linear probe, too few validation images of both classes")
         return
     if auc > progress.best_auc:
         progress.best_auc, progress.epochs_without_gain = auc, 0
         if group.is_main:
-            save_encoder(trainer.encoder, folder.path / "best")
+            _keep_best(trainer, folder)
     else:
         progress.epochs_without_gain += 1
     folder.log("probe", progress.step, {"epoch": progress.epoch, "auc": auc, "best_auc": progress.best_auc})

@@ -5,17 +5,21 @@ recipe.toml  environment.json  metrics.jsonl  tensorboard/  checkpoint.pt  best/
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from train.recipe import Recipe, RecipeError, load_recipe, recipe_to_toml
 
@@ -23,6 +27,7 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.toml"
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "webdataset")
+_FULL_BYTES = 1 << 20  # a file system with less free counts as full
 
 
 class RunFolder:
@@ -49,15 +54,13 @@ class RunFolder:
         return load_recipe(self.path / RECIPE)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint in one step: a kill leaves the old one or the new one."""
+        """Replace the checkpoint in one step: a kill leaves the old one or the new one. Raises OSError naming it."""
         if not self.writes:
             return
-        partial = self.path / f"{CHECKPOINT}.partial"
-        with partial.open("wb") as file:
+        with replacing(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.partial") as partial, partial.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path / CHECKPOINT)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
         """The checkpoint's state (tensors and numbers only). Raises RecipeError if there is none."""
@@ -95,6 +98,24 @@ class RunFolder:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+@contextmanager
+def replacing(path: Path, partial: Path) -> Iterator[Path]:
+    """`partial`, to be written in the block, takes the place of `path`; of a block that fails nothing stays. Raises OSError naming `path`."""
+    try:
+        yield partial
+        path.parent.mkdir(exist_ok=True)
+        partial.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers make their own of the system's
+        cause = error if isinstance(error, OSError) else error.__context__
+        number = cause.errno if isinstance(cause, OSError) else None
+        if shutil.disk_usage(partial.parent if partial.parent.exists() else path.parent).free < _FULL_BYTES:
+            number = errno.ENOSPC
+        partial.unlink(missing_ok=True)
+        if number is None:
+            raise OSError(f"{path} could not be written: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

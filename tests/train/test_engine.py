@@ -1,13 +1,17 @@
 """Training: exact resume, signals, bad numbers, data faults, early stop, two processes."""
 
+import errno
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,11 +165,70 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_
         fit(recipe, tmp_path / "run", console=QUIET)
 
 
+def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, tmp_path: Path) -> None:
+    """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed and nothing saved."""
+    wild = ["optimisation.lr=1e30", "training.checkpoint_every_steps=1"]
+    with pytest.raises(TrainingDiverged, match=r"in the last step of an epoch \(step 2\).*lower optimisation\.lr") as error:
+        fit(small(images, *wild), tmp_path / "run", console=QUIET)
+    assert "start_from" not in str(error.value)
+    with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 1\)"):
+        fit(small(images, *wild, "training.steps_per_epoch=1", "validation.every_epochs=9"), tmp_path / "single", console=QUIET)
+    for run in ("run", "single"):
+        assert not {"best", "checkpoint.pt"} & {path.name for path in (tmp_path / run).iterdir()}
+
+
+def test_embeddings_that_are_no_numbers_are_not_probed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN among the validation images' embeddings ends the run; the advice names `best`, kept as it was, and the checkpoint before stays."""
+    rows = iter([torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
+    monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], next(rows).numpy(), []))
+    monkeypatch.setattr(engine, "linear_probe", lambda _: 0.5)
+    with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*start_from=\S*best"):
+        fit(small(images, "training.steps_per_epoch=1"), tmp_path, console=QUIET)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 1
+    assert (tmp_path / "best" / "encoder.safetensors").exists() and not (tmp_path / "best.partial").exists()
+
+
+def test_interruption_after_bad_steps_leaves_the_checkpoint_before_them(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be wrecked is not saved over what was good: the resumed run does the bad steps again."""
+    true_loss, calls = engine.code_loss, iter(range(9))
+    monkeypatch.setattr(
+        engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * (float("nan") if next(calls) else 1.0)}
+    )
+
+    @contextmanager
+    def stop_at_third_step():
+        yield StopAfter(2)
+
+    monkeypatch.setattr(engine, "_stop_on_signal", stop_at_third_step)
+    recipe = small(images, "training.checkpoint_every_steps=1", "training.steps_per_epoch=9")
+    assert fit(recipe, tmp_path, console=QUIET).status == "interrupted"
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of the system or a full disk is an OSError with the file, the part is removed and the checkpoint before stays."""
+    folder, state = RunFolder(tmp_path), {"weights": torch.zeros(1 << 16)}
+    folder.save_checkpoint({"weights": 1})
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint\.pt"):
+            folder.save_checkpoint(state)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(OSError, match=r"No space left.*checkpoint\.pt") as error:
+            folder.save_checkpoint(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"] and (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_training_stops_when_the_probe_does_not_gain(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it does no step more."""
     values = iter([0.6, 0.8, 0.7, 0.8])
     monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
-    monkeypatch.setattr(engine, "embed_images", lambda *_: None)
+    monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], torch.zeros(0, 1).numpy(), []))
     recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.patience=2")
     result = fit(recipe, tmp_path / "run", console=QUIET)
     assert (result.status, result.epoch, result.best_auc) == ("early_stop", 4, 0.8)
