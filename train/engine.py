@@ -45,7 +45,7 @@ __all__ = ["FitResult", "TrainingDiverged", "fit", "learning_rate", "parameter_g
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row, or the last ones of an epoch, had a loss that is no number; or the encoder's embeddings are none."""
+    """Too many steps in a row had a loss that is no number, or the encoder's embeddings are none."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def _loop(
         return FitResult(status, progress.epoch, progress.step, progress.best_auc, progress.failed_records)
 
     def save_interrupted() -> None:
-        # After bad steps the checkpoint before them is the better one to go on from.
-        if not bad_steps or not (folder.path / CHECKPOINT).exists():
+        # From an encoder that has diverged there is nothing to go on: the checkpoint before stays.
+        if trainer.is_finite() or not (folder.path / CHECKPOINT).exists():
             folder.save_checkpoint(trainer.state(progress))
 
     with StepProgress(console, total=epochs * steps, done=progress.step, enabled=group.is_main) as bar:
@@ -272,7 +272,7 @@ def _loop(
                     raise _diverged(folder, progress, bad_steps)
                 if progress.step % training.checkpoint_every_steps == 0 and not bad and trainer.is_finite():
                     folder.save_checkpoint(trainer.state(progress))
-            if bad_steps or group.any(not trainer.is_finite()):
+            if group.any(not trainer.is_finite()):  # bad steps alone change no weight
                 raise _diverged(folder, progress, bad_steps)
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
             _validate(trainer, folder, validation, progress, bar)
@@ -282,8 +282,7 @@ def _loop(
 
 def _diverged(folder: RunFolder, progress: Progress, bad_steps: int) -> TrainingDiverged:
     """The error with what to do next: `best` is named only where there is one."""
-    steps = f"for {bad_steps} steps in a row" if bad_steps > 1 else "in the last step of an epoch"
-    what = f"the loss was no number {steps}" if bad_steps else "the encoder's embeddings are no numbers"
+    what = f"the loss was no number for {bad_steps} steps in a row" if bad_steps > 1 else "the encoder's embeddings are no numbers"
     best = folder.path / "best"
     hint = f"; --set training.start_from={best} starts from the last encoder that was probed" if (best / ENCODER_FILE).exists() else ""
     return TrainingDiverged(f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}")
