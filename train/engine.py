@@ -43,6 +43,8 @@ from triton_models.weights import ENCODER_FILE, MEAN, STD
 
 __all__ = ["FitResult", "TrainingDiverged", "fit", "learning_rate", "parameter_groups"]
 
+NO_NUMBERS = "the encoder's embeddings are no numbers"
+
 
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a loss that is no number, or the encoder's embeddings are none."""
@@ -269,20 +271,19 @@ def _loop(
                 bar.step(progress.epoch, terms, speed)
                 bad_steps = bad_steps + 1 if bad else 0
                 if bad_steps >= training.max_bad_steps:
-                    raise _diverged(folder, progress, bad_steps)
+                    raise _diverged(folder, progress, f"the loss was no number for {bad_steps} steps in a row")
                 if progress.step % training.checkpoint_every_steps == 0 and not bad and trainer.is_finite():
                     folder.save_checkpoint(trainer.state(progress))
             if group.any(not trainer.is_finite()):  # bad steps alone change no weight
-                raise _diverged(folder, progress, bad_steps)
+                raise _diverged(folder, progress, NO_NUMBERS)
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
             _validate(trainer, folder, validation, progress, bar)
             folder.save_checkpoint(trainer.state(progress))
     return result("finished")
 
 
-def _diverged(folder: RunFolder, progress: Progress, bad_steps: int) -> TrainingDiverged:
+def _diverged(folder: RunFolder, progress: Progress, what: str) -> TrainingDiverged:
     """The error with what to do next: `best` is named only where there is one."""
-    what = f"the loss was no number for {bad_steps} steps in a row" if bad_steps > 1 else "the encoder's embeddings are no numbers"
     best = folder.path / "best"
     hint = f"; --set training.start_from={best} starts from the last encoder that was probed" if (best / ENCODER_FILE).exists() else ""
     return TrainingDiverged(f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}")
@@ -310,7 +311,7 @@ def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progr
         finite = bool(np.isfinite(embedded.embeddings).all())
         auc = linear_probe(embedded) if finite else math.nan
     if group.any(not finite):
-        raise _diverged(folder, progress, 0)
+        raise _diverged(folder, progress, NO_NUMBERS)
     auc = group.broadcast(auc)
     if math.isnan(auc):
         # Nothing to judge by: the latest encoder is the one to keep.
