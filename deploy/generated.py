@@ -11,7 +11,9 @@ from pathlib import Path
 def main(module: str, files: Mapping[Path, str]) -> int:
     """Write `files` (path -> content), or with --check name on stderr those that are not current and return 1."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name the files that are not current")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 and name the files that are not current"
+    )
     if not parser.parse_args().check:
         for path, content in files.items():
             path.write_text(content)

@@ -58,7 +58,16 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 2, interlace: int = 0, rows: bytes = b"", extra: bytes = b"") -> bytes:
+def png(
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    interlace: int = 0,
+    rows: bytes = b"",
+    extra: bytes = b"",
+) -> bytes:
     """A PNG made by hand: `rows` are the filtered scan lines before compression."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(rows, 9)) + png_chunk(b"IEND", b"")
@@ -109,7 +118,18 @@ def many_scans_jpeg(scans: int) -> bytes:
 def tiff_with_tile(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
     """A grey deflate TIFF with one tile, by hand; the tile may be larger than the image."""
     body = zlib.compress(bytes(min(tile_width * tile_height, 100_000)))
-    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile_width), (323, tile_height), (324, 0), (325, len(body))]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, tile_width),
+        (323, tile_height),
+        (324, 0),
+        (325, len(body)),
+    ]
     offset = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, offset if tag == 324 else value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + body
@@ -133,8 +153,16 @@ def _jpegs() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "plain.jpg": (plain, OK, "an ordinary JPEG"),
         "grey.jpg": (encode(photo.convert("L"), "JPEG"), OK, "one component"),
         "cmyk-adobe.jpg": (cmyk, OK, "four components, inverted as Adobe does"),
-        "cmyk-plain.jpg": (cmyk.replace(b"\xff\xee\x00\x0eAdobe", b"\xff\xee\x00\x0eadobe"), OK, "four components without the Adobe marker"),
-        "ycck.jpg": (cmyk.replace(b"Adobe\x00\x64\x00\x00\x00\x00\x00", b"Adobe\x00\x64\x00\x00\x00\x00\x02"), OK, "four components marked YCCK"),
+        "cmyk-plain.jpg": (
+            cmyk.replace(b"\xff\xee\x00\x0eAdobe", b"\xff\xee\x00\x0eadobe"),
+            OK,
+            "four components without the Adobe marker",
+        ),
+        "ycck.jpg": (
+            cmyk.replace(b"Adobe\x00\x64\x00\x00\x00\x00\x00", b"Adobe\x00\x64\x00\x00\x00\x00\x02"),
+            OK,
+            "four components marked YCCK",
+        ),
         "rgb.jpg": (encode(photo, "JPEG", keep_rgb=True), OK, "stored as RGB, not YCbCr"),
         "444.jpg": (encode(photo, "JPEG", subsampling=0), OK, "no chroma subsampling"),
         "422.jpg": (encode(photo, "JPEG", subsampling=1), OK, "chroma halved in one direction"),
@@ -142,7 +170,11 @@ def _jpegs() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "restarts.jpg": (encode(photo, "JPEG", restart_marker_blocks=4), OK, "restart markers"),
         "quality-1.jpg": (encode(photo, "JPEG", quality=1), OK, "very coarse"),
         "exif-rotated.jpg": (encode(photo, "JPEG", exif=exif(6)), OK, "orientation 6, which is not applied"),
-        "two-pictures.mpo": (encode(photo, "MPO", save_all=True, append_images=frames()), OK, "MPO counts as JPEG, first picture"),
+        "two-pictures.mpo": (
+            encode(photo, "MPO", save_all=True, append_images=frames()),
+            OK,
+            "MPO counts as JPEG, first picture",
+        ),
         "odd-size.jpg": (encode(scene(501, 333), "JPEG"), OK, "odd width and height"),
         "223x225.jpg": (encode(scene(223, 225), "JPEG"), OK, "smaller in one direction"),
         "1x1.jpg": (encode(scene(1, 1), "JPEG"), OK, "one pixel"),
@@ -152,9 +184,17 @@ def _jpegs() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "truncated.jpg": (plain[: len(plain) * 2 // 3], CORRUPT, "two thirds of a file"),
         "truncated-tail.jpg": (plain[:-30], CORRUPT, "the last bytes are missing, far below the crop"),
         "truncated-header.jpg": (plain[:60], NO_IMAGE, "the header alone"),
-        "progressive-truncated.jpg": (encode(photo, "JPEG", progressive=True)[:-400], CORRUPT, "the last scan is missing"),
+        "progressive-truncated.jpg": (
+            encode(photo, "JPEG", progressive=True)[:-400],
+            CORRUPT,
+            "the last scan is missing",
+        ),
         "magic-only.jpg": (b"\xff\xd8\xff", NO_IMAGE, "three bytes"),
-        "header-lies-larger.jpg": (with_jpeg_size(plain, 400, 3000), OK, "says ten times the height it has; libjpeg fills with grey"),
+        "header-lies-larger.jpg": (
+            with_jpeg_size(plain, 400, 3000),
+            OK,
+            "says ten times the height it has; libjpeg fills with grey",
+        ),
         "header-lies-huge.jpg": (with_jpeg_size(plain, 60000, 60000), TOO_MANY_PIXELS, "says 60000 x 60000"),
         "scan-bomb.jpg": (many_scans_jpeg(300), CORRUPT, "300 scans, each of which walks over the whole image"),
         "header-zero.jpg": (with_jpeg_size(plain, 0, 0), NO_IMAGE, "says 0 x 0"),
@@ -169,7 +209,9 @@ def _pngs() -> dict[str, tuple[bytes, frozenset[str], str]]:
     palette = photo.quantize(64)
     plain = encode(photo, "PNG")
     broken_crc = bytearray(plain)
-    broken_crc[plain.index(b"IDAT") + 4 + struct.unpack(">I", plain[plain.index(b"IDAT") - 4 : plain.index(b"IDAT")])[0]] ^= 0xFF
+    broken_crc[
+        plain.index(b"IDAT") + 4 + struct.unpack(">I", plain[plain.index(b"IDAT") - 4 : plain.index(b"IDAT")])[0]
+    ] ^= 0xFF
     return {
         "plain.png": (plain, OK, "an ordinary PNG"),
         "grey.png": (encode(photo.convert("L"), "PNG"), OK, "8-bit grey"),
@@ -179,12 +221,24 @@ def _pngs() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "transparent-colour.png": (encode(photo, "PNG", transparency=(10, 20, 30)), OK, "a transparent colour"),
         "palette.png": (encode(palette, "PNG"), OK, "palette"),
         "palette-4-bit.png": (encode(photo.quantize(9), "PNG", bits=4), OK, "palette, 4 bits"),
-        "palette-transparent.png": (encode(palette, "PNG", transparency=bytes(range(64))), OK, "palette with transparency"),
+        "palette-transparent.png": (
+            encode(palette, "PNG", transparency=bytes(range(64))),
+            OK,
+            "palette with transparency",
+        ),
         "grey-16-bit.png": (encode(grey16, "PNG"), OK, "16-bit grey"),
         "rgb-16-bit.png": (rgb16_png(300, 260), OK, "16 bits per channel"),
         "interlaced.png": (interlaced_png(300, 260), OK, "Adam7"),
-        "gamma.png": (plain[:33] + png_chunk(b"gAMA", struct.pack(">I", 100000)) + plain[33:], OK, "a gamma that is not applied"),
-        "animated.png": (encode(frames()[0], "PNG", save_all=True, append_images=frames()[1:]), OK, "APNG, first frame"),
+        "gamma.png": (
+            plain[:33] + png_chunk(b"gAMA", struct.pack(">I", 100000)) + plain[33:],
+            OK,
+            "a gamma that is not applied",
+        ),
+        "animated.png": (
+            encode(frames()[0], "PNG", save_all=True, append_images=frames()[1:]),
+            OK,
+            "APNG, first frame",
+        ),
         "exif-rotated.png": (encode(photo, "PNG", exif=exif(3)), OK, "orientation 3, which is not applied"),
         "1x1.png": (encode(scene(1, 1), "PNG"), OK, "one pixel"),
         "225x227.png": (encode(scene(225, 227), "PNG"), OK, "half-pixel offsets"),
@@ -234,7 +288,11 @@ def _others() -> dict[str, tuple[bytes, frozenset[str], str]]:
         "palette.tiff": (encode(photo.quantize(64), "TIFF"), OK, "palette TIFF"),
         "bilevel-g4.tiff": (encode(photo.convert("1"), "TIFF", compression="group4"), OK, "fax TIFF"),
         "multi-page.tiff": (encode(frames()[0], "TIFF", save_all=True, append_images=frames()[1:]), OK, "first page"),
-        "tile-larger-than-image.tiff": (tiff_with_tile(240, 230, 256, 256), OK, "one tile that reaches beyond the image"),
+        "tile-larger-than-image.tiff": (
+            tiff_with_tile(240, 230, 256, 256),
+            OK,
+            "one tile that reaches beyond the image",
+        ),
         "tile-bomb.tiff": (tiff_with_tile(16, 16, 32768, 32768), CORRUPT, "a tile of a gigabyte for 16 x 16 pixels"),
         "truncated.tiff": (encode(photo, "TIFF")[:5000], CORRUPT, "5000 bytes"),
         "plain.gif": (encode(photo, "GIF"), OK, "GIF"),

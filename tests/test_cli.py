@@ -118,7 +118,9 @@ def test_usage_errors_are_exit_2(arguments: list[str], named: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["run"], ["check"], ["check", "--json"], ["query", "a"], ["send", "README.md"], ["replay"], ["stack", "status"]], ids=" ".join
+    "command",
+    [["run"], ["check"], ["check", "--json"], ["query", "a"], ["send", "README.md"], ["replay"], ["stack", "status"]],
+    ids=" ".join,
 )
 def test_invalid_settings_are_exit_2(command: list[str]) -> None:
     """Each problem on one line, naming the variable; all at once; secrets not shown."""
@@ -132,7 +134,12 @@ def test_invalid_settings_are_exit_2(command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("command", "dependency"),
-    [(["query", "a"], "redis"), (["query", "a", "--json"], "redis"), (["send", "README.md"], "kafka"), (["replay", "--dry-run"], "kafka")],
+    [
+        (["query", "a"], "redis"),
+        (["query", "a", "--json"], "redis"),
+        (["send", "README.md"], "kafka"),
+        (["replay", "--dry-run"], "kafka"),
+    ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_a_dependency_that_is_not_there_is_exit_3(command: list[str], dependency: str) -> None:
@@ -154,7 +161,11 @@ def test_check_tells_of_everything_and_exits_3() -> None:
     assert report["ok"] is False
     findings = {finding["name"]: finding for finding in report["findings"]}
     assert findings["policy"]["ok"] is True
-    for name, variable in (("kafka", "ASSAY_KAFKA__BOOTSTRAP_SERVERS"), ("redis", "ASSAY_REDIS__URL"), ("triton", "ASSAY_TRITON__URL")):
+    for name, variable in (
+        ("kafka", "ASSAY_KAFKA__BOOTSTRAP_SERVERS"),
+        ("redis", "ASSAY_REDIS__URL"),
+        ("triton", "ASSAY_TRITON__URL"),
+    ):
         assert findings[name]["ok"] is False
         assert variable in findings[name]["hint"]
     assert "hunter2" not in done.stdout + done.stderr
@@ -162,7 +173,10 @@ def test_check_tells_of_everything_and_exits_3() -> None:
 
 def test_check_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as a table: what was found, and the setting to change."""
-    findings = [Finding("kafka", ok=True, detail="3 topics"), Finding("triton", ok=False, detail="no answer", hint="set ASSAY_TRITON__URL")]
+    findings = [
+        Finding("kafka", ok=True, detail="3 topics"),
+        Finding("triton", ok=False, detail="no answer", hint="set ASSAY_TRITON__URL"),
+    ]
     monkeypatch.setattr("worker.check.check", lambda _settings: iter(findings))
     done = invoke("check")
     assert done.code == 3
@@ -204,7 +218,9 @@ def empty_redis() -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("question", [["unknown"], ["unknown", "--json"], ["--sha256", "0" * 64], ["--file", "README.md"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "question", [["unknown"], ["unknown", "--json"], ["--sha256", "0" * 64], ["--file", "README.md"]], ids=" ".join
+)
 def test_no_verdict_is_exit_4(question: list[str], empty_redis: str) -> None:
     """Nothing on stdout, one line on stderr."""
     done = invoke("query", *question, ASSAY_REDIS__URL=empty_redis)
@@ -225,7 +241,9 @@ def test_schema_prints_json_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["schema", "verdict"], 0), (["schema", "nonsense"], 2), (["query"], 2), (["query", "a"], 3)], ids=str
+    ("arguments", "code"),
+    [(["schema", "verdict"], 0), (["schema", "nonsense"], 2), (["query"], 2), (["query", "a"], 3)],
+    ids=str,
 )
 def test_a_process_ends_with_the_same_codes(arguments: list[str], code: int) -> None:
     """What the app decides reaches the shell; exit 4 likewise, below."""
@@ -283,5 +301,7 @@ worker.cli.app()
         "ASSAY_REDIS__URL": "redis://127.0.0.1:1",
         "ASSAY_TRITON__URL": "127.0.0.1:1",
     }
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, env=env, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, env=env, check=False, timeout=60
+    )
     assert done.returncode == 0, done.stderr

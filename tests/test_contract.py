@@ -61,10 +61,17 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         scores=draw(SCORES),
         model=ModelRef(name="code", version=draw(hexes)),
         policy=PolicyRef(name="default", version=draw(hexes)),
-        image=ImageInfo(format="jpeg", width=draw(st.integers(1, 99999)), height=draw(st.integers(1, 99999)), bytes=draw(st.integers(1, 99999))),
+        image=ImageInfo(
+            format="jpeg",
+            width=draw(st.integers(1, 99999)),
+            height=draw(st.integers(1, 99999)),
+            bytes=draw(st.integers(1, 99999)),
+        ),
         source=draw(st.sampled_from(["model", "cache"])),
         decided_at="2026-11-21T12:00:00.000Z",
-        timings_ms=Timings(queued=draw(st.floats(0, 1e6)), decode=draw(stage_ms), infer=draw(stage_ms), total=draw(st.floats(0, 1e6))),
+        timings_ms=Timings(
+            queued=draw(st.floats(0, 1e6)), decode=draw(stage_ms), infer=draw(stage_ms), total=draw(st.floats(0, 1e6))
+        ),
     )
 
 
@@ -136,7 +143,9 @@ def test_cached_scores_read_back_digit_for_digit(scores: Scores) -> None:
     assert parse_cached_scores(cached_scores_json(scores).encode()) == scores
 
 
-@pytest.mark.parametrize("text", ["", "{}", "null", '{"linear": 2, "knn": 0, "svm": 0}', '{"linear": NaN, "knn": 0, "svm": 0}', b"\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "null", '{"linear": 2, "knn": 0, "svm": 0}', '{"linear": NaN, "knn": 0, "svm": 0}', b"\xff"]
+)
 def test_an_unreadable_cache_entry_is_a_miss(text: str | bytes) -> None:
     """What others wrote into the cache cannot break the worker."""
     assert parse_cached_scores(text) is None
@@ -160,7 +169,13 @@ def test_verdict_id_changes_with_each_of_its_parts(index: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"scores": {"linear": float("nan"), "knn": 0, "svm": 0}}, {"sha256": "A" * 64}, {"decision": "maybe"}, {"decided_at": "now"}]
+    "changes",
+    [
+        {"scores": {"linear": float("nan"), "knn": 0, "svm": 0}},
+        {"sha256": "A" * 64},
+        {"decision": "maybe"},
+        {"decided_at": "now"},
+    ],
 )
 def test_a_wrong_verdict_cannot_be_made(changes: dict[str, object]) -> None:
     """NaN, odd hashes, unknown decisions and other times are refused by the model itself."""
@@ -203,7 +218,15 @@ def test_an_image_id_is_short_printable_utf8(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "good"),
-    [("a" * 256, True), ("a" * 257, False), ("é" * 128, True), ("é" * 129, False), ("a b/ü", True), ("a\nb", False), ("\x7f", False)],
+    [
+        ("a" * 256, True),
+        ("a" * 257, False),
+        ("é" * 128, True),
+        ("é" * 129, False),
+        ("a b/ü", True),
+        ("a\nb", False),
+        ("\x7f", False),
+    ],
 )
 def test_the_limit_counts_bytes(text: str, good: bool) -> None:
     """256 bytes of UTF-8, not characters."""
@@ -241,7 +264,14 @@ def test_where_the_image_id_comes_from(headers: Headers, key: bytes | None, sour
 
 
 @pytest.mark.parametrize(
-    ("headers", "key"), [([("ce_id", b"\xff")], KEY), ([("ce_id", b"a\nb")], KEY), ([("ce_id", b"x" * 257)], KEY), ([], b"a\x00b"), ([], b"x" * 257)]
+    ("headers", "key"),
+    [
+        ([("ce_id", b"\xff")], KEY),
+        ([("ce_id", b"a\nb")], KEY),
+        ([("ce_id", b"x" * 257)], KEY),
+        ([], b"a\x00b"),
+        ([], b"x" * 257),
+    ],
 )
 def test_an_invalid_id_is_not_replaced_by_another(headers: Headers, key: bytes) -> None:
     """A producer that names its image wrongly is told so."""
@@ -312,12 +342,19 @@ def test_content_types_are_compared_without_case_and_parameters(raw: bytes | Non
 
 # Rejections.
 
-OWN_HEADERS = st.lists(st.tuples(st.text(min_size=1).filter(lambda name: name not in REJECTION_HEADERS), st.none() | st.binary()), max_size=5)
+OWN_HEADERS = st.lists(
+    st.tuples(st.text(min_size=1).filter(lambda name: name not in REJECTION_HEADERS), st.none() | st.binary()),
+    max_size=5,
+)
 REJECTED = Rejected(RejectReason.CORRUPT, "cannot be decoded: ü", stage="decode", attempts=2)
 
 
-def rejection(received: Record, rejected: Rejected = REJECTED, *, image_id: str | None = "a", sha256: str | None = SHA) -> Headers:
-    return rejection_headers(received, rejected, image_id=image_id, sha256=sha256, worker_version="1.2.3", model_version="0123456789ab")
+def rejection(
+    received: Record, rejected: Rejected = REJECTED, *, image_id: str | None = "a", sha256: str | None = SHA
+) -> Headers:
+    return rejection_headers(
+        received, rejected, image_id=image_id, sha256=sha256, worker_version="1.2.3", model_version="0123456789ab"
+    )
 
 
 def test_the_rejection_headers() -> None:
@@ -362,7 +399,9 @@ def test_what_replay_puts_back_is_what_was_sent(headers: Headers) -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     """A reference that could not be fetched has no hash, a bad id no id: no header says `None`."""
-    headers = dict(rejection_headers(record(), REJECTED, image_id=None, sha256=None, worker_version="1", model_version=None))
+    headers = dict(
+        rejection_headers(record(), REJECTED, image_id=None, sha256=None, worker_version="1", model_version=None)
+    )
     assert not {"image_id", "sha256", "model_version"} & set(headers)
 
 

@@ -37,7 +37,9 @@ def decoder():
 
 def reference(data: bytes) -> np.ndarray:
     """What the released detector looks at."""
-    functional = pytest.importorskip("torchvision.transforms.functional", reason="torchvision is in the train extra: make setup-all")
+    functional = pytest.importorskip(
+        "torchvision.transforms.functional", reason="torchvision is in the train extra: make setup-all"
+    )
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(functional.center_crop(image.convert("RGB"), [224, 224]))
 
@@ -118,13 +120,25 @@ def test_the_output_is_what_the_server_takes(decoder):
     """Pixels are uint8, C-contiguous, [N, 224, 224, 3], in the order given; an empty batch gives an empty array."""
     photo, grey = odd_images()["plain.jpg"].data, odd_images()["grey.png"].data
     decoded = decoder.decode([photo, grey, photo], [peek(photo), peek(grey), peek(photo)])
-    assert decoded.pixels.shape == (3, 224, 224, 3) and decoded.pixels.dtype == np.uint8 and decoded.pixels.flags.c_contiguous
+    assert (
+        decoded.pixels.shape == (3, 224, 224, 3)
+        and decoded.pixels.dtype == np.uint8
+        and decoded.pixels.flags.c_contiguous
+    )
     np.testing.assert_array_equal(decoded.pixels[0], decoded.pixels[2])
     assert decoder.decode([], []).pixels.shape == (0, 224, 224, 3)
 
 
 @pytest.mark.parametrize(
-    "name", ["truncated.jpg", "truncated-tail.jpg", "progressive-truncated.jpg", "truncated.png", "corrupted.png", "truncated.gif"]
+    "name",
+    [
+        "truncated.jpg",
+        "truncated-tail.jpg",
+        "progressive-truncated.jpg",
+        "truncated.png",
+        "corrupted.png",
+        "truncated.gif",
+    ],
 )
 def test_damage_outside_the_crop_is_found(decoder, name):
     """Decoding only a region must not overlook that the rest of the file is missing or broken."""
@@ -133,7 +147,17 @@ def test_damage_outside_the_crop_is_found(decoder, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain.jpg", "grey.jpg", "restarts.jpg", "trailing-garbage.jpg", "exif-rotated.jpg", "plain.png", "alpha.png", "palette.png"]
+    "name",
+    [
+        "plain.jpg",
+        "grey.jpg",
+        "restarts.jpg",
+        "trailing-garbage.jpg",
+        "exif-rotated.jpg",
+        "plain.png",
+        "alpha.png",
+        "palette.png",
+    ],
 )
 def test_ordinary_images_take_the_fast_way(name):
     """The check that keeps DALI exact does not send ordinary images the slow way."""
@@ -141,7 +165,10 @@ def test_ordinary_images_take_the_fast_way(name):
     assert dali_decodes_exactly(data, peek(data))
 
 
-@pytest.mark.parametrize("name", ["cmyk-plain.jpg", "truncated-tail.jpg", "grey-16-bit.png", "rgb-16-bit.png", "grey-16-bit.tiff", "palette.tiff"])
+@pytest.mark.parametrize(
+    "name",
+    ["cmyk-plain.jpg", "truncated-tail.jpg", "grey-16-bit.png", "rgb-16-bit.png", "grey-16-bit.tiff", "palette.tiff"],
+)
 def test_what_dali_decodes_differently_goes_to_pillow(name):
     """Kinds that DALI is known to decode differently, or to accept where Pillow does not, are left to Pillow."""
     data = odd_images()[name].data
@@ -222,7 +249,14 @@ print((peak - before) // 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_large_images_are_not_decoded_side_by_side():
     """Five images of 40 megapixels (120 MB each) in one batch need the memory of two at most, not of five."""
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], cwd=TESTS.parent, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 2.2 * 120
 
@@ -246,7 +280,9 @@ def test_a_decoder_brings_no_torch_along():
         "import sys; from worker.settings import DecodeSettings; from worker.decoder import Decoder; "
         "print(Decoder(DecodeSettings(device='cpu')).device, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=TESTS.parent, capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.split() == ["cpu", "False"]
 
 

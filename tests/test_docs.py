@@ -18,7 +18,9 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "worker.docs", *arguments], capture_output=True, text=True, cwd=REPO, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "worker.docs", *arguments], capture_output=True, text=True, cwd=REPO, check=False
+    )
 
 
 def test_the_pages_in_the_repository_are_current() -> None:
@@ -35,7 +37,10 @@ def test_the_check_names_what_is_stale(tmp_path: Path) -> None:
     (tmp_path / "schemas" / "verdict.json").unlink()
     done = run("--check", "--folder", str(tmp_path))
     assert done.returncode == 1
-    assert sorted(re.findall(r"(\S+) is not current; run: make docs", done.stderr)) == [f"{tmp_path}/schemas/verdict.json", f"{tmp_path}/settings.md"]
+    assert sorted(re.findall(r"(\S+) is not current; run: make docs", done.stderr)) == [
+        f"{tmp_path}/schemas/verdict.json",
+        f"{tmp_path}/settings.md",
+    ]
     assert run("--folder", str(tmp_path)).returncode == 0
     assert docs.stale(tmp_path) == []
 
@@ -96,7 +101,9 @@ def test_variables_in_the_documents_exist() -> None:
     pages = [REPO / "README.md", *(REPO / "docs").glob("*.md")]
     for page in pages:
         named = set(re.findall(r"\bASSAY_[A-Z0-9]+__[A-Z0-9_]+[A-Z0-9]\b", page.read_text(encoding="utf-8")))
-        assert {name for name in named if name not in known and name.removesuffix("_FILE") not in known} == set(), page.name
+        assert {name for name in named if name not in known and name.removesuffix("_FILE") not in known} == set(), (
+            page.name
+        )
 
 
 def test_the_readme_lists_the_reject_reasons() -> None:

@@ -17,7 +17,9 @@ from worker.settings import LimitSettings
 
 DATA = Path(__file__).parent / "data"
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow about damaged metadata; pytest undoes the filter of imaging.py
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Pillow about damaged metadata; pytest undoes the filter of imaging.py
 SEEDS = [image.data for image in odd_images().values() if 0 < len(image.data) < 50_000]
 
 
@@ -66,7 +68,14 @@ def test_odd_images_are_read_or_rejected_for_the_right_reason(name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("two-pictures.mpo", "jpeg"), ("plain.webp", "webp"), ("animated.gif", "gif"), ("lzw.tiff", "tiff"), ("plain.bmp", "bmp"), ("grey.png", "png")],
+    [
+        ("two-pictures.mpo", "jpeg"),
+        ("plain.webp", "webp"),
+        ("animated.gif", "gif"),
+        ("lzw.tiff", "tiff"),
+        ("plain.bmp", "bmp"),
+        ("grey.png", "png"),
+    ],
 )
 def test_format_names_are_those_of_the_contract(name, expected):
     """Formats are told by their bytes, in lower case, and MPO counts as JPEG."""
@@ -94,7 +103,11 @@ def test_other_formats_are_unsupported(name):
 
 
 @pytest.mark.parametrize(
-    "header", [b"RIFF\xff\xff\xff\xffWEBPVP8X\x0a\0\0\0\0\0\0\0", b"GIF89a\xff\xff\xff\xff\0\0\0\x21\xf9\x04\x08\0\0\0\0\x2c\0\0\0\0"]
+    "header",
+    [
+        b"RIFF\xff\xff\xff\xffWEBPVP8X\x0a\0\0\0\0\0\0\0",
+        b"GIF89a\xff\xff\xff\xff\0\0\0\x21\xf9\x04\x08\0\0\0\0\x2c\0\0\0\0",
+    ],
 )
 def test_a_huge_size_in_a_short_header_costs_no_memory(header):
     """WebP and GIF headers that claim the largest sizes are measured without making a canvas of that size."""
@@ -142,7 +155,12 @@ def test_a_frame_header_is_found_behind_metadata():
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.one_of(st.binary(max_size=200), st.builds(bytes.__add__, st.sampled_from([seed[:16] for seed in SEEDS]), st.binary(max_size=200))))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.builds(bytes.__add__, st.sampled_from([seed[:16] for seed in SEEDS]), st.binary(max_size=200)),
+    )
+)
 @example(png(2**31 - 1, 2**31 - 1))
 @example(b"\xff\xd8\xff")
 @example(b"RIFF\0\0\0\0WEBP")

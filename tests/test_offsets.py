@@ -184,7 +184,10 @@ def test_results_of_several_threads_all_count() -> None:
     epochs = {subject.deliver(0, offset) for offset in range(2000)}
     (epoch,) = epochs
     assert epoch is not None
-    threads = [threading.Thread(target=lambda n=n: [subject.finish(0, epoch, offset) for offset in range(n, 2000, 4)]) for n in range(4)]
+    threads = [
+        threading.Thread(target=lambda n=n: [subject.finish(0, epoch, offset) for offset in range(n, 2000, 4)])
+        for n in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

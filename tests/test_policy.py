@@ -33,11 +33,22 @@ def test_a_version_that_must_not_move() -> None:
 def test_layout_does_not_change_the_version(tmp_path: Path) -> None:
     """Comments, order, blank lines and values that are the default anyway: same policy, same version."""
     terse = load_policy(write(tmp_path, 'name = "strict"\nfake_from = 0.5\nreal_below = 0.2\n'))
-    wordy = load_policy(write(tmp_path, '# who: trust & safety\nreal_below = 0.20\n\nfake_from=5e-1\nhead = "linear"\nname = "strict"\n'))
+    wordy = load_policy(
+        write(
+            tmp_path, '# who: trust & safety\nreal_below = 0.20\n\nfake_from=5e-1\nhead = "linear"\nname = "strict"\n'
+        )
+    )
     assert terse.ref == wordy.ref
 
 
-@given(st.lists(st.tuples(st.sampled_from(["default", "b"]), st.sampled_from(["linear", "knn"]), st.sampled_from([0.5, 0.65, 0.9])), min_size=2))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["default", "b"]), st.sampled_from(["linear", "knn"]), st.sampled_from([0.5, 0.65, 0.9])
+        ),
+        min_size=2,
+    )
+)
 def test_versions_differ_exactly_where_policies_do(values: list[tuple[str, str, float]]) -> None:
     """Equal content gives equal versions, other content other ones."""
     policies = [Policy(name=name, head=head, fake_from=fake_from) for name, head, fake_from in values]  # type: ignore[arg-type]

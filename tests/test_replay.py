@@ -17,12 +17,22 @@ SENT: Headers = [("ce_id", b"a"), ("x-tenant", b"7"), ("x-empty", b"")]
 
 
 def rejected(
-    offset: int, *, reason: RejectReason = RejectReason.TOO_LARGE, image_id: str | None = "a", value: bytes | None = b"x", at: int = 0
+    offset: int,
+    *,
+    reason: RejectReason = RejectReason.TOO_LARGE,
+    image_id: str | None = "a",
+    value: bytes | None = b"x",
+    at: int = 0,
 ) -> Record:
     """A record of images.rejected; `at` is the offset that it first had."""
     origin = Record("images.incoming", 1, at, 0, b"key", value, SENT)
     headers = rejection_headers(
-        origin, Rejected(reason, "detail", stage="intake"), image_id=image_id, sha256=None, worker_version="1", model_version=None
+        origin,
+        Rejected(reason, "detail", stage="intake"),
+        image_id=image_id,
+        sha256=None,
+        worker_version="1",
+        model_version=None,
     )
     return Record("images.rejected", 0, offset, 0, b"key", value, headers)
 
@@ -52,7 +62,9 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> type[ReaderTwin]:
     return ReaderTwin
 
 
-def found(reason: RejectReason | None = None, limit: int | None = None, since_ms: int | None = None) -> list[replay.Candidate]:
+def found(
+    reason: RejectReason | None = None, limit: int | None = None, since_ms: int | None = None
+) -> list[replay.Candidate]:
     return list(replay.candidates(KafkaSettings(), reason=reason, since_ms=since_ms, limit=limit))
 
 
@@ -65,7 +77,11 @@ def test_each_image_goes_back_once(topic: type[ReaderTwin]) -> None:
 
 def test_images_without_an_id_are_told_apart_by_their_origin(topic: type[ReaderTwin]) -> None:
     """A bad id leaves none: then the place the record came from counts."""
-    topic.records = [rejected(0, image_id=None, at=5), rejected(1, image_id=None, at=6), rejected(2, image_id=None, at=5)]
+    topic.records = [
+        rejected(0, image_id=None, at=5),
+        rejected(1, image_id=None, at=6),
+        rejected(2, image_id=None, at=5),
+    ]
     assert [candidate.origin for candidate in found()] == ["images.incoming/1/5", "images.incoming/1/6"]
 
 

@@ -70,7 +70,9 @@ def dependency(time: Time, states: list[BreakerState] | None = None, retries: li
 
 
 @given(st.integers(1, 2000), st.integers(1, 10_000), st.integers(1, 100_000), st.floats(0, 1))
-def test_backoff_is_full_jitter_below_a_doubling_ceiling(failures: int, base_ms: int, max_ms: int, share: float) -> None:
+def test_backoff_is_full_jitter_below_a_doubling_ceiling(
+    failures: int, base_ms: int, max_ms: int, share: float
+) -> None:
     """The wait is drawn from [0, min(max, base * 2^(failures-1))], however many failures there were."""
     ceilings: list[float] = []
 
@@ -101,7 +103,13 @@ def test_unavailable_is_tried_until_it_is_over() -> None:
     assert subject.call(operation, time) == "value"
     assert operation.calls == 5
     assert retries == ["redis"] * 4
-    assert states == [BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED]
+    assert states == [
+        BreakerState.OPEN,
+        BreakerState.HALF_OPEN,
+        BreakerState.OPEN,
+        BreakerState.HALF_OPEN,
+        BreakerState.CLOSED,
+    ]
     assert sum(time.waits) == pytest.approx(0.1 + 0.2 + 0.4 + 0.8)
     assert not subject.is_away
     assert subject.last_error == "connection refused"

@@ -42,7 +42,13 @@ def test_every_field_of_a_verdict_is_promised() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"decision": "maybe"}, {"schema": "assay.verdict/2"}, {"sha256": "xyz"}, {"scores": {"linear": 2, "knn": 0, "svm": 0}}, {"source": "guess"}],
+    [
+        {"decision": "maybe"},
+        {"schema": "assay.verdict/2"},
+        {"sha256": "xyz"},
+        {"scores": {"linear": 2, "knn": 0, "svm": 0}},
+        {"source": "guess"},
+    ],
 )
 def test_what_is_no_verdict_does_not_fit(change: dict[str, Any]) -> None:
     """The schema can tell: unknown decisions, other versions, scores beyond 1."""
@@ -82,7 +88,9 @@ def test_the_reference_schema() -> None:
 
 def references(node: Any) -> list[str]:
     if isinstance(node, dict):
-        return [value for key, value in node.items() if key == "$ref"] + [found for value in node.values() for found in references(value)]
+        return [value for key, value in node.items() if key == "$ref"] + [
+            found for value in node.values() for found in references(value)
+        ]
     return [found for value in node for found in references(value)] if isinstance(node, list) else []
 
 
@@ -102,7 +110,11 @@ def test_the_asyncapi_document_tells_of_the_three_topics() -> None:
     """Topics, who sends what, the content type that switches to references, every reason and every header."""
     document = asyncapi()
     assert document["asyncapi"] == "3.0.0"
-    assert {channel["address"] for channel in document["channels"].values()} == {"images.incoming", "images.verdicts", "images.rejected"}
+    assert {channel["address"] for channel in document["channels"].values()} == {
+        "images.incoming",
+        "images.verdicts",
+        "images.rejected",
+    }
     assert {name: operation["action"] for name, operation in document["operations"].items()} == {
         "judge": "receive",
         "publishVerdict": "send",

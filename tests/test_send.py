@@ -24,7 +24,14 @@ from worker.stages.decide import make_verdict
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """photos/ with a nested and two hidden files, and a file beside it."""
-    for name in ("photos/b.png", "photos/a.jpg", "photos/holiday/ü 1.jpg", "photos/.hidden.jpg", "photos/.cache/c.jpg", "lone.webp"):
+    for name in (
+        "photos/b.png",
+        "photos/a.jpg",
+        "photos/holiday/ü 1.jpg",
+        "photos/.hidden.jpg",
+        "photos/.cache/c.jpg",
+        "lone.webp",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
@@ -69,7 +76,11 @@ def test_a_record_is_a_cloud_event(folder: Path) -> None:
     (record,) = producer.sent
     headers = dict(record.headers)
     assert (record.topic, record.key, record.value) == ("images.incoming", b"lone.webp", b"lone.webp")
-    assert (headers["ce_id"], headers["ce_specversion"], headers["content-type"]) == (b"lone.webp", b"1.0", b"image/webp")
+    assert (headers["ce_id"], headers["ce_specversion"], headers["content-type"]) == (
+        b"lone.webp",
+        b"1.0",
+        b"image/webp",
+    )
     assert sent == Sent("lone.webp", str(folder / "lone.webp"), hashlib.sha256(b"lone.webp").hexdigest(), 9)
 
 
@@ -137,7 +148,9 @@ class ReaderTwin:
 SHA_A, SHA_B = "a" * 64, "b" * 64
 
 
-def wait(monkeypatch: pytest.MonkeyPatch, wanted: list[Sent], scripts: dict[str, list[list[Record]]], timeout_s: float = 10) -> list[sending.Result]:
+def wait(
+    monkeypatch: pytest.MonkeyPatch, wanted: list[Sent], scripts: dict[str, list[list[Record]]], timeout_s: float = 10
+) -> list[sending.Result]:
     """The results, on a clock that moves a second with each look."""
     monkeypatch.setattr(sending, "Reader", ReaderTwin)
     ReaderTwin.scripts = scripts
@@ -171,14 +184,18 @@ def test_an_older_verdict_on_the_same_id_does_not_count(monkeypatch: pytest.Monk
 
 def test_silence_ends_the_wait_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """When nothing has come for the time-out the user is told what is probably missing."""
-    with pytest.raises(Unavailable, match=r"1 images have no verdict for 10 s: is one running\? \(python -m worker run\)"):
+    with pytest.raises(
+        Unavailable, match=r"1 images have no verdict for 10 s: is one running\? \(python -m worker run\)"
+    ):
         wait(monkeypatch, [Sent("a", "a", SHA_A, 1)], {})
 
 
 def test_each_result_renews_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time-out is for silence, not for the whole."""
     wanted = [Sent(f"{number}", "x", SHA_A, 1) for number in range(5)]
-    slow: list[list[Record]] = [batch for number in range(5) for batch in ([], [], [], [verdict_record(f"{number}", SHA_A)])]
+    slow: list[list[Record]] = [
+        batch for number in range(5) for batch in ([], [], [], [verdict_record(f"{number}", SHA_A)])
+    ]
     assert len(wait(monkeypatch, wanted, {"images.verdicts": slow}, timeout_s=8)) == 5
 
 

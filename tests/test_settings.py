@@ -55,7 +55,12 @@ def test_the_environment_beats_the_file_and_the_file_the_defaults(tmp_path: Path
     path = toml(tmp_path, '[kafka]\ngroup_id = "file"\nclient_id = "file"\nincoming_topic = "file"\n')
     environ = {"ASSAY_KAFKA__GROUP_ID": "environment", "ASSAY_KAFKA__INCOMING_TOPIC": "environment", "PATH": "/bin"}
     kafka = load(path, environ).kafka
-    assert (kafka.group_id, kafka.incoming_topic, kafka.client_id, kafka.rejected_topic) == ("environment", "environment", "file", "images.rejected")
+    assert (kafka.group_id, kafka.incoming_topic, kafka.client_id, kafka.rejected_topic) == (
+        "environment",
+        "environment",
+        "file",
+        "images.rejected",
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,11 +93,20 @@ def test_a_wrong_policy_is_told_with_the_rest(tmp_path: Path) -> None:
 
 def test_lists_are_comma_separated_or_toml_arrays(tmp_path: Path) -> None:
     """Spaces around commas do not matter."""
-    assert load(None, {"ASSAY_KAFKA__BOOTSTRAP_SERVERS": "a:9092, b:9092 ,"}).kafka.bootstrap_servers == ["a:9092", "b:9092"]
-    assert load(toml(tmp_path, '[kafka]\nbootstrap_servers = ["a:1", "b:2"]'), {}).kafka.bootstrap_servers == ["a:1", "b:2"]
+    assert load(None, {"ASSAY_KAFKA__BOOTSTRAP_SERVERS": "a:9092, b:9092 ,"}).kafka.bootstrap_servers == [
+        "a:9092",
+        "b:9092",
+    ]
+    assert load(toml(tmp_path, '[kafka]\nbootstrap_servers = ["a:1", "b:2"]'), {}).kafka.bootstrap_servers == [
+        "a:1",
+        "b:2",
+    ]
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("30d", 2_592_000), (" 1 h ", 3600)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("30d", 2_592_000), (" 1 h ", 3600)],
+)
 def test_durations(text: str, seconds: int) -> None:
     """Seconds, or a number with a unit."""
     assert load(None, {"ASSAY_REDIS__VERDICT_TTL": text}).redis.verdict_ttl == seconds
@@ -139,8 +153,14 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({"ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS": "9000"}, "ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS='9000': at most half of session_timeout_ms=10000"),
-        ({"ASSAY_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, "ASSAY_KAFKA__SASL_USERNAME=None: security_protocol=SASL_SSL needs"),
+        (
+            {"ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS": "9000"},
+            "ASSAY_KAFKA__HEARTBEAT_INTERVAL_MS='9000': at most half of session_timeout_ms=10000",
+        ),
+        (
+            {"ASSAY_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"},
+            "ASSAY_KAFKA__SASL_USERNAME=None: security_protocol=SASL_SSL needs",
+        ),
         ({"ASSAY_KAFKA__BOOTSTRAP_SERVERS": ""}, "ASSAY_KAFKA__BOOTSTRAP_SERVERS='': "),
         (
             {"ASSAY_REDIS__SENTINELS": "s:1", "ASSAY_REDIS__MODE": "sentinel", "ASSAY_REDIS__URL": "unix:///s"},
@@ -238,7 +258,13 @@ def test_chosen_tells_what_was_set(tmp_path: Path) -> None:
     assert chosen(None, {}) == set()
 
 
-@given(st.dictionaries(st.sampled_from([variable(group, name) for group, name, _ in fields()] + ["ASSAY_X"]), st.text(max_size=8), max_size=6))
+@given(
+    st.dictionaries(
+        st.sampled_from([variable(group, name) for group, name, _ in fields()] + ["ASSAY_X"]),
+        st.text(max_size=8),
+        max_size=6,
+    )
+)
 def test_no_environment_breaks_the_parser(environ: dict[str, str]) -> None:
     """Any text in any variable gives settings, or problems that each name something that was set."""
     found: list[str] = []
@@ -262,4 +288,6 @@ def test_an_option_that_the_redis_client_does_not_know_is_refused(option: str) -
     with pytest.raises(SettingsError, match="ASSAY_REDIS__URL") as refused:
         load(environ={"ASSAY_REDIS__URL": f"redis://:word@redis:6379/0?{option}"})
     assert ":word" not in str(refused.value)
-    assert load(environ={"ASSAY_REDIS__URL": "rediss://redis:6379/1?ssl_check_hostname=true&health_check_interval=30"}).redis.url
+    assert load(
+        environ={"ASSAY_REDIS__URL": "rediss://redis:6379/1?ssl_check_hostname=true&health_check_interval=30"}
+    ).redis.url

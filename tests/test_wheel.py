@@ -37,7 +37,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module_and_what_they_read(wheel: Path) -> None:
     """All modules of the three packages, templates, recipes and licences; no tests, weights or deployment files."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(path.relative_to(ROOT)) for package in ("worker", "train", "triton_models") for path in (ROOT / package).rglob("*.py")}
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("worker", "train", "triton_models")
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert modules | DATA <= names
     assert {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     own = {name for name in names if not name.startswith("assay_worker-")}
@@ -52,13 +56,24 @@ def test_installed_package_runs_outside_of_the_repository(wheel: Path, tmp_path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *libraries]), "COLUMNS": "120"}
 
     def run(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-S", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-S", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert "--resume" in run("-m", "train.main", "fit", "--recipe", "smoke", "--help")
     assert "send" in run("-m", "worker", "--help")
-    answer = run("-c", "from train import recipe; print(recipe.load_recipe('smoke').training.batch_size, recipe.__file__)")
+    answer = run(
+        "-c", "from train import recipe; print(recipe.load_recipe('smoke').training.batch_size, recipe.__file__)"
+    )
     assert answer.startswith("16 ") and str(tmp_path / "site") in answer
-    code = "from pathlib import Path; from train import report; print(report._TEMPLATE.read_text()[:15], report.__file__)"
+    code = (
+        "from pathlib import Path; from train import report; print(report._TEMPLATE.read_text()[:15], report.__file__)"
+    )
     assert run("-c", code).startswith("<!doctype html>")

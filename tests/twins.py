@@ -46,7 +46,14 @@ def settings(**groups: dict[str, Any]) -> Settings:
     return Settings(**{name: QUICK.get(name, {}) | groups.get(name, {}) for name in QUICK.keys() | groups.keys()})
 
 
-def record(offset: int, value: bytes | None = b"x", *, key: bytes | None = None, partition: int = 0, headers: Headers | None = None) -> Record:
+def record(
+    offset: int,
+    value: bytes | None = b"x",
+    *,
+    key: bytes | None = None,
+    partition: int = 0,
+    headers: Headers | None = None,
+) -> Record:
     return Record(TOPIC, partition, offset, 1_795_262_400_000 + offset, key, value, headers or [])
 
 
@@ -151,7 +158,9 @@ class TritonTwin:
 class Workbench:
     """Flow, tracker, twins, dependencies and hand-overs, as `Pipeline` wires them; stages are made from it."""
 
-    def __init__(self, wanted: Settings | None = None, *, decode_capacity: int = 100, infer_capacity: int = 100) -> None:
+    def __init__(
+        self, wanted: Settings | None = None, *, decode_capacity: int = 100, infer_capacity: int = 100
+    ) -> None:
         self.settings = wanted or settings()
         self.stop = threading.Event()
         self.log: list[tuple[str, str]] = []
@@ -162,7 +171,9 @@ class Workbench:
         self.tracker = OffsetTracker()
         self.tracker.assign([0, 1])
         self.order, self.single_flight = PublishOrder(), SingleFlight()
-        self.redis, self.kafka, self.triton_server = (Dependency(name, self.settings.retry) for name in ("redis", "kafka", "triton"))
+        self.redis, self.kafka, self.triton_server = (
+            Dependency(name, self.settings.retry) for name in ("redis", "kafka", "triton")
+        )
         self.storages: dict[str, Dependency] = {}
         self.watch = ModelWatch(self.triton, self.settings.triton.model_name, self.metrics)  # type: ignore[arg-type]
         self.watch.refresh()
@@ -179,7 +190,16 @@ class Workbench:
             assert epoch is not None
             size = len(one.value or b"")
             self.flow.admit(size)
-            items.append(Item(one, epoch, touched_at=time.monotonic(), queued_ms=1.0, held_bytes=size, trace=ItemTrace(one.header("traceparent"))))
+            items.append(
+                Item(
+                    one,
+                    epoch,
+                    touched_at=time.monotonic(),
+                    queued_ms=1.0,
+                    held_bytes=size,
+                    trace=ItemTrace(one.header("traceparent")),
+                )
+            )
         return items
 
     def intake(self, fetcher: Any = None) -> Intake:

@@ -1,10 +1,14 @@
-"""The released pipeline's input side, for `bench` to compare with: augly 1.0.0's ops and Pillow's resizes, in one process.
+"""The released pipeline's input side, for `bench` to compare with: augly 1.0.0's ops and Pillow's resizes, in one
+process.
 
     python train/bench_augly.py < records.json > result.json
 
-Runs in an interpreter that has augly (`bench --augly-python`), so it needs nothing of this package. It does what the released
-loader does to a record: decodes all five images, though only one of the four fakes is used, makes the eight views one by one, and
-ends each with ToTensor and Normalize (in NumPy here) before they are stacked. Boxes, ops and parameters come with the request, so
+Runs in an interpreter that has augly (`bench --augly-python`), so it needs nothing of this package. It does what the
+released
+loader does to a record: decodes all five images, though only one of the four fakes is used, makes the eight views one
+by one, and
+ends each with ToTensor and Normalize (in NumPy here) before they are stacked. Boxes, ops and parameters come with the
+request, so
 that both sides do the same work; drawing them is not counted here.
 """
 

@@ -1,4 +1,6 @@
-"""What happens to images on their way to a moderator, for robustness sweeps: each kind at several strengths, on the whole image."""
+"""What happens to images on their way to a moderator, for robustness sweeps: each kind at several strengths, on the
+whole image.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ def encode(image: Image.Image, kind: str, quality: int) -> Image.Image:
 
 
 def shorter_side(image: Image.Image, pixels: int) -> Image.Image:
-    """Resized (Lanczos) so that the shorter side has `pixels`. Raises BadImage where that would pass the limit of a decoded image."""
+    """Resized (Lanczos) so that the shorter side has `pixels`. Raises BadImage where that would pass the limit of a
+    decoded image.
+    """
     factor = pixels / min(image.size)
     width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{image.width}x{image.height} with a shorter side of {pixels} is more than {MAX_PIXELS // 1_000_000} megapixels")
+        raise BadImage(
+            f"{image.width}x{image.height} with a shorter side of {pixels} is more than {MAX_PIXELS // 1_000_000} megapixels"
+        )
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -42,7 +48,9 @@ def central(image: Image.Image, fraction: float) -> Image.Image:
 
 
 def shared(image: Image.Image, times: int) -> Image.Image:
-    """A social-media chain: longer side to at most 1080 and JPEG 80, then `times - 1` screenshots (0.9 of the size, JPEG 70)."""
+    """A social-media chain: longer side to at most 1080 and JPEG 80, then `times - 1` screenshots (0.9 of the size,
+    JPEG 70).
+    """
     if max(image.size) > 1080:
         image = shorter_side(image, round(min(image.size) * 1080 / max(image.size)))
     image = encode(image, "JPEG", 80)

@@ -3,7 +3,8 @@
     python -m train.demo_weights --data DIR --work runs/demo --out triton_models/weights/demo
 
 DIR has real/<source>/ and fake/<generator>/. About an hour of two cores; a stopped run goes on where it was. The
-encoder sees small equalised cuts, the heads equalised cuts of the size of inference, the card original bytes that neither has seen.
+encoder sees small equalised cuts, the heads equalised cuts of the size of inference, the card original bytes that
+neither has seen.
 """
 
 from __future__ import annotations
@@ -34,10 +35,20 @@ from triton_models import weights
 from triton_models.weights import ENCODER_FILE, HEADS_FILE, SCORES
 
 RECIPE = "demo"
-# Never trained on, neither encoder nor heads: of several families, so that the card can say what happens on new generators.
+# Never trained on, neither encoder nor heads: of several families, so that the card can say what happens on new
+# generators.
 UNSEEN = (
     *("bsds500", "kodak24", "selfexsr-urban100"),
-    *("cosmos-predict2", "f-lite", "qwen-image", "r3gan", "sd-3.5-large", "sdxl-albedobase", "stylegan2-ada", "wan-2.1"),
+    *(
+        "cosmos-predict2",
+        "f-lite",
+        "qwen-image",
+        "r3gan",
+        "sd-3.5-large",
+        "sdxl-albedobase",
+        "stylegan2-ada",
+        "wan-2.1",
+    ),
 )
 HELD_OUT, VALIDATION = 0.12, 0.08
 MOST_PER_GENERATOR = 120
@@ -47,7 +58,9 @@ METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy at 0.5", "tpr_a
 
 
 def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
-    """Everything from the images in `data` to the weights folder `out`; returns its card. Raises DataError, RecipeError, WeightsError."""
+    """Everything from the images in `data` to the weights folder `out`; returns its card. Raises DataError,
+    RecipeError, WeightsError.
+    """
     images = open_source(data, min_side_px=32, console=console).labelled()
     sides: dict[str, Any] = {
         "held_out_fraction": HELD_OUT,
@@ -58,14 +71,21 @@ def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
     for name, side_px, copies in (("views", VIEW_SIDE_PX, 8), ("heads", HEAD_SIDE_PX, 2)):
         if not (work / name / "equalised.json").exists():
             equalise_folder(images, work / name, side_px=side_px, copies=copies, **sides)
-    recipe = load_recipe(RECIPE, [f"data.source={work / 'views' / 'train'}", f"data.validation={work / 'views' / 'validation'}"])
+    recipe = load_recipe(
+        RECIPE, [f"data.source={work / 'views' / 'train'}", f"data.validation={work / 'views' / 'validation'}"]
+    )
     result = fit(recipe, work / "run", resume=(work / "run" / CHECKPOINT).exists(), console=console)
     if result.status == "interrupted":
         raise DataError("stopped and saved; the same command goes on")
     for name in ("weights", "export"):
         shutil.rmtree(work / name, ignore_errors=True)
     fitted = make_weights(
-        work / "run" / "best", open_source(work / "heads" / "train").labelled(), recipe.heads, work / "weights", say=console.print, console=console
+        work / "run" / "best",
+        open_source(work / "heads" / "train").labelled(),
+        recipe.heads,
+        work / "weights",
+        say=console.print,
+        console=console,
     )
     exported = export(work / "weights", work / "export", half=True)
     card = {
@@ -144,13 +164,18 @@ def readme(card: Mapping[str, Any]) -> str:
     """The model card for people, from the one for programs."""
     counts, measured = card["images"], card["measured"]
     lines = []
-    for part, title in (("held_out", "other images of the same sources"), ("unseen", "sources and generators never trained on")):
+    for part, title in (
+        ("held_out", "other images of the same sources"),
+        ("unseen", "sources and generators never trained on"),
+    ):
         of = measured[part]["images"]
         for head in SCORES:
             cells = " | ".join(_cell(measured[part]["metrics"][head][metric]) for metric in METRICS)
             lines.append(f"| {title}, {of['real']} real, {of['fake']} generated | {head} | {cells} |")
     table = "\n".join(lines)
-    trained, chosen = (f"{counts[f'{part} real']} real and {counts[f'{part} fake']} generated" for part in ("train", "validation"))
+    trained, chosen = (
+        f"{counts[f'{part} real']} real and {counts[f'{part} fake']} generated" for part in ("train", "validation")
+    )
     return f"""# Demo weights: for trying the system out, not a detector to rely on
 
 Model version `{card["model_version"]}`: {card["encoder"]}. They exist so that `make demo` runs a
@@ -187,9 +212,16 @@ differs in the last digits, the files are what counts.
 
 def main() -> int:
     """The command line. Exit 2 and one line for wrong data."""
-    parser = argparse.ArgumentParser(prog="python -m train.demo_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m train.demo_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with real/<source>/ and fake/<generator>/")
-    parser.add_argument("--work", type=Path, default=Path("runs/demo"), help="cuts, run and results; kept, so that a stopped run goes on")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/demo"),
+        help="cuts, run and results; kept, so that a stopped run goes on",
+    )
     parser.add_argument("--out", type=Path, required=True, help="weights folder to write")
     arguments = parser.parse_args()
     try:

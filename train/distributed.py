@@ -1,4 +1,6 @@
-"""The little that data-parallel training needs: who am I, average and agree. Without torchrun everything is one process."""
+"""The little that data-parallel training needs: who am I, average and agree. Without torchrun everything is one
+process.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def embed_images(
     with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(images):
             results = list(pool.map(crop, batch))
-            good = [(image, result) for image, result in zip(batch, results, strict=True) if isinstance(result, np.ndarray)]
+            good = [
+                (image, result) for image, result in zip(batch, results, strict=True) if isinstance(result, np.ndarray)
+            ]
             failed += [result for result in results if isinstance(result, str)]
             if good:
                 pixels = torch.from_numpy(np.stack([result for _, result in good])).permute(0, 3, 1, 2)
@@ -77,7 +79,8 @@ def embed_images(
 
 
 class Passes:
-    """Embeds images chunk by chunk and keeps each chunk below `out`, under a name made from the backbone and the images.
+    """Embeds images chunk by chunk and keeps each chunk below `out`, under a name made from the backbone and the
+    images.
 
     `finish` removes what was kept, also that of stopped evaluations of other models or images.
     """
@@ -87,10 +90,18 @@ class Passes:
         self._folder = out / f"{UNFINISHED}{_digest(backbone, images)}"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def embed(self, name: str, images: Sequence[Labelled], degrade: Degrade | None = None, *, advance: Callable[[int], object] = int) -> Embedded:
+    def embed(
+        self,
+        name: str,
+        images: Sequence[Labelled],
+        degrade: Degrade | None = None,
+        *,
+        advance: Callable[[int], object] = int,
+    ) -> Embedded:
         """As `embed_images`, for the pass `name`: always the same images and degradation."""
         done = [
-            self._chunk(name, start, images[start : start + KEPT_AT_ONCE], degrade, advance) for start in range(0, max(1, len(images)), KEPT_AT_ONCE)
+            self._chunk(name, start, images[start : start + KEPT_AT_ONCE], degrade, advance)
+            for start in range(0, max(1, len(images)), KEPT_AT_ONCE)
         ]
         return Embedded(
             [image for part in done for image in part.images],
@@ -102,12 +113,21 @@ class Passes:
         for folder in self._out.glob(f"{UNFINISHED}*"):
             shutil.rmtree(folder)
 
-    def _chunk(self, name: str, start: int, images: Sequence[Labelled], degrade: Degrade | None, advance: Callable[[int], object]) -> Embedded:
+    def _chunk(
+        self,
+        name: str,
+        start: int,
+        images: Sequence[Labelled],
+        degrade: Degrade | None,
+        advance: Callable[[int], object],
+    ) -> Embedded:
         path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{start:08d}.npz"
         if path.exists():
             with np.load(path) as kept:
                 advance(len(images))
-                return Embedded([images[index] for index in kept["kept"]], kept["embeddings"], json.loads(str(kept["failed"])))
+                return Embedded(
+                    [images[index] for index in kept["kept"]], kept["embeddings"], json.loads(str(kept["failed"]))
+                )
         embedded = embed_images(self._backbone, images, degrade, advance=advance)
         place = {id(image): index for index, image in enumerate(images)}
         kept_places = np.array([place[id(image)] for image in embedded.images], dtype=np.int64)
@@ -133,10 +153,14 @@ def _batches(images: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:
 
 
 def linear_probe(embedded: Embedded) -> float:
-    """AUC of a logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where a half lacks a class."""
+    """AUC of a logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where
+    a half lacks a class.
+    """
     second = np.array([held_out(f"probe {photograph(image)}", 0.5) for image in embedded.images], dtype=bool)
     labels = embedded.labels
     if len({*labels[~second]}) < 2 or len({*labels[second]}) < 2:
         return float("nan")
-    probe = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced").fit(embedded.embeddings[~second], labels[~second])
+    probe = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced").fit(
+        embedded.embeddings[~second], labels[~second]
+    )
     return float(roc_auc_score(labels[second], probe.decision_function(embedded.embeddings[second])))

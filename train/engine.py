@@ -1,9 +1,11 @@
-"""The training loop: contrastive steps, checkpoints, validation by a linear probe, early stop. One file to read for what happens.
+"""The training loop: contrastive steps, checkpoints, validation by a linear probe, early stop. One file to read for
+what happens.
 
     python -m train.main fit --recipe smoke --set data.source=DIR --run runs/first
     torchrun --nproc-per-node 4 -m -- train.main fit --recipe paper --set data.source=SHARDS --run runs/paper
 
-Everything random is drawn from (seed, epoch, step, rank or record), never from a generator's state, so that a run stopped
+Everything random is drawn from (seed, epoch, step, rank or record), never from a generator's state, so that a run
+stopped
 and resumed equals the uninterrupted one bit for bit on a CPU.
 """
 
@@ -52,7 +54,9 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: `finished`, `early_stop` or `interrupted` (saved; continue with --resume). `best_auc` is -inf where no probe was possible."""
+    """How a run ended: `finished`, `early_stop` or `interrupted` (saved; continue with --resume). `best_auc` is -inf
+    where no probe was possible.
+    """
 
     status: str
     epoch: int
@@ -106,7 +110,8 @@ class Trainer:
         self.model: nn.Module = DistributedDataParallel(embedder) if group.world > 1 else embedder
         groups = parameter_groups(self.encoder, recipe.optimisation.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            [{key: value for key, value in entry.items() if key != "names"} for entry in groups], lr=recipe.optimisation.lr
+            [{key: value for key, value in entry.items() if key != "names"} for entry in groups],
+            lr=recipe.optimisation.lr,
         )
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=recipe.training.precision == "fp16")
 
@@ -140,15 +145,27 @@ class Trainer:
             with self.autocast():
                 embedded = self.model(views)
             # The loss is computed in float32: float16 would round the negatives' logits.
-            losses = code_loss(embedded, *permutations, temperature=loss_recipe.temperature, variant=loss_recipe.variant, terms=loss_recipe.terms)
+            losses = code_loss(
+                embedded,
+                *permutations,
+                temperature=loss_recipe.temperature,
+                variant=loss_recipe.variant,
+                terms=loss_recipe.terms,
+            )
             self.scaler.scale(losses["total"] / accumulation).backward()
         return {name: loss.item() for name, loss in losses.items()}
 
     def update(self, *, good: bool) -> bool:
-        """One optimiser step; False if it was left out because a loss (`good`) or a gradient of this step was no number."""
+        """One optimiser step; False if it was left out because a loss (`good`) or a gradient of this step was no
+        number.
+        """
         if good and not self.scaler.is_enabled():  # the scaler looks at float16's gradients itself
             good = bool(
-                torch.isfinite(nn.utils.get_total_norm(parameter.grad for parameter in self.encoder.parameters() if parameter.grad is not None))
+                torch.isfinite(
+                    nn.utils.get_total_norm(
+                        parameter.grad for parameter in self.encoder.parameters() if parameter.grad is not None
+                    )
+                )
             )
         if good:
             self.scaler.step(self.optimizer)
@@ -172,7 +189,8 @@ class Trainer:
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | None = None) -> FitResult:
     """Train as `recipe` says into the folder `run`.
 
-    Raises RecipeError (the folder holds another run or none to resume, or there is no GPU), DataError (no usable data), TrainingDiverged.
+    Raises RecipeError (the folder holds another run or none to resume, or there is no GPU), DataError (no usable data),
+    TrainingDiverged.
     """
     console = console or Console(stderr=True)
     if recipe.training.device == "cuda" and not torch.cuda.is_available():
@@ -205,7 +223,9 @@ def _open_data(recipe: Recipe, console: Console | None) -> tuple[Source, list[La
 
 
 def steps_per_epoch(recipe: Recipe, records: int, world: int) -> int:
-    """The recipe's number, or once through the data (at least one step). Raises DataError if a batch does not fit even once."""
+    """The recipe's number, or once through the data (at least one step). Raises DataError if a batch does not fit even
+    once.
+    """
     if recipe.training.steps_per_epoch:
         return recipe.training.steps_per_epoch
     if records < 2:
@@ -214,13 +234,28 @@ def steps_per_epoch(recipe: Recipe, records: int, world: int) -> int:
 
 
 def _loop(
-    trainer: Trainer, folder: RunFolder, source: Source, validation: list[Labelled], progress: Progress, console: Console, stopping: threading.Event
+    trainer: Trainer,
+    folder: RunFolder,
+    source: Source,
+    validation: list[Labelled],
+    progress: Progress,
+    console: Console,
+    stopping: threading.Event,
 ) -> FitResult:
     recipe, group = trainer.recipe, trainer.group
     training, accumulation = recipe.training, recipe.training.accumulation_steps
     steps = steps_per_epoch(recipe, len(source.order(0, training.seed)), group.world)
     epochs = recipe.optimisation.epochs
-    sampler = StepSampler(training.batch_size, accumulation, steps, epochs, group.rank, group.world, progress.epoch, progress.step_in_epoch)
+    sampler = StepSampler(
+        training.batch_size,
+        accumulation,
+        steps,
+        epochs,
+        group.rank,
+        group.world,
+        progress.epoch,
+        progress.step_in_epoch,
+    )
     batches = make_batches(source, recipe, sampler, group.device)
     bad_steps = 0
 
@@ -259,7 +294,9 @@ def _loop(
                     folder.note_failed(batch.failed)
                     progress.failed_records += len(batch.failed)
                     micro = progress.step_in_epoch * accumulation + index
-                    losses.append(trainer.micro_step(batch, epoch=progress.epoch, micro=micro, last=index == accumulation - 1))
+                    losses.append(
+                        trainer.micro_step(batch, epoch=progress.epoch, micro=micro, last=index == accumulation - 1)
+                    )
                 terms = {name: sum(loss[name] for loss in losses) / accumulation for name in losses[0]}
                 bad = not trainer.update(good=not group.any(not math.isfinite(terms["total"])))
                 progress.step_in_epoch += 1
@@ -285,8 +322,14 @@ def _loop(
 def _diverged(folder: RunFolder, progress: Progress, what: str) -> TrainingDiverged:
     """The error with what to do next: `best` is named only where there is one."""
     best = folder.path / "best"
-    hint = f"; --set training.start_from={best} starts from the last encoder that was probed" if (best / ENCODER_FILE).exists() else ""
-    return TrainingDiverged(f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}")
+    hint = (
+        f"; --set training.start_from={best} starts from the last encoder that was probed"
+        if (best / ENCODER_FILE).exists()
+        else ""
+    )
+    return TrainingDiverged(
+        f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}"
+    )
 
 
 def _keep_best(trainer: Trainer, folder: RunFolder) -> None:
@@ -299,7 +342,9 @@ def _keep_best(trainer: Trainer, folder: RunFolder) -> None:
             unfinished.rmdir()
 
 
-def _validate(trainer: Trainer, folder: RunFolder, images: list[Labelled], progress: Progress, bar: StepProgress) -> None:
+def _validate(
+    trainer: Trainer, folder: RunFolder, images: list[Labelled], progress: Progress, bar: StepProgress
+) -> None:
     """Probe at the end of an epoch where the recipe says so; keep the best encoder. Raises TrainingDiverged."""
     recipe, group = trainer.recipe.validation, trainer.group
     if progress.epoch % recipe.every_epochs and progress.epoch < trainer.recipe.optimisation.epochs:

@@ -1,9 +1,11 @@
-"""Evaluation as a paper would: the authors' protocol, metrics per generator with confidence intervals, robustness sweeps.
+"""Evaluation as a paper would: the authors' protocol, metrics per generator with confidence intervals, robustness
+sweeps.
 
     python -m train.main evaluate --weights DIR --data D3_TEST --out results/code
     python -m train.main evaluate --backbone timm:resnet50 --fit-on TRAIN --data D3_TEST --out results/resnet50
 
-Writes `results.json`, `scores.csv` (one row an image) and `embeddings.npz` (for the report). Every image format is read;
+Writes `results.json`, `scores.csv` (one row an image) and `embeddings.npz` (for the report). Every image format is
+read;
 what cannot be read is named in the results, never dropped in silence. A stopped evaluation goes on where it was.
 """
 
@@ -69,8 +71,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `heads` on embeddings of `images` and write the results below `out`; returns what results.json holds.
 
-    `left_out` is what the look at the data left out (`Source.left_out`): named and counted with what cannot be read now.
-    `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads do not have.
+    `left_out` is what the look at the data left out (`Source.left_out`): named and counted with what cannot be read
+    now.
+    `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads do not
+    have.
     """
     options = options or Options()
     passes = Passes(backbone, images, out)
@@ -79,7 +83,9 @@ def evaluate(
     for line in embedded.failed:
         _say(console, f"cannot be read: {line}")
     scores = heads.scores(embedded.embeddings, options.calibration)
-    unreadable = [f"{problem.path}: {problem.detail}" for problem in left_out if problem.kind == "corrupt"] + embedded.failed
+    unreadable = [
+        f"{problem.path}: {problem.detail}" for problem in left_out if problem.kind == "corrupt"
+    ] + embedded.failed
     others = [str(problem) for problem in left_out if problem.kind != "corrupt"]
     results: dict[str, Any] = {
         "backbone": backbone.name,
@@ -103,7 +109,9 @@ def evaluate(
     (out / RESULTS).write_text(json.dumps(_finite(results), indent=2) + "\n")
     _write_scores(out / SCORES_FILE, embedded.images, scores)
     generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
-    np.savez_compressed(out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores)
+    np.savez_compressed(
+        out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores
+    )
     passes.finish()
     return results
 
@@ -133,14 +141,22 @@ def rows(embedded: Embedded, scores: np.ndarray, resamples: int) -> list[dict[st
     for group in groups:
         inside = in_group == group
         selections = [("all", "all", inside)]
-        selections += [(name, "family", inside & ((labels == REAL) | (families == name))) for name in ("trained on", "unseen", "GAN")]
-        names = sorted({name for name, label, here in zip(generators, labels, inside, strict=True) if here and label == FAKE})
+        selections += [
+            (name, "family", inside & ((labels == REAL) | (families == name)))
+            for name in ("trained on", "unseen", "GAN")
+        ]
+        names = sorted(
+            {name for name, label, here in zip(generators, labels, inside, strict=True) if here and label == FAKE}
+        )
         selections += [(name, "generator", inside & ((labels == REAL) | (generators == name))) for name in names]
         for name, kind, chosen in selections:
             fakes = int((labels[chosen] == FAKE).sum())
             if not fakes:
                 continue
-            metrics = {head: with_intervals(labels[chosen], scores[chosen, index], resamples=resamples) for index, head in enumerate(SCORES)}
+            metrics = {
+                head: with_intervals(labels[chosen], scores[chosen, index], resamples=resamples)
+                for index, head in enumerate(SCORES)
+            }
             of = {"all": None, "family": name, "generator": family(name)}[kind]
             made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
     return made
@@ -158,7 +174,9 @@ def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
     return found
 
 
-def sweep(passes: Passes, heads: Heads, images: list[Labelled], options: Options, *, console: Console | None = None) -> dict[str, Any]:
+def sweep(
+    passes: Passes, heads: Heads, images: list[Labelled], options: Options, *, console: Console | None = None
+) -> dict[str, Any]:
     """Per kind and strength of degradation the metrics of each head, on the same images every time."""
     chosen = limit_per_class(images, options.sweep_images)
     result: dict[str, Any] = {}
@@ -169,7 +187,9 @@ def sweep(passes: Passes, heads: Heads, images: list[Labelled], options: Options
             for line in embedded.failed:
                 _say(console, f"{kind} {strength}: left out: {line}")
             scores = heads.scores(embedded.embeddings, options.calibration)
-            by_head = {head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(SCORES)}
+            by_head = {
+                head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(SCORES)
+            }
             result.setdefault(kind, {})[strength] = by_head
             _say(console, f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']:.3f}")
     return result
@@ -208,5 +228,11 @@ def _write_scores(path: Path, images: list[Labelled], scores: np.ndarray) -> Non
         writer.writerow(["id", "group", "label", "generator", *SCORES])
         for image, row in zip(images, scores, strict=True):
             writer.writerow(
-                [image.id, image.group, "fake" if image.label == FAKE else "real", image.generator, *(repr(float(score)) for score in row)]
+                [
+                    image.id,
+                    image.group,
+                    "fake" if image.label == FAKE else "real",
+                    image.generator,
+                    *(repr(float(score)) for score in row),
+                ]
             )

@@ -1,8 +1,10 @@
-"""Puts encoder and heads together into what is served: a weights folder, its card, and the ONNX graphs with their version.
+"""Puts encoder and heads together into what is served: a weights folder, its card, and the ONNX graphs with their
+version.
 
     python -m train.main export --weights runs/first/weights --out triton_models/weights/mine --half
 
-The graphs are those that `triton_models.build` makes of the folder; here they are compared with PyTorch and NumPy before
+The graphs are those that `triton_models.build` makes of the folder; here they are compared with PyTorch and NumPy
+before
 anything is kept.
 """
 
@@ -30,9 +32,11 @@ CARD = "card.json"
 
 
 def export(source: Path, out: Path, *, half: bool = False, card: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Weights folder `source` -> `out` (encoder.safetensors, heads.safetensors, card.json, onnx/*.onnx); returns the card.
+    """Weights folder `source` -> `out` (encoder.safetensors, heads.safetensors, card.json, onnx/*.onnx); returns the
+    card.
 
-    `half` stores the encoder as float16: half the size, another version. Raises WeightsError if the source is not whole, the
+    `half` stores the encoder as float16: half the size, another version. Raises WeightsError if the source is not
+    whole, the
     graphs compute something else, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
@@ -45,7 +49,11 @@ def export(source: Path, out: Path, *, half: bool = False, card: dict[str, Any] 
         made = Path(scratch) / "weights"
         kept = weights.save(made, encoder, heads)
         (made / "onnx").mkdir()
-        for name, model in (("code_encoder", graph.encoder(kept)), ("code_heads", graph.heads(kept)), ("code", graph.fused(kept))):
+        for name, model in (
+            ("code_encoder", graph.encoder(kept)),
+            ("code_heads", graph.heads(kept)),
+            ("code", graph.fused(kept)),
+        ):
             graph.write(model, made / "onnx" / f"{name}.onnx")
         differences = compare(made)
         previous = json.loads((source / CARD).read_text()) if (source / CARD).exists() else {}
@@ -64,7 +72,9 @@ def export(source: Path, out: Path, *, half: bool = False, card: dict[str, Any] 
 
 
 def compare(folder: Path) -> dict[str, float]:
-    """Largest differences of the graphs in `folder`/onnx from PyTorch (embedding) and NumPy (scores). Raises WeightsError above the tolerance."""
+    """Largest differences of the graphs in `folder`/onnx from PyTorch (embedding) and NumPy (scores). Raises
+    WeightsError above the tolerance.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
     expected = code_backbone(folder).embed(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
     session = onnxruntime.InferenceSession(str(folder / "onnx" / "code.onnx"), providers=["CPUExecutionProvider"])
@@ -74,6 +84,9 @@ def compare(folder: Path) -> dict[str, float]:
         "scores": float(np.abs(scores - Heads.load(folder).scores(expected)).max()),
     }
     # Both ways round in float32: what counts is the size of the features.
-    if differences["embedding"] > EMBEDDING_TOLERANCE * max(1.0, float(expected.std())) or differences["scores"] > SCORE_TOLERANCE:
+    if (
+        differences["embedding"] > EMBEDDING_TOLERANCE * max(1.0, float(expected.std()))
+        or differences["scores"] > SCORE_TOLERANCE
+    ):
         raise WeightsError(f"the ONNX graphs differ from PyTorch by {differences}: do not serve them")
     return differences

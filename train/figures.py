@@ -1,4 +1,6 @@
-"""The report's figures, each a function from results to a matplotlib figure. Colours are told apart without hue (Okabe-Ito)."""
+"""The report's figures, each a function from results to a matplotlib figure. Colours are told apart without hue
+(Okabe-Ito).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def tsne(embeddings: np.ndarray, labels: np.ndarray, generators: np.ndarray) -> 
         return {}
     chosen = np.random.default_rng(0).permutation(len(embeddings))[:TSNE_POINTS]
     perplexity = min(30.0, (len(chosen) - 1) / 3)
-    points = TSNE(n_components=2, init="random", random_state=0, perplexity=perplexity).fit_transform(embeddings[chosen])
+    points = TSNE(n_components=2, init="random", random_state=0, perplexity=perplexity).fit_transform(
+        embeddings[chosen]
+    )
     labels, generators = labels[chosen], generators[chosen]
     by_label, axes = _axes("Embeddings by label (t-SNE)", "", "")
     for value, name in ((0, "real"), (1, "generated")):
@@ -52,14 +56,23 @@ def tsne(embeddings: np.ndarray, labels: np.ndarray, generators: np.ndarray) -> 
         last = index >= SHOWN_GENERATORS
         color = PALETTE[-1] if last else PALETTE[index]
         label = "_" if index > SHOWN_GENERATORS else ("others" if last else name)
-        axes.scatter(*points[here].T, s=9, color=color, marker="x" if last else MARKERS[index % len(MARKERS)], label=label)
+        axes.scatter(
+            *points[here].T, s=9, color=color, marker="x" if last else MARKERS[index % len(MARKERS)], label=label
+        )
     _map_legend(by_generator, axes)
     return {"tsne_label": by_label, "tsne_generator": by_generator}
 
 
 def _map_legend(figure: Figure, axes: Any) -> None:
     axes.set(xticks=[], yticks=[])  # only nearness means something in a t-SNE
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8, markerscale=1.6)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=8,
+        markerscale=1.6,
+    )
 
 
 def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -67,20 +80,28 @@ def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
     groups = sorted({row["group"] for row in rows})
     chosen = {group: [row for row in rows if row["group"] == group and row["kind"] == "generator"] for group in groups}
     tallest = max(len(entries) for entries in chosen.values())
-    figure, panels = plt.subplots(1, len(groups), figsize=(10, 1.3 + 0.34 * tallest), layout="constrained", sharex=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(groups), figsize=(10, 1.3 + 0.34 * tallest), layout="constrained", sharex=True, squeeze=False
+    )
     for group, axes in zip(groups, panels.flat, strict=True):
         entries = sorted(chosen[group], key=lambda row: row["metrics"]["linear"]["auc"]["value"] or 0)
         for index, head in enumerate(SCORES):
             found = [entry["metrics"][head]["auc"] for entry in entries]
-            value, low, high = (np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high"))
+            value, low, high = (
+                np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high")
+            )
             heights = np.arange(len(entries)) + 0.22 * (1 - index)
             axes.hlines(heights, low, high, color=PALETTE[index], linewidth=2, alpha=0.45)
             axes.plot(value, heights, MARKERS[index], color=PALETTE[index], label=head, markersize=5)
-        axes.set_yticks(np.arange(len(entries)), [f"{entry['name']} ({entry['family']})" for entry in entries], fontsize=9)
+        axes.set_yticks(
+            np.arange(len(entries)), [f"{entry['name']} ({entry['family']})" for entry in entries], fontsize=9
+        )
         axes.axvline(0.5, color="k", linestyle=":", linewidth=0.8)
         axes.set(title=group, xlabel="AUC", xlim=(min(0.4, *axes.get_xlim()), 1.01))
         axes.grid(alpha=0.25, axis="x")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False
+    )
     return figure
 
 
@@ -99,7 +120,9 @@ def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
     for index, head in enumerate(SCORES):
         false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
         inside = (false_positive > 0) & (false_positive < 1) & (true_positive > 0) & (true_positive < 1)
-        axes.plot(norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), color=PALETTE[index], label=head)
+        axes.plot(
+            norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), color=PALETTE[index], label=head
+        )
     ticks = np.array([0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95])
     names = [f"{tick:.1%}".replace(".0%", "%") for tick in ticks]
     axes.set_xticks(norm.ppf(ticks), names)
@@ -114,7 +137,15 @@ def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
         for value, name in ((0, "real"), (1, "generated")):
             chosen = scores[labels == value, index]
             if len(chosen):
-                axes.hist(chosen, bins=40, range=(0, 1), weights=np.full(len(chosen), 1 / len(chosen)), alpha=0.6, color=PALETTE[value], label=name)
+                axes.hist(
+                    chosen,
+                    bins=40,
+                    range=(0, 1),
+                    weights=np.full(len(chosen), 1 / len(chosen)),
+                    alpha=0.6,
+                    color=PALETTE[value],
+                    label=name,
+                )
         axes.set(title=head, xlabel="score = P(fake)")
     panels[0].set_ylabel("share of images")
     panels[0].legend()
@@ -133,19 +164,28 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 def robustness(sweeps: Mapping[str, Any]) -> Figure:
     kinds = [kind for kind in sweeps if kind != "none"]
-    figure, panels = plt.subplots(2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True, squeeze=False
+    )
     for kind, axes in zip(kinds, panels.flat, strict=False):
         for index, head in enumerate(SCORES):
             plain = sweeps["none"][""][head]["auc"]
             axes.plot(
-                list(sweeps[kind]), [entry[head]["auc"] for entry in sweeps[kind].values()], "o-", color=PALETTE[index], label=head, markersize=4
+                list(sweeps[kind]),
+                [entry[head]["auc"] for entry in sweeps[kind].values()],
+                "o-",
+                color=PALETTE[index],
+                label=head,
+                markersize=4,
             )
             if plain is not None:
                 axes.axhline(plain, color=PALETTE[index], linestyle=":", linewidth=0.8)
         axes.set(title=kind, ylim=(0, 1.02))
         axes.grid(alpha=0.25)
     figure.supylabel("AUC (dotted: as received)", fontsize=10)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False
+    )
     return figure
 
 
@@ -154,15 +194,25 @@ def training(metrics: list[dict[str, Any]]) -> Figure:
     steps = [line for line in metrics if line["kind"] == "step"]
     width = max(1, len(steps) // 50)
     at = [line["step"] for line in steps]
-    for index, name in enumerate(name for name in steps[0] if name.startswith(("global_", "multiscale_")) or name == "total"):
+    for index, name in enumerate(
+        name for name in steps[0] if name.startswith(("global_", "multiscale_")) or name == "total"
+    ):
         values = np.array([line[name] for line in steps], dtype=float)
         axes.plot(at, values, color=PALETTE[index], linewidth=0.8, alpha=0.25)
-        axes.plot(at[width - 1 :], np.convolve(values, np.full(width, 1 / width), "valid"), color=PALETTE[index], label=name, linewidth=1.6)
+        axes.plot(
+            at[width - 1 :],
+            np.convolve(values, np.full(width, 1 / width), "valid"),
+            color=PALETTE[index],
+            label=name,
+            linewidth=1.6,
+        )
     probes = [line for line in metrics if line["kind"] == "probe"]
     handles, names = axes.get_legend_handles_labels()
     if probes:
         right = axes.twinx()
-        handles += right.plot([line["step"] for line in probes], [line["auc"] for line in probes], "k^--", label="probe AUC", markersize=4)
+        handles += right.plot(
+            [line["step"] for line in probes], [line["auc"] for line in probes], "k^--", label="probe AUC", markersize=4
+        )
         names.append("probe AUC")
         right.set(ylabel="AUC of the linear probe", ylim=(0, 1.02))
     figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)

@@ -1,4 +1,5 @@
-"""From a trained encoder and labelled images to a weights folder: embed, fit the three heads, calibrate on held-out images, save.
+"""From a trained encoder and labelled images to a weights folder: embed, fit the three heads, calibrate on held-out
+images, save.
 
 python -m train.main heads --encoder runs/first/best --data TRAIN --out runs/first/weights
 """
@@ -36,18 +37,28 @@ def transformed(image: Image.Image) -> Image.Image:
 
 
 def fit_heads(
-    passes: Passes, images: list[Labelled], recipe: HeadFit, *, say: Callable[[str], object] = str, console: Console | None = None
+    passes: Passes,
+    images: list[Labelled],
+    recipe: HeadFit,
+    *,
+    say: Callable[[str], object] = str,
+    console: Console | None = None,
 ) -> tuple[Heads, dict[str, Any]]:
-    """Heads with both calibrations, and a card with counts, the AUC of each head on the held-out images, and why a head is not calibrated.
+    """Heads with both calibrations, and a card with counts, the AUC of each head on the held-out images, and why a head
+    is not calibrated.
 
-    `passes` embeds, keeps what it has, and is finished by the caller. Raises DataError if a class is missing among the images that can be read.
+    `passes` embeds, keeps what it has, and is finished by the caller. Raises DataError if a class is missing among the
+    images that can be read.
     """
     name, degrade = ("heads under T", transformed) if recipe.transformed else ("heads", None)
     with counting(console, "images for the heads", len(images)) as advance:
         embedded = passes.embed(name, images, degrade, advance=advance)
     for line in embedded.failed:
         say(f"left out: {line}")
-    apart = np.array([held_out(f"calibration {photograph(image)}", recipe.calibration_fraction) for image in embedded.images], dtype=bool)
+    apart = np.array(
+        [held_out(f"calibration {photograph(image)}", recipe.calibration_fraction) for image in embedded.images],
+        dtype=bool,
+    )
     fitted, held = _part(embedded, ~apart), _part(embedded, apart)
     try:
         heads = Heads.fit(fitted.embeddings, fitted.labels, recipe)
@@ -60,7 +71,9 @@ def fit_heads(
     told: list[str] = []
     if len(set(held.labels.tolist())) == 2:
         scores = heads.scores(held.embeddings)
-        card["calibration_auc"] = {head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(SCORES)}
+        card["calibration_auc"] = {
+            head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(SCORES)
+        }
         heads = heads.calibrate(held.embeddings, held.labels, say=told.append)
     else:
         told.append("no calibration: the held-out images lack a class (heads.calibration_fraction)")
@@ -70,11 +83,18 @@ def fit_heads(
 
 
 def make_weights(
-    encoder: Path, images: list[Labelled], recipe: HeadFit, out: Path, *, say: Callable[[str], object] = str, console: Console | None = None
+    encoder: Path,
+    images: list[Labelled],
+    recipe: HeadFit,
+    out: Path,
+    *,
+    say: Callable[[str], object] = str,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Fit heads on the encoder in the folder `encoder` and write a whole weights folder `out`; returns its card.
 
-    Where it was stopped it goes on. Raises WeightsError for the encoder, DataError for the images or an `out` that is in use.
+    Where it was stopped it goes on. Raises WeightsError for the encoder, DataError for the images or an `out` that is
+    in use.
     """
     if out.exists() and any(not path.name.startswith(UNFINISHED) for path in out.iterdir()):
         raise DataError(f"{out} is not empty: name a new folder")

@@ -1,8 +1,11 @@
-"""The three heads on frozen embeddings: logistic regression, 1-NN (cosine) and a one-class SVM on reals, kept as arrays.
+"""The three heads on frozen embeddings: logistic regression, 1-NN (cosine) and a one-class SVM on reals, kept as
+arrays.
 
-Fitted with scikit-learn and the released hyper-parameters, saved as `heads.safetensors` (no pickle). Scores are P(fake) as
+Fitted with scikit-learn and the released hyper-parameters, saved as `heads.safetensors` (no pickle). Scores are P(fake)
+as
 in the contract and come from `triton_models.weights.reference_scores`, the same function that checks the served graphs.
-A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same file; a head that
+A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same file; a
+head that
 the held-out images do not support a calibration of has none, and its calibrated scores are its plain ones.
 """
 
@@ -32,14 +35,18 @@ REAL, FAKE = 0, 1
 SEED = 42  # random_state of the release
 CHUNK_ROWS = 512  # a chunk against a bank of 48,000 is 200 MB
 _EDGE = 1e-6  # of a score, before taking its logit
-# Above 0, so that a calibration never turns the ranking round. A logit is 14 at most (_EDGE): divided by more than 100 it is lost in the
-# bias, and one of 0.1, multiplied by more than 100, is certain. A fit that wants to leave these bounds found no temperature.
+# Above 0, so that a calibration never turns the ranking round. A logit is 14 at most (_EDGE): divided by more than 100
+# it is lost in the
+# bias, and one of 0.1, multiplied by more than 100, is certain. A fit that wants to leave these bounds found no
+# temperature.
 TEMPERATURES = (0.01, 100.0)
 CALIBRATION = frozenset({"temperature", "bias", "isotonic_x", "isotonic_y"})  # of one head
 
 
 def lossless(array: npt.ArrayLike) -> np.ndarray:
-    """float32 where every value is one exactly (banks, support vectors), else float64: files stay small and scores do not move."""
+    """float32 where every value is one exactly (banks, support vectors), else float64: files stay small and scores do
+    not move.
+    """
     wide = np.atleast_1d(np.asarray(array, dtype=np.float64))
     narrow = wide.astype(np.float32)
     return narrow if np.array_equal(narrow.astype(np.float64), wide) else wide
@@ -47,19 +54,25 @@ def lossless(array: npt.ArrayLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Heads:
-    """`arrays` under the names of `triton_models.weights.HEAD_SHAPES`; `calibration` under `calibration.<head>.<parameter>`."""
+    """`arrays` under the names of `triton_models.weights.HEAD_SHAPES`; `calibration` under
+    `calibration.<head>.<parameter>`.
+    """
 
     arrays: dict[str, np.ndarray]
     calibration: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, embeddings: np.ndarray, labels: np.ndarray, recipe: HeadFit | None = None) -> Heads:
-        """Fit on embeddings [N, D] (not normalised) and labels [N] (1 = fake). Raises ValueError unless both classes are there."""
+        """Fit on embeddings [N, D] (not normalised) and labels [N] (1 = fake). Raises ValueError unless both classes
+        are there.
+        """
         recipe = recipe or HeadFit()
         x, y = np.asarray(embeddings, dtype=np.float32), np.asarray(labels, dtype=np.int64)
         if set(np.unique(y).tolist()) != {REAL, FAKE}:
             raise ValueError("the heads need real (0) and fake (1) embeddings; one of the two is missing")
-        linear = LogisticRegression(C=recipe.linear_c, max_iter=recipe.linear_max_iter, class_weight="balanced", random_state=SEED).fit(x, y)
+        linear = LogisticRegression(
+            C=recipe.linear_c, max_iter=recipe.linear_max_iter, class_weight="balanced", random_state=SEED
+        ).fit(x, y)
         svm = OneClassSVM(nu=recipe.svm_nu, kernel="poly", degree=recipe.svm_degree, gamma="auto").fit(x[y == REAL])
         kept = np.arange(len(x))
         if len(kept) > recipe.bank_limit:
@@ -81,14 +94,20 @@ class Heads:
     @classmethod
     def from_parameters(cls, **parameters: npt.ArrayLike) -> Heads:
         """From arrays named `<head>_<name>`, as `linear_coef`."""
-        arrays = {name.replace("_", ".", 1): lossless(value) for name, value in parameters.items() if name != "knn_labels"}
+        arrays = {
+            name.replace("_", ".", 1): lossless(value) for name, value in parameters.items() if name != "knn_labels"
+        }
         return cls({**arrays, "knn.labels": np.asarray(parameters["knn_labels"], dtype=np.int64)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Heads:
         """The heads of a weights folder, checked. Raises triton_models.weights.WeightsError naming the file."""
         checked = weights.load(Path(folder)).heads
-        calibration = {name: array for name, array in load_file(Path(folder) / HEADS_FILE).items() if name.startswith(OPTIONAL_PREFIX)}
+        calibration = {
+            name: array
+            for name, array in load_file(Path(folder) / HEADS_FILE).items()
+            if name.startswith(OPTIONAL_PREFIX)
+        }
         _check_calibration(calibration, Path(folder) / HEADS_FILE)
         return cls(checked, calibration)
 
@@ -96,12 +115,20 @@ class Heads:
         """Write `heads.safetensors` into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(array) for name, array in {**self.arrays, **self.calibration}.items()}, folder / HEADS_FILE)
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in {**self.arrays, **self.calibration}.items()},
+            folder / HEADS_FILE,
+        )
 
     def scores(self, embeddings: np.ndarray, calibration: Calibration | None = None) -> np.ndarray:
-        """float64 [N, 3] (linear, knn, svm): P(fake) of embeddings [N, D]. Raises ValueError for a calibration that was not fitted."""
+        """float64 [N, 3] (linear, knn, svm): P(fake) of embeddings [N, D]. Raises ValueError for a calibration that was
+        not fitted.
+        """
         whole = weights.Weights({}, self.arrays)
-        chunks = [weights.reference_scores(whole, embeddings[start : start + CHUNK_ROWS]) for start in range(0, len(embeddings), CHUNK_ROWS)]
+        chunks = [
+            weights.reference_scores(whole, embeddings[start : start + CHUNK_ROWS])
+            for start in range(0, len(embeddings), CHUNK_ROWS)
+        ]
         plain = np.concatenate(chunks) if chunks else np.zeros((0, len(SCORES)))
         return plain if calibration is None else self._calibrated(plain, calibration)
 
@@ -112,7 +139,8 @@ class Heads:
     def calibrate(self, embeddings: np.ndarray, labels: np.ndarray, *, say: Callable[[str], object] = str) -> Heads:
         """The same heads with both calibrations fitted on held-out embeddings [N, D] and labels [N] of both classes.
 
-        A head that these do not support a calibration of (an AUC at or below chance, or no temperature within TEMPERATURES) stays
+        A head that these do not support a calibration of (an AUC at or below chance, or no temperature within
+        TEMPERATURES) stays
         without one: `say` gets one line that names it.
         """
         scores, y = self.scores(embeddings), np.asarray(labels)
@@ -122,11 +150,17 @@ class Heads:
             auc = float(roc_auc_score(y, column))
             found = fit_temperature(column, y) if auc > 0.5 else None
             if found is None:
-                why = "no better than chance" if auc <= 0.5 else "and no temperature from {:g} to {:g} is the likeliest".format(*TEMPERATURES)
+                why = (
+                    "no better than chance"
+                    if auc <= 0.5
+                    else "and no temperature from {:g} to {:g} is the likeliest".format(*TEMPERATURES)
+                )
                 say(f"{head} is not calibrated: its AUC on the {len(y)} held-out images is {auc:.3f}, {why}")
                 continue
             isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(column, y)
-            fitted[f"calibration.{head}.temperature"], fitted[f"calibration.{head}.bias"] = (np.array([number]) for number in found)
+            fitted[f"calibration.{head}.temperature"], fitted[f"calibration.{head}.bias"] = (
+                np.array([number]) for number in found
+            )
             fitted[f"calibration.{head}.isotonic_x"] = isotonic.X_thresholds_
             fitted[f"calibration.{head}.isotonic_y"] = isotonic.y_thresholds_
         return Heads(self.arrays, fitted)
@@ -155,9 +189,11 @@ class Heads:
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
-    """(temperature, bias) of the highest likelihood of labels [N] (both classes) under sigmoid(logit(score) / temperature + bias).
+    """(temperature, bias) of the highest likelihood of labels [N] (both classes) under sigmoid(logit(score) /
+    temperature + bias).
 
-    None where a bound of TEMPERATURES does as well as all between: constant or reversed scores, and classes fully apart.
+    None where a bound of TEMPERATURES does as well as all between: constant or reversed scores, and classes fully
+    apart.
     """
     logits = _logit(scores)
 
@@ -189,10 +225,14 @@ def _check_calibration(calibration: Mapping[str, np.ndarray], file: Path) -> Non
         if not array.size or not np.isfinite(array).all():
             raise WeightsError(f"{file}: {name} is empty or holds values that are no finite numbers; {advice}")
         if name.endswith(".temperature") and array.min() <= 0:
-            raise WeightsError(f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is expected; {advice}")
+            raise WeightsError(
+                f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is expected; {advice}"
+            )
     for head in SCORES:
         if (names := _of_head(calibration, head).keys()) and names != CALIBRATION:
-            raise WeightsError(f"{file}: the calibration of {head} has {sorted(names)}, expected {sorted(CALIBRATION)}; {advice}")
+            raise WeightsError(
+                f"{file}: the calibration of {head} has {sorted(names)}, expected {sorted(CALIBRATION)}; {advice}"
+            )
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The hub's clients, brought to one line: they log each of ten tries and every parser's trouble, and their errors run over several lines."""
+"""The hub's clients, brought to one line: they log each of ten tries and every parser's trouble, and their errors run
+over several lines.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""CoDE's contrastive loss (paper section 3, released `losses/function_loss.py` and `engine.py`), as pure functions of embeddings.
+"""CoDE's contrastive loss (paper section 3, released `losses/function_loss.py` and `engine.py`), as pure functions of
+embeddings.
 
 Negatives are explicit and only of the other class: samples of the own class never enter the denominator. No weights, no
-projection head, no queue, no gather over GPUs. `variant="released"` keeps a defect of the released engine (line 174 sums
+projection head, no queue, no gather over GPUs. `variant="released"` keeps a defect of the released engine (line 174
+sums
 real + real, so fake anchors get no gradient), so that both can be measured.
 """
 
@@ -44,8 +46,10 @@ def code_loss(
 ) -> dict[str, Tensor]:
     """The terms of one step and their total, each a 0-d tensor.
 
-    views: [N, D] under the names in VIEWS, in sample order; the permutations ([N] int64) pair an anchor with the transformed
-    view of ANOTHER sample of its class. The multi-scale terms have the LOCAL crop as query and the GLOBAL crop of the same
+    views: [N, D] under the names in VIEWS, in sample order; the permutations ([N] int64) pair an anchor with the
+    transformed
+    view of ANOTHER sample of its class. The multi-scale terms have the LOCAL crop as query and the GLOBAL crop of the
+    same
     image as positive, unpermuted. `terms` leaves one kind out (ablations); its views may then be absent.
     Raises ValueError for an unknown variant or terms.
     """
@@ -59,9 +63,16 @@ def code_loss(
         losses["global_real"] = info_nce(views["real"], real_T, fake_T, temperature)
         losses["global_fake"] = info_nce(views["fake"], fake_T, real_T, temperature)
     if terms != "global_only":
-        losses["multiscale_real"] = info_nce(views["real_local"], views["real_global"], views["fake_global"], temperature)
-        losses["multiscale_fake"] = info_nce(views["fake_local"], views["fake_global"], views["real_global"], temperature)
-    real, fake = (torch.stack([loss for name, loss in losses.items() if name.endswith(label)]).mean() for label in ("real", "fake"))
+        losses["multiscale_real"] = info_nce(
+            views["real_local"], views["real_global"], views["fake_global"], temperature
+        )
+        losses["multiscale_fake"] = info_nce(
+            views["fake_local"], views["fake_global"], views["real_global"], temperature
+        )
+    real, fake = (
+        torch.stack([loss for name, loss in losses.items() if name.endswith(label)]).mean()
+        for label in ("real", "fake")
+    )
     return {**losses, "total": real + real if variant == "released" else real + fake}
 
 

@@ -1,6 +1,7 @@
 """The command line of training: `python -m train.main`. Each command is a few lines that call a module beside this one.
 
-Without arguments it prints an overview with the next command to type. Exit codes: 0 done (also when stopped and saved), 1
+Without arguments it prints an overview with the next command to type. Exit codes: 0 done (also when stopped and saved),
+1
 unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
 """
 # ruff: noqa: PLC0415 - torch takes seconds to import, and `--help` and wrong usage should not
@@ -20,7 +21,9 @@ from rich.table import Table
 from train.data.commands import data_app
 from train.terminal import GOES_ON, clear_errors, console, out_console, require_new, say
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 app.add_typer(data_app, name="data")
 
 OVERVIEW = """\
@@ -39,7 +42,10 @@ Next: {next}
 Every command has --help with an example; docs/training.md goes from nothing to a served model.
 """
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the recipe; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the recipe; may be repeated."),
+]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A TOML file, or the name of one in train/recipes.")]
 
 
@@ -54,7 +60,13 @@ class CalibrationKind(StrEnum):
 def overview(context: typer.Context) -> None:
     """Reproduces CoDE from D3 and measures it."""
     if context.invoked_subcommand is None:
-        recipes = ", ".join(sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.toml") if not path.stem.startswith("ablation")))
+        recipes = ", ".join(
+            sorted(
+                path.stem
+                for path in (Path(__file__).parent / "recipes").glob("*.toml")
+                if not path.stem.startswith("ablation")
+            )
+        )
         runs = sorted(Path("runs").glob("*/best/encoder.safetensors"))
         step = (
             "python -m train.main data inspect DIR"
@@ -70,9 +82,12 @@ def fit(
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --run, with the recipe it was begun with.")] = False,
-    restartable: Annotated[bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")] = False,
+    restartable: Annotated[
+        bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")
+    ] = False,
 ) -> None:
-    """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run runs/first`
+    """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run
+    runs/first`
 
     On several GPUs: `torchrun --nproc-per-node 4 -m -- train.main fit ...`
     """
@@ -87,7 +102,11 @@ def fit(
         chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
         if restartable and (run / CHECKPOINT).exists():
             if RunFolder(run).recipe() != chosen:
-                raise RecipeError([f"{run} holds a run with another recipe: name another folder with --run, or give the recipe it was begun with"])
+                raise RecipeError(
+                    [
+                        f"{run} holds a run with another recipe: name another folder with --run, or give the recipe it was begun with"
+                    ]
+                )
             resume = True
         try:
             result = train_encoder(chosen, run, resume=resume, console=console)
@@ -167,7 +186,10 @@ def evaluate(
         else:
             if fit_on is None or not str(backbone).startswith("timm:"):
                 raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
-            say(f"loading {backbone}" + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained"))
+            say(
+                f"loading {backbone}"
+                + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained")
+            )
             body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
             known = both_classes(open_source(fit_on, console=console), fit_on)
         source = open_source(data, console=console)
@@ -178,7 +200,9 @@ def evaluate(
         about["data"] = str(data)
         options = Options(calibration.value if calibration else None, resamples, robustness)
         try:
-            results = measure(body, fitted, images, out, options, left_out=source.left_out, about=about, console=console)
+            results = measure(
+                body, fitted, images, out, options, left_out=source.left_out, about=about, console=console
+            )
         except ValueError as error:
             raise DataError(str(error)) from error
     if as_json:
@@ -214,7 +238,9 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder, say triton_models/weights/mine.")],
     half: Annotated[bool, typer.Option(help="Store the encoder as float16.")] = False,
 ) -> None:
-    """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out triton_models/weights/mine`"""
+    """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out
+    triton_models/weights/mine`
+    """
     from train.export import export as export_weights
 
     with clear_errors():
@@ -244,13 +270,17 @@ def import_release(
 @app.command()
 def bench(
     data: Annotated[Path, typer.Option(help="Labelled images whose views are made.")],
-    augly_python: Annotated[Path | None, typer.Option(help="A Python that has augly 1.0.0; else it is looked for in this one.")] = None,
+    augly_python: Annotated[
+        Path | None, typer.Option(help="A Python that has augly 1.0.0; else it is looked for in this one.")
+    ] = None,
     processes: Annotated[int, typer.Option(help="0 = one per core.", min=0)] = 0,
     records: Annotated[int, typer.Option(help="Records whose eight views are made by each process.", min=1)] = 40,
     train_steps: Annotated[int, typer.Option(help="Training steps to time afterwards; 0 = none.", min=0)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Views per second against augly's, in one run. Example: `bench --data tests/data/images --augly-python .assay/augly/bin/python`"""
+    """Views per second against augly's, in one run. Example: `bench --data tests/data/images --augly-python
+    .assay/augly/bin/python`
+    """
     from train.bench import measure
 
     with clear_errors():

@@ -1,6 +1,7 @@
 """Detection metrics with bootstrap confidence intervals, as pure functions of labels and scores.
 
-All are functions of weighted counts over the sorted distinct scores, so that a bootstrap resample is a vector of weights and
+All are functions of weighted counts over the sorted distinct scores, so that a bootstrap resample is a vector of
+weights and
 a thousand of them take a second instead of a thousand sorts.
 """
 
@@ -51,7 +52,9 @@ def summarise(ranked: Ranked, weights: np.ndarray | None = None) -> dict[str, fl
     specificity = (w * (~flagged & (ranked.labels == 0))).sum() / reals
     return {
         "auc": float((real * (true_positive - fake / 2)).sum() / (fakes * reals)),
-        "average_precision": float((fake / fakes * true_positive / np.maximum(true_positive + false_positive, 1e-300)).sum()),
+        "average_precision": float(
+            (fake / fakes * true_positive / np.maximum(true_positive + false_positive, 1e-300)).sum()
+        ),
         "balanced_accuracy": float((sensitivity + specificity) / 2),
         "tpr_at_1pct_fpr": _recall_at(recall, fpr, 0.01),
         "tpr_at_0.1pct_fpr": _recall_at(recall, fpr, 0.001),
@@ -68,7 +71,9 @@ def calibration_bins(ranked: Ranked, weights: np.ndarray | None = None) -> tuple
     """(weight, mean score, share of fakes) of each of the 15 bins; NaN means where a bin is empty."""
     w = np.ones(len(ranked.labels)) if weights is None else weights
     bins = np.minimum((ranked.scores * ECE_BINS).astype(int), ECE_BINS - 1)
-    total, score, share = (np.bincount(bins, values, minlength=ECE_BINS) for values in (w, w * ranked.scores, w * ranked.labels))
+    total, score, share = (
+        np.bincount(bins, values, minlength=ECE_BINS) for values in (w, w * ranked.scores, w * ranked.labels)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         return total, score / total, share / total
 

@@ -1,6 +1,7 @@
 """The encoder: timm's ViT-Tiny/16 from scratch, the CLS token after the final norm, 192 numbers, 5,524,416 parameters.
 
-Weights travel as `encoder.safetensors` in timm's names (float16 or float32; computed in float32). Other timm backbones are
+Weights travel as `encoder.safetensors` in timm's names (float16 or float32; computed in float32). Other timm backbones
+are
 made here too, for the paper's baselines (`evaluate --backbone timm:<name>`).
 """
 
@@ -23,7 +24,9 @@ ENCODER_NAME = "vit_tiny_patch16_224"
 
 
 def create_encoder(*, any_size: bool = False) -> nn.Module:
-    """Float32 [N, 3, 224, 224], ImageNet-normalised -> [N, 192]. `any_size` admits 96-pixel crops by interpolating the position embeddings."""
+    """Float32 [N, 3, 224, 224], ImageNet-normalised -> [N, 192]. `any_size` admits 96-pixel crops by interpolating the
+    position embeddings.
+    """
     return timm.create_model(ENCODER_NAME, pretrained=False, num_classes=0, dynamic_img_size=any_size)
 
 
@@ -39,14 +42,19 @@ def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, 
 def save_encoder(encoder: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `encoder.safetensors` into `folder`, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in encoder.state_dict().items()}, folder / ENCODER_FILE)
+    save_file(
+        {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in encoder.state_dict().items()},
+        folder / ENCODER_FILE,
+    )
 
 
 def load_encoder(folder: str | Path) -> nn.Module:
     """The encoder of a weights folder, float32, in evaluation mode. Raises WeightsError naming what is wrong."""
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
-        raise WeightsError(f"{path} is not there: give a folder made by `train.main export`, `heads` or `import-release`")
+        raise WeightsError(
+            f"{path} is not there: give a folder made by `train.main export`, `heads` or `import-release`"
+        )
     encoder = create_encoder()
     try:
         state = {name: tensor.float() for name, tensor in load_file(path).items()}
@@ -83,15 +91,22 @@ def code_backbone(folder: str | Path) -> Backbone:
 
 
 def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
-    """Any timm model with its own size and normalisation. Raises WeightsError for an unknown name or when its weights cannot be had."""
+    """Any timm model with its own size and normalisation. Raises WeightsError for an unknown name or when its weights
+    cannot be had.
+    """
     if ":" not in name and not timm.is_model(name):  # hf-hub:OWNER/NAME is looked up by timm itself
         near = get_close_matches(name, timm.list_models(), n=3)
-        raise WeightsError(f"timm:{name}: timm has no such model" + (f"; near it: {', '.join(near)}" if near else "; timm.list_models() names all"))
+        raise WeightsError(
+            f"timm:{name}: timm has no such model"
+            + (f"; near it: {', '.join(near)}" if near else "; timm.list_models() names all")
+        )
     try:
         with quiet_hub():
             module = timm.create_model(name, pretrained=pretrained, num_classes=0).eval().to(best_device())
     except (RuntimeError, ValueError, OSError) as error:
         hint = "is the hub reachable? --no-pretrained measures it untrained" if pretrained else "choose another model"
-        raise WeightsError(f"timm:{name} cannot be made ({type(error).__name__}: {first_line(error)[:120]}); {hint}") from error
+        raise WeightsError(
+            f"timm:{name} cannot be made ({type(error).__name__}: {first_line(error)[:120]}); {hint}"
+        ) from error
     config = timm.data.resolve_data_config({}, model=module)
     return Backbone(f"timm:{name}", module, int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"]))

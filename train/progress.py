@@ -22,7 +22,12 @@ class StepProgress:
     """`step` after each training step, `note` for a line above the bar."""
 
     def __init__(self, console: Console, *, total: int, done: int, enabled: bool) -> None:
-        columns = [TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")]
+        columns = [
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+        ]
         columns += [TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn()]
         self._console, self._enabled = console, enabled
         self._next_line_s = 0.0  # the first step says that training has begun
@@ -33,7 +38,9 @@ class StepProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def step(self, epoch: int, losses: Mapping[str, float], speed: Mapping[str, float]) -> None:
@@ -53,8 +60,16 @@ class StepProgress:
 
 @contextmanager
 def counting(console: Console | None, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` of `what`; yields the function that moves it on. Lines printed on `console` meanwhile stand above it."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    """A bar for `total` of `what`; yields the function that moves it on. Lines printed on `console` meanwhile stand
+    above it.
+    """
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=console, disable=console is None or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

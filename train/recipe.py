@@ -2,7 +2,8 @@
 
     recipe = load_recipe("train/recipes/smoke.toml", ["optimisation.lr=1e-3", "views.local_size_px=96"])
 
-A TOML file names only what differs from the defaults; `section.field=value` overrides on top. pydantic's dataclasses check
+A TOML file names only what differs from the defaults; `section.field=value` overrides on top. pydantic's dataclasses
+check
 types and ranges, so that a wrong recipe is one clear line per problem (RecipeError) before anything is loaded.
 """
 
@@ -46,7 +47,9 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, config=_STRICT)
 class Data:
-    """What is trained on. `source` is a folder (`real/`, `fake/<generator>/`) or a folder of shards; `validation` likewise, or a part of it."""
+    """What is trained on. `source` is a folder (`real/`, `fake/<generator>/`) or a folder of shards; `validation`
+    likewise, or a part of it.
+    """
 
     source: str = ""
     validation: str = ""
@@ -58,16 +61,22 @@ class Data:
 
 @dataclass(frozen=True, config=_STRICT)
 class Views:
-    """The eight views of a record. `resize248`: shorter side to size / 0.9 (248), then the centre; `native_crop`: the centre as at inference."""
+    """The eight views of a record. `resize248`: shorter side to size / 0.9 (248), then the centre; `native_crop`: the
+    centre as at inference.
+    """
 
     max_ops: Annotated[int, Field(ge=0, le=19)] = 2
     global_scale: Scale = (0.4, 1.0)
     local_scale: Scale = (0.05, 0.4)
-    size_px: Literal[112, 224] = 224  # of all views but the local crops; 112 is for small machines: a quarter of the work
+    size_px: Literal[112, 224] = (
+        224  # of all views but the local crops; 112 is for small machines: a quarter of the work
+    )
     local_size_px: Literal[96, 224] = 224  # the paper says 96, the released code puts out 224
     tail: Literal["resize248", "native_crop"] = "resize248"
     fast: bool = True  # off = the PIL reference
-    made_on: Literal["auto", "workers", "device"] = "auto"  # data processes, or a batch at a time on the training device; auto = there if it is a GPU
+    made_on: Literal["auto", "workers", "device"] = (
+        "auto"  # data processes, or a batch at a time on the training device; auto = there if it is a GPU
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -120,7 +129,9 @@ class Validation:
 
 @dataclass(frozen=True, config=_STRICT)
 class HeadFit:
-    """The three heads as released: logistic regression, 1-NN (cosine) and a one-class SVM on reals (polynomial kernel, gamma `auto`)."""
+    """The three heads as released: logistic regression, 1-NN (cosine) and a one-class SVM on reals (polynomial kernel,
+    gamma `auto`).
+    """
 
     linear_c: Positive = 0.316
     linear_max_iter: Count = 1500
@@ -146,7 +157,8 @@ class Recipe:
 
 
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a TOML file (a path, or the name of one in train/recipes; None = defaults) with `section.field=value` overrides.
+    """The recipe of a TOML file (a path, or the name of one in train/recipes; None = defaults) with
+    `section.field=value` overrides.
 
     Raises RecipeError naming every unknown field and wrong value at once.
     """
@@ -208,4 +220,6 @@ def recipe_to_toml(recipe: Recipe) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(entry) for entry in value)}]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # surrogate pairs are no TOML, nor is a bare DEL
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # surrogate pairs are no TOML, nor is a bare DEL

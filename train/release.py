@@ -1,9 +1,11 @@
-"""Imports the published CoDE weights (huggingface.co/aimagelab/CoDE) into arrays, in one explicit step, running nothing of them.
+"""Imports the published CoDE weights (huggingface.co/aimagelab/CoDE) into arrays, in one explicit step, running nothing
+of them.
 
     python -m train.main import-release /downloads/CoDE weights/code
     python -m train.main import-release hf://aimagelab/CoDE weights/code
 
-The encoder comes as `model.safetensors` in transformers' names, the heads as scikit-learn pickles, which are read as data by
+The encoder comes as `model.safetensors` in transformers' names, the heads as scikit-learn pickles, which are read as
+data by
 `sklearn_pickle.py`. Out comes a weights folder that everything else uses.
 """
 
@@ -33,7 +35,14 @@ PUBLISHED = {
     "KNeighborsClassifier": "sklearn/knn_tot_classifier_epoch-32.sav",
     "OneClassSVM": "sklearn/ocsvm_kernel_poly_gamma_auto_nu_0_1_crop.joblib",
 }
-_CONFIG = {"hidden_size": 192, "num_hidden_layers": DEPTH, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224, "patch_size": 16}
+_CONFIG = {
+    "hidden_size": 192,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "image_size": 224,
+    "patch_size": 16,
+}
 _TOP = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -50,9 +59,11 @@ _BLOCK = {
 
 
 def import_release(source: str | Path, destination: str | Path) -> Path:
-    """The published files in `source` (a folder, or hf://owner/name) -> a weights folder at `destination`, which must not exist or be empty.
+    """The published files in `source` (a folder, or hf://owner/name) -> a weights folder at `destination`, which must
+    not exist or be empty.
 
-    Raises UnsafePickleError if a pickle holds anything but the estimator's data, WeightsError for everything else that is
+    Raises UnsafePickleError if a pickle holds anything but the estimator's data, WeightsError for everything else that
+    is
     wrong; then `destination` is not made.
     """
     destination = Path(destination)
@@ -61,7 +72,9 @@ def import_release(source: str | Path, destination: str | Path) -> Path:
     folder = _download(str(source)) if str(source).startswith(HUB_PREFIX) else Path(source)
     for name in ("model.safetensors", *PUBLISHED.values()):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name} is not there: give the folder with the published files (model.safetensors, config.json, sklearn/)")
+            raise WeightsError(
+                f"{folder / name} is not there: give the folder with the published files (model.safetensors, config.json, sklearn/)"
+            )
     _check_config(folder / "config.json")
     heads = _heads({kind: folder / name for kind, name in PUBLISHED.items()})
     try:
@@ -103,7 +116,9 @@ def timm_names(published: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             _, block, part = stem.split(".", 2)
             layer = f"encoder.layer.{block}."
             if part == "attn.qkv":
-                arrays[ours] = np.concatenate([take(f"{layer}attention.attention.{name}.{kind}") for name in ("query", "key", "value")])
+                arrays[ours] = np.concatenate(
+                    [take(f"{layer}attention.attention.{name}.{kind}") for name in ("query", "key", "value")]
+                )
             else:
                 arrays[ours] = take(f"{layer}{_BLOCK[part]}.{kind}")
     return arrays
@@ -157,7 +172,9 @@ def _download(source: str) -> Path:
     repository = source.removeprefix(HUB_PREFIX)
     try:
         with quiet_hub():
-            return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", *PUBLISHED.values()]))
+            return Path(
+                snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", *PUBLISHED.values()])
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise WeightsError(f"{source}: {first_line(error)}; is the hub reachable? A local folder works too") from error
 

@@ -1,4 +1,5 @@
-"""The report: one self-contained HTML page with figures (also written as PNG), from an evaluation and the run that it judges.
+"""The report: one self-contained HTML page with figures (also written as PNG), from an evaluation and the run that it
+judges.
 
     python -m train.main report --results results/code --run runs/first --out report
 
@@ -64,7 +65,12 @@ _METRIC_NAMES = {
 
 
 def write_report(
-    results_folder: Path, out: Path, *, run: Path | None = None, data: Sequence[Labelled] | None = None, console: Console | None = None
+    results_folder: Path,
+    out: Path,
+    *,
+    run: Path | None = None,
+    data: Sequence[Labelled] | None = None,
+    console: Console | None = None,
 ) -> Path:
     """Write `out`/report.html and its figures; `run` adds curves and recipe, `data` the check for shortcuts.
 
@@ -73,13 +79,19 @@ def write_report(
     if run is not None and not (run / RECIPE).exists():
         raise DataError(f"{run / RECIPE} is not there: --run names the folder that `train.main fit --run` was given")
     if not (results_folder / RESULTS).exists():
-        raise DataError(f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first")
+        raise DataError(
+            f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first"
+        )
     try:
         results = json.loads((results_folder / RESULTS).read_text())
     except ValueError as error:
-        raise DataError(f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again") from error
+        raise DataError(
+            f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again"
+        ) from error
     if not _is_evaluation(results):
-        raise DataError(f"{results_folder / RESULTS} is not what `train.main evaluate` writes: run it again, and name its --out")
+        raise DataError(
+            f"{results_folder / RESULTS} is not what `train.main evaluate` writes: run it again, and name its --out"
+        )
     with np.load(results_folder / EMBEDDINGS) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     facts = summary(gather(data, console)) if data else None
@@ -121,12 +133,19 @@ def _is_evaluation(results: Any) -> bool:
 
 
 def _draw(
-    results: Mapping[str, Any], stored: Mapping[str, np.ndarray], metrics: list[dict[str, Any]], facts: Mapping[str, Any] | None
+    results: Mapping[str, Any],
+    stored: Mapping[str, np.ndarray],
+    metrics: list[dict[str, Any]],
+    facts: Mapping[str, Any] | None,
 ) -> dict[str, Figure]:
     labels, scores = stored["labels"], stored["scores"]
     drawn = figures.tsne(stored["embeddings"], labels, stored["generators"])
     if len(set(labels.tolist())) == 2:
-        drawn |= {"roc": figures.roc(labels, scores), "det": figures.det(labels, scores), "reliability": figures.reliability(labels, scores)}
+        drawn |= {
+            "roc": figures.roc(labels, scores),
+            "det": figures.det(labels, scores),
+            "reliability": figures.reliability(labels, scores),
+        }
     if results["rows"]:
         drawn["by_generator"] = figures.by_generator(results["rows"])
     drawn["histograms"] = figures.histograms(labels, scores)
@@ -144,12 +163,27 @@ def _descriptions(results: Mapping[str, Any]) -> dict[str, str]:
     whole = [row for row in results["rows"] if row["kind"] == "all"]
 
     def told(metric: str) -> str:
-        entries = [f"{row['group']} {head} {_number(row['metrics'][head][metric]['value'])}".strip() for row in whole for head in SCORES]
+        entries = [
+            f"{row['group']} {head} {_number(row['metrics'][head][metric]['value'])}".strip()
+            for row in whole
+            for head in SCORES
+        ]
         return f"{_METRIC_NAMES[metric]}: {', '.join(entries)}."
 
-    numbers = {"roc": told("auc"), "det": told("tpr_at_1pct_fpr"), "reliability": told("ece"), "histograms": told("balanced_accuracy")}
-    pointers = {"by_generator": "The tables below have the numbers.", "shortcuts": "The table above has the strength of each."}
-    return {name: " ".join(filter(None, [caption, numbers.get(name), pointers.get(name)])) for name, caption in _CAPTIONS.items()}
+    numbers = {
+        "roc": told("auc"),
+        "det": told("tpr_at_1pct_fpr"),
+        "reliability": told("ece"),
+        "histograms": told("balanced_accuracy"),
+    }
+    pointers = {
+        "by_generator": "The tables below have the numbers.",
+        "shortcuts": "The table above has the strength of each.",
+    }
+    return {
+        name: " ".join(filter(None, [caption, numbers.get(name), pointers.get(name)]))
+        for name, caption in _CAPTIONS.items()
+    }
 
 
 def _number(value: float | None) -> str:

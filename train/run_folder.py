@@ -1,4 +1,5 @@
-"""A run's folder: what was asked (recipe, git state, environment), what happened (JSONL, TensorBoard), where it stands (checkpoint).
+"""A run's folder: what was asked (recipe, git state, environment), what happened (JSONL, TensorBoard), where it stands
+(checkpoint).
 
 recipe.toml  environment.json  metrics.jsonl  tensorboard/  checkpoint.pt  best/encoder.safetensors  failed.txt
 """
@@ -40,7 +41,9 @@ class RunFolder:
     def begin(self, recipe: Recipe) -> None:
         """Write recipe and environment of a new run. Raises RecipeError if the folder holds a run already."""
         if (self.path / CHECKPOINT).exists():
-            raise RecipeError([f"{self.path} holds a run already: continue it with --resume, or name another folder with --run"])
+            raise RecipeError(
+                [f"{self.path} holds a run already: continue it with --resume, or name another folder with --run"]
+            )
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / RECIPE).write_text(recipe_to_toml(recipe))
@@ -50,14 +53,19 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The recipe that the run was begun with. Raises RecipeError."""
         if not (self.path / RECIPE).exists():
-            raise RecipeError([f"no run to resume in {self.path}: start without --resume, or name the folder of the run with --run"])
+            raise RecipeError(
+                [f"no run to resume in {self.path}: start without --resume, or name the folder of the run with --run"]
+            )
         return load_recipe(self.path / RECIPE)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one step: a kill leaves the old one or the new one. Raises OSError naming it."""
         if not self.writes:
             return
-        with replacing(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.partial") as partial, partial.open("wb") as file:
+        with (
+            replacing(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.partial") as partial,
+            partial.open("wb") as file,
+        ):
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
@@ -73,7 +81,9 @@ class RunFolder:
         """Drop metrics of steps that a resumed run does again, and a line that a kill cut off."""
         if self.writes:
             partial = self.path / f"{METRICS}.partial"
-            partial.write_text("".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step))
+            partial.write_text(
+                "".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step)
+            )
             partial.replace(self.path / METRICS)
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -102,19 +112,27 @@ class RunFolder:
 
 @contextmanager
 def replacing(path: Path, partial: Path) -> Iterator[Path]:
-    """`partial`, to be written in the block, takes the place of `path`; of a block that fails nothing stays. Raises OSError naming `path`."""
+    """`partial`, to be written in the block, takes the place of `path`; of a block that fails nothing stays. Raises
+    OSError naming `path`.
+    """
     try:
         yield partial
         path.parent.mkdir(exist_ok=True)
         partial.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' writers make their own of the system's
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch's and safetensors' writers make their own of the system's
         cause = error if isinstance(error, OSError) else error.__context__
         number = cause.errno if isinstance(cause, OSError) else None
         if shutil.disk_usage(partial.parent if partial.parent.exists() else path.parent).free < _FULL_BYTES:
             number = errno.ENOSPC
         partial.unlink(missing_ok=True)
         if number is None:
-            raise OSError(f"{path} could not be written: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+            raise OSError(
+                f"{path} could not be written: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
@@ -137,13 +155,18 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))},
+        "git": {
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        },
     }
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed package has no repository
     return result.stdout.strip()

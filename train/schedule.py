@@ -1,4 +1,6 @@
-"""Parameter groups and learning rate as timm 0.9.2 made them from the released arguments; checked against tests/golden/schedule."""
+"""Parameter groups and learning rate as timm 0.9.2 made them from the released arguments; checked against
+tests/golden/schedule.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ NO_DECAY = frozenset({"cls_token", "pos_embed"})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups {"params", "weight_decay", "names"} for AdamW: no decay on 1-d tensors, cls_token and pos_embed; decay on the rest."""
+    """Two groups {"params", "weight_decay", "names"} for AdamW: no decay on 1-d tensors, cls_token and pos_embed; decay
+    on the rest.
+    """
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay, "names": []} for decay in (0.0, weight_decay)]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -24,7 +28,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def learning_rate(epoch: int, optimisation: Optimisation | None = None) -> float:
-    """The learning rate in `epoch` (from 0): linear warm-up from `warmup_lr`, then min + (lr - min) (1 + cos(pi e / epochs)) / 2.
+    """The learning rate in `epoch` (from 0): linear warm-up from `warmup_lr`, then min + (lr - min) (1 + cos(pi e /
+    epochs)) / 2.
 
     As released the cosine runs underneath the warm-up, so `lr` itself is never reached; after `epochs` it is `min_lr`.
     """

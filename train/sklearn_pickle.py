@@ -1,10 +1,14 @@
-"""Reads a scikit-learn estimator's arrays out of a pickle (plain or joblib's) WITHOUT unpickling: nothing in the file runs.
+"""Reads a scikit-learn estimator's arrays out of a pickle (plain or joblib's) WITHOUT unpickling: nothing in the file
+runs.
 
-A pickle is a program. This reads its opcodes with the standard library's `pickletools` and interprets the few that describe
-data (numbers, text, tuples, dictionaries, arrays, one estimator with its attributes); every name outside a short list and
+A pickle is a program. This reads its opcodes with the standard library's `pickletools` and interprets the few that
+describe
+data (numbers, text, tuples, dictionaries, arrays, one estimator with its attributes); every name outside a short list
+and
 every other opcode is refused (UnsafePickleError). So neither scikit-learn's version nor joblib matters.
 
-A small file can describe an object that takes for ever to hash, compare or print (tuples of tuples), so types come first:
+A small file can describe an object that takes for ever to hash, compare or print (tuples of tuples), so types come
+first:
 only text, numbers and flat tuples of numbers are hashed, compared or printed, and no message shows more than a type.
 """
 
@@ -32,7 +36,19 @@ _SCALAR = {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scal
 _ARRAY, _DTYPE = ("numpy", "ndarray"), ("numpy", "dtype")
 _ALLOWED = ESTIMATORS | {_WRAPPER, _ARRAY, _DTYPE} | _RECONSTRUCT | _SCALAR
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"})
+_LITERALS = frozenset(
+    {
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "SHORT_BINBYTES",
+        "BINBYTES",
+    }
+)
 _FIXED_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -74,13 +90,26 @@ def read_estimator(path: str | Path) -> tuple[str, dict[str, Any]]:
             result = _interpret(file)
         except UnsafePickleError as error:
             raise UnsafePickleError(f"{path}: {error}") from error
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
-            raise UnsafePickleError(f"{path}: not a pickle of an estimator ({type(error).__name__}); download it again") from error
+        except (
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+        ) as error:
+            raise UnsafePickleError(
+                f"{path}: not a pickle of an estimator ({type(error).__name__}); download it again"
+            ) from error
         if file.read(1):
             raise UnsafePickleError(f"{path}: data after the end of the pickle")
     if not isinstance(result, _Object) or result.kind.pair not in ESTIMATORS:
         raise UnsafePickleError(f"{path}: holds no scikit-learn estimator of the release")
-    return result.kind.name, {key: _plain(value) for key, value in result.state.items() if not isinstance(value, (tuple, dict))}
+    return result.kind.name, {
+        key: _plain(value) for key, value in result.state.items() if not isinstance(value, (tuple, dict))
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -156,13 +185,17 @@ def _set_items(target: Any, items: list[Any]) -> None:
         raise UnsafePickleError(f"sets items of a {type(target).__name__}: refused")
     for key in items[::2]:
         if type(key) not in (str, int):
-            raise UnsafePickleError(f"a dictionary key of type {type(key).__name__}, only text and whole numbers are expected: refused")
+            raise UnsafePickleError(
+                f"a dictionary key of type {type(key).__name__}, only text and whole numbers are expected: refused"
+            )
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
 def _admit(module: Any, name: Any) -> _Name:
     if type(module) is not str or type(name) is not str:
-        raise UnsafePickleError(f"a name made of {type(module).__name__} and {type(name).__name__}, not of text: refused, nothing was run")
+        raise UnsafePickleError(
+            f"a name made of {type(module).__name__} and {type(name).__name__}, not of text: refused, nothing was run"
+        )
     if (module, name) not in _ALLOWED:
         raise UnsafePickleError(
             f"names {ascii(f'{module[:60]}.{name[:60]}')[1:-1]}, which is not part of an estimator's data: refused, nothing was run"

@@ -1,4 +1,5 @@
-"""What the commands of `train.main` share on a terminal: where they write, and how what went wrong becomes a line and an exit code.
+"""What the commands of `train.main` share on a terminal: where they write, and how what went wrong becomes a line and
+an exit code.
 
 Results go to stdout (`out_console`), everything said on the way to stderr (`console`), so that results can be piped.
 """
@@ -21,7 +22,9 @@ GOES_ON = "stopped; the same command goes on where it was"
 
 @contextmanager
 def clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
-    """What the user can put right becomes one line for each problem and exit 2; Ctrl-C and SIGTERM one line and exit 130."""
+    """What the user can put right becomes one line for each problem and exit 2; Ctrl-C and SIGTERM one line and exit
+    130.
+    """
     from train.data.images import DataError
     from train.recipe import RecipeError
     from train.sklearn_pickle import UnsafePickleError

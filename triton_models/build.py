@@ -3,9 +3,11 @@
     python -m triton_models.build --weights triton_models/weights/demo --flavour cpu --out REPOSITORY
     python -m triton_models.build --check REPOSITORY        hashes, and plans against this machine's TensorRT and GPU
 
-Flavours: `cpu` (ONNX Runtime in the Python backend), `tensorrt` (plans; run it inside the serving image, on the GPU that
+Flavours: `cpu` (ONNX Runtime in the Python backend), `tensorrt` (plans; run it inside the serving image, on the GPU
+that
 serves), `null` (constant scores under the same names, to measure everything but the model). The repository appears, or
-replaces the previous one, only when it is complete; a failed build leaves the previous one as it was. Exit 1 with one line
+replaces the previous one, only when it is complete; a failed build leaves the previous one as it was. Exit 1 with one
+line
 that names the file if something is wrong.
 """
 
@@ -64,10 +66,13 @@ class Options:
     timing_cache: Path | None = None  # folder of TensorRT's timing caches
 
 
-def build(source: Path | None, flavour: Flavour, out: Path, options: Options | None = None, compiler: Compiler | None = None) -> dict[str, Any]:
+def build(
+    source: Path | None, flavour: Flavour, out: Path, options: Options | None = None, compiler: Compiler | None = None
+) -> dict[str, Any]:
     """Write the repository `out` from the weights folder `source` (None for `null`) and return its manifest.
 
-    `compiler`: for `tensorrt`, what builds the plans (this machine's when None). Raises WeightsError for a bad folder, PlanError
+    `compiler`: for `tensorrt`, what builds the plans (this machine's when None). Raises WeightsError for a bad folder,
+    PlanError
     for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was before.
     """
     options = options or Options()
@@ -102,7 +107,11 @@ def build(source: Path | None, flavour: Flavour, out: Path, options: Options | N
             "precision": options.precision,
             "code": options.code,
             "plans": {"tensorrt": compiler.trt.__version__, **asdict(compiler.gpu)} if compiler else None,
-            "files": {path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()},
+            "files": {
+                path.relative_to(draft).as_posix(): file_hash(path)
+                for path in sorted(draft.rglob("*"))
+                if path.is_file()
+            },
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if out.exists():
@@ -123,7 +132,9 @@ def check(repository: Path) -> dict[str, Any]:
         if not file.is_file():
             raise BuildError(f"{file}: the file is missing; build the repository again")
         if file_hash(file) != expected:
-            raise BuildError(f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again")
+            raise BuildError(
+                f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again"
+            )
     if plans := manifest.get("plans"):
         machine = plan.here()
         for graph_file in (name for name in manifest["files"] if name.endswith("/model.onnx")):
@@ -137,7 +148,8 @@ def check(repository: Path) -> dict[str, Any]:
 
 
 def check_shadow(repository: Path) -> None:
-    """A `code_shadow` stands in no manifest: its files against the hashes that its own configuration names (TensorRT's names none).
+    """A `code_shadow` stands in no manifest: its files against the hashes that its own configuration names (TensorRT's
+    names none).
 
     Raises BuildError naming the first file that is not as it was built.
     """
@@ -149,7 +161,10 @@ def check_shadow(repository: Path) -> None:
         text = path.read_text()
         if 'backend: "tensorrt"' in text:
             return
-        number, files = re.search(r"versions: \[ (\d+) \]", text), re.search(r'key: "files" value \{ string_value: (".*") \}', text)
+        number, files = (
+            re.search(r"versions: \[ (\d+) \]", text),
+            re.search(r'key: "files" value \{ string_value: (".*") \}', text),
+        )
         if number is None or files is None or not text.endswith("]\n"):
             raise ValueError("it is cut off, or not ours")
         hashes = json.loads(json.loads(files[1]))
@@ -169,13 +184,25 @@ def read_manifest(repository: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError("no object")  # noqa: TRY004 - told as other damage is
     except (OSError, ValueError) as error:
-        raise BuildError(f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build") from error
+        raise BuildError(
+            f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build"
+        ) from error
     if manifest.get("schema") != SCHEMA:
-        raise BuildError(f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m triton_models.build")
-    if missing := [name for name in ("model_version", "version_number", "flavour", "precision", "code", "plans", "files") if name not in manifest]:
-        raise BuildError(f"{path}: damaged, {', '.join(missing)} missing; build the repository with python -m triton_models.build")
+        raise BuildError(
+            f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m triton_models.build"
+        )
+    if missing := [
+        name
+        for name in ("model_version", "version_number", "flavour", "precision", "code", "plans", "files")
+        if name not in manifest
+    ]:
+        raise BuildError(
+            f"{path}: damaged, {', '.join(missing)} missing; build the repository with python -m triton_models.build"
+        )
     if not isinstance(manifest["files"], dict):
-        raise BuildError(f"{path}: damaged, files is no object; build the repository with python -m triton_models.build")
+        raise BuildError(
+            f"{path}: damaged, files is no object; build the repository with python -m triton_models.build"
+        )
     return manifest
 
 
@@ -197,7 +224,9 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def exchange_in_steps(one: Path, other: Path) -> None:
-    """The same in three renames, where the file system knows no exchange (NFS): only a kill between them leaves a name empty."""
+    """The same in three renames, where the file system knows no exchange (NFS): only a kill between them leaves a name
+    empty.
+    """
     aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.aside.", dir=other.parent))
     other.rename(aside)
     try:
@@ -227,7 +256,9 @@ def cores() -> int:
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, gone at the end. What killed builds left goes too, unless another build is at work beside it."""
+    """A new folder beside `out`, gone at the end. What killed builds left goes too, unless another build is at work
+    beside it.
+    """
     prefix = f".{out.name}.draft."
     lock = os.open(out.parent, os.O_RDONLY)
     try:
@@ -252,9 +283,13 @@ def _draft(out: Path) -> Iterator[Path]:
 @np.errstate(over="ignore")  # what float32 cannot hold is told by _try
 def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[str, dict[str, onnx.ModelProto]]:
     if flavour == "null":
-        return NULL_VERSION, {name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"}
+        return NULL_VERSION, {
+            name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"
+        }
     if source is None:
-        raise BuildError(f"flavour {flavour} needs --weights DIR (a folder with {weights.ENCODER_FILE} and {weights.HEADS_FILE})")
+        raise BuildError(
+            f"flavour {flavour} needs --weights DIR (a folder with {weights.ENCODER_FILE} and {weights.HEADS_FILE})"
+        )
     loaded = weights.load(source)
     try:
         encoder = graph.encoder(loaded, options.precision)
@@ -271,7 +306,14 @@ def _write_graph(model: onnx.ModelProto, folder: Path) -> list[Path]:
     return graph.write(model, folder / "model.onnx")
 
 
-def _write_model(name: str, model: onnx.ModelProto, files: list[Path], model_version: str, options: Options, compiler: Compiler | None) -> None:
+def _write_model(
+    name: str,
+    model: onnx.ModelProto,
+    files: list[Path],
+    model_version: str,
+    options: Options,
+    compiler: Compiler | None,
+) -> None:
     folder = files[0].parent
     if compiler is None:
         code = folder / "model.py"
@@ -291,7 +333,8 @@ def _write_model(name: str, model: onnx.ModelProto, files: list[Path], model_ver
 
 @np.errstate(all="ignore")
 def _try(written: Mapping[str, list[Path]], source: Path, precision: graph.Precision) -> None:
-    """Run the encoder's written graph, then the heads' (`code` is the same nodes): weights may be finite one by one and overflow together.
+    """Run the encoder's written graph, then the heads' (`code` is the same nodes): weights may be finite one by one and
+    overflow together.
 
     Raises WeightsError, naming the file and the head.
     """
@@ -300,17 +343,23 @@ def _try(written: Mapping[str, list[Path]], source: Path, precision: graph.Preci
     embedding = _encode(written["code_encoder"][0], pixels, precision)
     if not np.isfinite(embedding).all():
         advice = "export it again" if precision == "fp32" else "build with --precision fp32"
-        raise WeightsError(f"{source / weights.ENCODER_FILE}: its embeddings are NaN or infinite in {precision}; {advice}")
+        raise WeightsError(
+            f"{source / weights.ENCODER_FILE}: its embeddings are NaN or infinite in {precision}; {advice}"
+        )
     # Every step of the heads is looked at: a sigmoid makes 0 or 1 of what has overflown.
     given = {"embedding": np.concatenate([embedding, np.ones_like(embedding[:1])])}
     steps = ReferenceEvaluator(str(written["code_heads"][0])).run(None, given, intermediate=True)
     for head in weights.SCORES:
         if not all(np.isfinite(values).all() for name, values in steps.items() if name.startswith(head)):
-            raise WeightsError(f"{source / weights.HEADS_FILE}: the {head} head gives NaN or infinite numbers in float32; fit it again")
+            raise WeightsError(
+                f"{source / weights.HEADS_FILE}: the {head} head gives NaN or infinite numbers in float32; fit it again"
+            )
 
 
 def _encode(path: Path, pixels: reference.Images, precision: graph.Precision) -> npt.NDArray[Any]:
-    """Embeddings by ONNX Runtime; by onnx's own evaluator, which is slower, where that is missing or lacks the precision."""
+    """Embeddings by ONNX Runtime; by onnx's own evaluator, which is slower, where that is missing or lacks the
+    precision.
+    """
     with suppress(ImportError):
         if precision != "bf16":
             return graph.run(path, pixels, ["embedding"])["embedding"]
@@ -319,7 +368,9 @@ def _encode(path: Path, pixels: reference.Images, precision: graph.Precision) ->
 
 
 def _keep_weights(source: Path, draft: Path) -> None:
-    """A copy inside `code`, where Triton does not look: the repository can then be verified, and built anew, without its source."""
+    """A copy inside `code`, where Triton does not look: the repository can then be verified, and built anew, without
+    its source.
+    """
     folder = draft / "code" / WEIGHTS_FOLDER
     folder.mkdir(parents=True)
     for name in (weights.ENCODER_FILE, weights.HEADS_FILE, *weights.CARD_FILES):
@@ -343,20 +394,33 @@ def _count(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m triton_models.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m triton_models.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, metavar="DIR", help="weights folder (see triton_models/weights.py)")
     parser.add_argument("--flavour", choices=get_args(Flavour), default="cpu")
     parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
-    parser.add_argument("--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products")
+    parser.add_argument(
+        "--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products"
+    )
     parser.add_argument(
         "--code",
         choices=get_args(CodeKind),
         default="fused",
         help="`code` as one graph, or as an ensemble of its parts, whose clients must ask for both outputs or name none",
     )
-    parser.add_argument("--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)")
-    parser.add_argument("--threads", type=_count, default=0, help="CPU: threads per copy (default: the cores, shared out)")
-    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick")
+    parser.add_argument(
+        "--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)"
+    )
+    parser.add_argument(
+        "--threads", type=_count, default=0, help="CPU: threads per copy (default: the cores, shared out)"
+    )
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="DIR",
+        help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick",
+    )
     parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")
     options = parser.parse_args(arguments)
     if (options.check is None) == (options.out is None):
@@ -372,9 +436,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # no room, no permission, no such place
-        print(f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; nothing was changed", file=sys.stderr)
+        print(
+            f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; nothing was changed",
+            file=sys.stderr,
+        )
         return 1
-    print(f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files")
+    print(
+        f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files"
+    )
     return 0
 
 

@@ -1,6 +1,8 @@
-"""Triton's configurations, as text: one function per kind of model, so that flavours can differ only where they mean to.
+"""Triton's configurations, as text: one function per kind of model, so that flavours can differ only where they mean
+to.
 
-A model's numbered version folder is its `model_version` read as a hexadecimal number: every answer of the server then names
+A model's numbered version folder is its `model_version` read as a hexadecimal number: every answer of the server then
+names
 the weights that gave it (`InferResponse.model_version`), whatever is being loaded at that moment.
 """
 
@@ -23,11 +25,14 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "code_encoder": (("images",), ("embedding",)),
     "code_heads": (("embedding",), ("scores",)),
 }
-# Rows that the CPU flavour computes at a time: what an encoder's eight images need stays in the processor's cache and below 200 MB (256 at once
+# Rows that the CPU flavour computes at a time: what an encoder's eight images need stays in the processor's cache and
+# below 200 MB (256 at once
 # take 1 GB and 20 % longer); the heads alone read their bank once per run, so they take all rows together.
 CPU_ROWS = {"code": 8, "code_encoder": 8, "code_heads": MAX_BATCH}
-# No priorities, no queue time-outs and no queue limit: any of them turns Triton's prefetching off, and then a request that arrives
-# just as an answer leaves is not noticed for half a second (docs/decisions.md). The queue stays short because the worker bounds its calls in flight.
+# No priorities, no queue time-outs and no queue limit: any of them turns Triton's prefetching off, and then a request
+# that arrives
+# just as an answer leaves is not noticed for half a second (docs/decisions.md). The queue stays short because the
+# worker bounds its calls in flight.
 SCHEDULING = """dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {delay}
@@ -55,7 +60,9 @@ def python_model(name: str, model_version: str, files: Mapping[str, str], *, ins
 
 
 def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str, instances: int = 2) -> str:
-    """GPU: a TensorRT plan, found by the GPU's compute capability alone, so that another GPU finds none instead of a wrong one."""
+    """GPU: a TensorRT plan, found by the GPU's compute capability alone, so that another GPU finds none instead of a
+    wrong one.
+    """
     scheduling = SCHEDULING.format(preferred="32, 64, 128, 256", delay=500)
     return (
         _head(name, 'backend: "tensorrt"', model_version)

@@ -1,10 +1,12 @@
-"""The ONNX graphs, written from arrays with `onnx.helper`: no torch, no tracing, so the demo path stays small and a graph
+"""The ONNX graphs, written from arrays with `onnx.helper`: no torch, no tracing, so the demo path stays small and a
+graph
 is the same bytes on every machine.
 
     images UINT8 [N, 224, 224, 3] -> code_encoder -> embedding FP32 [N, 192] -> code_heads -> scores FP32 [N, 3]
 
 `code` is both in one graph. Only operators of opset 18 are used, which ONNX Runtime and TensorRT's parser both know.
-Two things differ from timm's forward pass, neither changes the result: the last block computes its class token only (the
+Two things differ from timm's forward pass, neither changes the result: the last block computes its class token only
+(the
 other tokens are never read: 7 % of the work), and the patch convolution is a product of flattened patches.
 """
 
@@ -20,7 +22,20 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_models.weights import ATTENTION_HEADS, DEPTH, IMAGE_PX, MEAN, NORM_EPSILON, PATCH_PX, SCORES, STD, TOKENS, WIDTH, Weights, WeightsError
+from triton_models.weights import (
+    ATTENTION_HEADS,
+    DEPTH,
+    IMAGE_PX,
+    MEAN,
+    NORM_EPSILON,
+    PATCH_PX,
+    SCORES,
+    STD,
+    TOKENS,
+    WIDTH,
+    Weights,
+    WeightsError,
+)
 
 Precision = Literal["fp32", "fp16", "bf16"]
 OPSET, IR_VERSION = 18, 9  # within what ONNX Runtime >= 1.14 and TensorRT >= 10 read
@@ -55,19 +70,28 @@ class _Builder:
         return name
 
     def half(self, value: str, name: str) -> str:
-        return value if self.precision == "fp32" else self.node("Cast", value, name=f"{name}/half", to=_TYPES[self.precision])
+        return (
+            value
+            if self.precision == "fp32"
+            else self.node("Cast", value, name=f"{name}/half", to=_TYPES[self.precision])
+        )
 
     def full(self, value: str, name: str) -> str:
-        return value if self.precision == "fp32" else self.node("Cast", value, name=f"{name}/full", to=TensorProto.FLOAT)
+        return (
+            value if self.precision == "fp32" else self.node("Cast", value, name=f"{name}/full", to=TensorProto.FLOAT)
+        )
 
     def product(self, value: str, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], name: str) -> str:
         """Value @ weight.T + bias (a torch Linear) in the body's precision, result too."""
-        product = self.node("MatMul", value, self.constant(f"{name}.weight", weight.T, half=True), name=f"{name}/product")
+        product = self.node(
+            "MatMul", value, self.constant(f"{name}.weight", weight.T, half=True), name=f"{name}/product"
+        )
         return self.node("Add", product, self.constant(f"{name}.bias", bias, half=True), name=name)
 
 
 def encoder(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
-    """Images UINT8 [N, 224, 224, 3] RGB -> embedding FP32 [N, 192]. `precision` of the matrix products; LayerNorm, softmax,
+    """Images UINT8 [N, 224, 224, 3] RGB -> embedding FP32 [N, 192]. `precision` of the matrix products; LayerNorm,
+    softmax,
     GELU and the residual sums stay in float32.
     """
     b = _Builder(precision)
@@ -96,7 +120,9 @@ def constant(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> on
     batch = b.node("Shape", inputs[0], name="batch", start=0, end=1)
     for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(SCORES), 0.5)}.items():
         if output in outputs:
-            shape = b.node("Concat", batch, b.constant(f"{output}/width", np.array([width])), name=f"{output}/shape", axis=0)
+            shape = b.node(
+                "Concat", batch, b.constant(f"{output}/width", np.array([width])), name=f"{output}/shape", axis=0
+            )
             b.node("Expand", b.constant(f"{output}/row", np.full((1, width), value)), shape, name=output)
     return _model(b, name, list(inputs), list(outputs))
 
@@ -106,7 +132,9 @@ def write(model: onnx.ModelProto, path: Path) -> list[Path]:
     large = any(tensor.ByteSize() > EXTERNAL_BYTES for tensor in model.graph.initializer)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # saving with external data empties the tensors of the model it is given
-    onnx.save_model(copy, path, save_as_external_data=large, location=DATA_FILE if large else None, size_threshold=EXTERNAL_BYTES)
+    onnx.save_model(
+        copy, path, save_as_external_data=large, location=DATA_FILE if large else None, size_threshold=EXTERNAL_BYTES
+    )
     if not large:
         return [path]
     (path.parent / DATA_FILE).chmod(path.stat().st_mode)  # onnx gives it to its owner alone, whoever else may serve it
@@ -114,7 +142,9 @@ def write(model: onnx.ModelProto, path: Path) -> list[Path]:
 
 
 def run(path: Path, given: npt.NDArray[Any], outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The outputs, by name, of a written graph for its one input, under ONNX Runtime. Raises ImportError where that is not installed."""
+    """The outputs, by name, of a written graph for its one input, under ONNX Runtime. Raises ImportError where that is
+    not installed.
+    """
     import onnxruntime  # noqa: PLC0415 - not where only the server has it
 
     options = onnxruntime.SessionOptions()
@@ -128,15 +158,23 @@ def _encode(b: _Builder, weights: Weights) -> None:
     w = weights.encoder
     side = IMAGE_PX // PATCH_PX
     pixels = b.node("Cast", "images", name="pixels", to=TensorProto.FLOAT)
-    grid = b.node("Reshape", pixels, b.constant("grid_shape", np.array([-1, side, PATCH_PX, side, PATCH_PX, 3])), name="grid")
+    grid = b.node(
+        "Reshape", pixels, b.constant("grid_shape", np.array([-1, side, PATCH_PX, side, PATCH_PX, 3])), name="grid"
+    )
     ordered = b.node("Transpose", grid, name="patches/order", perm=[0, 1, 3, 2, 4, 5])
-    patches = b.node("Reshape", ordered, b.constant("patch_shape", np.array([-1, TOKENS - 1, PATCH_PX**2 * 3])), name="patches")
+    patches = b.node(
+        "Reshape", ordered, b.constant("patch_shape", np.array([-1, TOKENS - 1, PATCH_PX**2 * 3])), name="patches"
+    )
     # One value per element of a patch: broadcasting three channels over the innermost axis is slow everywhere.
     mean, std = (np.tile(np.array(values) * 255, PATCH_PX**2) for values in (MEAN, STD))
     centred = b.node("Sub", patches, b.constant("mean", mean), name="normalised/centred")
     normalised = b.node("Mul", centred, b.constant("inverse_std", 1 / std), name="normalised")
-    kernel = w["patch_embed.proj.weight"].transpose(0, 2, 3, 1).reshape(WIDTH, -1)  # [192, 3, 16, 16] -> [192, row column channel]
-    tokens = b.full(b.product(b.half(normalised, "normalised"), kernel, w["patch_embed.proj.bias"], "patch_embed"), "patch_embed")
+    kernel = (
+        w["patch_embed.proj.weight"].transpose(0, 2, 3, 1).reshape(WIDTH, -1)
+    )  # [192, 3, 16, 16] -> [192, row column channel]
+    tokens = b.full(
+        b.product(b.half(normalised, "normalised"), kernel, w["patch_embed.proj.bias"], "patch_embed"), "patch_embed"
+    )
     x = b.node("Add", tokens, b.constant("patch_positions", w["pos_embed"][:, 1:]), name="patch_tokens")
     # The class token does not depend on the image: its row is a constant, repeated once per image.
     first = b.constant("class_row", w["cls_token"] + w["pos_embed"][:, :1])
@@ -177,7 +215,9 @@ def _block(b: _Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str
         ("v", normed, 1.0, [0, 2, 1, 3]),
     ):
         index = "qkv".index(kind)
-        flat = b.product(source, weight[index] * np.float32(factor), bias[index] * np.float32(factor), f"{name}.attn.{kind}")
+        flat = b.product(
+            source, weight[index] * np.float32(factor), bias[index] * np.float32(factor), f"{name}.attn.{kind}"
+        )
         split = b.node("Reshape", flat, "heads_shape", name=f"{name}.attn.{kind}/split")
         parts.append(b.node("Transpose", split, name=f"{name}.attn.{kind}/heads", perm=perm))
     logits = b.full(b.node("MatMul", parts[0], parts[1], name=f"{name}.attn/logits"), f"{name}.attn/logits")
@@ -185,12 +225,19 @@ def _block(b: _Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str
     mixed = b.node("MatMul", shares, parts[2], name=f"{name}.attn/mixed")
     back = b.node("Transpose", mixed, name=f"{name}.attn/back", perm=[0, 2, 1, 3])
     joined = b.node("Reshape", back, "joined_shape", name=f"{name}.attn/joined")
-    projected = b.full(b.product(joined, w[f"{name}.attn.proj.weight"], w[f"{name}.attn.proj.bias"], f"{name}.attn.proj"), f"{name}.attn.proj")
+    projected = b.full(
+        b.product(joined, w[f"{name}.attn.proj.weight"], w[f"{name}.attn.proj.bias"], f"{name}.attn.proj"),
+        f"{name}.attn.proj",
+    )
     x = b.node("Add", x, projected, name=f"{name}/attended")
     normed = b.half(_norm(b, w, x, f"{name}.norm2"), f"{name}.norm2")
-    hidden = b.full(b.product(normed, w[f"{name}.mlp.fc1.weight"], w[f"{name}.mlp.fc1.bias"], f"{name}.mlp.fc1"), f"{name}.mlp.fc1")
+    hidden = b.full(
+        b.product(normed, w[f"{name}.mlp.fc1.weight"], w[f"{name}.mlp.fc1.bias"], f"{name}.mlp.fc1"), f"{name}.mlp.fc1"
+    )
     hidden = b.half(_gelu(b, hidden, f"{name}.mlp.gelu"), f"{name}.mlp.gelu")
-    hidden = b.full(b.product(hidden, w[f"{name}.mlp.fc2.weight"], w[f"{name}.mlp.fc2.bias"], f"{name}.mlp.fc2"), f"{name}.mlp.fc2")
+    hidden = b.full(
+        b.product(hidden, w[f"{name}.mlp.fc2.weight"], w[f"{name}.mlp.fc2.bias"], f"{name}.mlp.fc2"), f"{name}.mlp.fc2"
+    )
     return b.node("Add", x, hidden, name=name)
 
 
@@ -224,18 +271,28 @@ def _nearest(b: _Builder, weights: Weights, x: str) -> str:
     b.constant("knn.axis", np.array([1]))
     b.constant("knn.half", np.array(0.5))
     length = b.node("ReduceL2", x, "knn.axis", name="knn/length", keepdims=1)
-    # Far below any real length and far above float32's denormals: a zero embedding or a double match gives 0.5, not NaN.
+    # Far below any real length and far above float32's denormals: a zero embedding or a double match gives 0.5, not
+    # NaN.
     tiny = b.constant("knn.tiny", np.array(1e-30))
     unit = b.node("Div", x, b.node("Max", length, tiny, name="knn/safe_length"), name="knn/unit")
     moved = b.node("Sub", unit, b.constant("knn.centre", centre), name="knn/moved")
-    own = b.node("Mul", b.node("ReduceSumSquare", moved, "knn.axis", name="knn/own_square", keepdims=1), "knn.half", name="knn/own")
+    own = b.node(
+        "Mul",
+        b.node("ReduceSumSquare", moved, "knn.axis", name="knn/own_square", keepdims=1),
+        "knn.half",
+        name="knn/own",
+    )
     distances = []
     for side, vectors in (("real", real), ("fake", fake)):
         bank = vectors - centre
         product = b.node("MatMul", moved, b.constant(f"knn.{side}", bank.T), name=f"knn/{side}/product")
-        closeness = b.node("Sub", product, b.constant(f"knn.{side}_square", (bank**2).sum(axis=1) / 2), name=f"knn/{side}/closeness")
+        closeness = b.node(
+            "Sub", product, b.constant(f"knn.{side}_square", (bank**2).sum(axis=1) / 2), name=f"knn/{side}/closeness"
+        )
         nearest = b.node("ReduceMax", closeness, "knn.axis", name=f"knn/{side}/nearest", keepdims=1)
-        distance = b.node("Relu", b.node("Sub", own, nearest, name=f"knn/{side}/difference"), name=f"knn/{side}/distance")
+        distance = b.node(
+            "Relu", b.node("Sub", own, nearest, name=f"knn/{side}/difference"), name=f"knn/{side}/distance"
+        )
         distances.append(b.node("Add", distance, tiny, name=f"knn/{side}"))
     return b.node("Div", distances[0], b.node("Add", *distances, name="knn/total"), name="knn")
 
@@ -248,8 +305,12 @@ def _one_class(b: _Builder, weights: Weights, x: str) -> str:
     kernel = base
     for power in range(2, int(weights.scalar("svm.degree")) + 1):
         kernel = b.node("Mul", kernel, base, name=f"svm/power{power}")
-    decision = b.node("MatMul", kernel, b.constant("svm.dual_coef", -weights.head("svm.dual_coef")[:, None]), name="svm/weighted")
-    decision = b.node("Add", decision, b.constant("svm.intercept", -weights.head("svm.intercept")), name="svm/negative_decision")
+    decision = b.node(
+        "MatMul", kernel, b.constant("svm.dual_coef", -weights.head("svm.dual_coef")[:, None]), name="svm/weighted"
+    )
+    decision = b.node(
+        "Add", decision, b.constant("svm.intercept", -weights.head("svm.intercept")), name="svm/negative_decision"
+    )
     return b.node("Sigmoid", decision, name="svm")
 
 
@@ -266,6 +327,8 @@ def _model(b: _Builder, name: str, inputs: list[str], outputs: list[str]) -> onn
         [helper.make_tensor_value_info(value, *values[value]) for value in outputs],
         list(b.constants.values()),
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="assay")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="assay"
+    )
     onnx.checker.check_model(model)
     return model

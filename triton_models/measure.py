@@ -1,11 +1,16 @@
 """What the choices of the CPU flavour rest on: ratios between variants, measured in turns within one run.
 
-    python -m triton_models.measure servers --weights DIR        one graph or an ensemble, instances x threads, on real servers
-    python -m triton_models.measure queues  --weights DIR        what a queue policy costs requests that come one after the other
-    python -m triton_models.measure graphs  --weights DIR        ONNX Runtime's options and int8; OpenVINO and NNCF where installed
-    python -m triton_models.measure serving --server HOST:PORT   images/s and latency of `code` on a server that runs, on a GPU too
+    python -m triton_models.measure servers --weights DIR        one graph or an ensemble, instances x threads, on real
+                                                                 servers
+    python -m triton_models.measure queues  --weights DIR        what a queue policy costs requests that come one after
+                                            the other
+    python -m triton_models.measure graphs  --weights DIR        ONNX Runtime's options and int8; OpenVINO and NNCF
+                                            where installed
+    python -m triton_models.measure serving --server HOST:PORT   images/s and latency of `code` on a server that runs,
+                                                                 on a GPU too
 
-Rounds alternate between the variants, so that a busy machine slows all of them alike; the processor time per image does not
+Rounds alternate between the variants, so that a busy machine slows all of them alike; the processor time per image does
+not
 depend on what else runs. docs/decisions.md holds the results.
 """
 
@@ -78,7 +83,9 @@ def queues(folder: Path, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Latencies in ms of single images sent one after the other to one copy of the model, by queue policy."""
     found: dict[str, list[float]] = {name: [] for name in QUEUES}
     with ExitStack() as stack:
-        running = {name: _serve(stack, folder, Options(instances=1, threads=1), policy) for name, policy in QUEUES.items()}
+        running = {
+            name: _serve(stack, folder, Options(instances=1, threads=1), policy) for name, policy in QUEUES.items()
+        }
         for _ in range(rounds):
             for name, (pid, client) in running.items():
                 found[name] += _drive(client, pid, 1, 1, seconds)[2]
@@ -119,7 +126,9 @@ def _serve(stack: ExitStack, folder: Path, options: Options, policy: str = "") -
 
 
 def graphs(folder: Path, rounds: int, batch: int) -> dict[str, tuple[float, float]]:
-    """Processor milliseconds per image on one thread, `batch` images a run (least of the rounds), and largest score difference, by variant."""
+    """Processor milliseconds per image on one thread, `batch` images a run (least of the rounds), and largest score
+    difference, by variant.
+    """
     model = graph.fused(weights.load(folder)).SerializeToString()
     pixels = reference.images(batch)
     variants = _onnxruntime(model) | _onnxruntime_int8(model) | _openvino(model)
@@ -169,15 +178,23 @@ def _openvino(model: bytes) -> dict[str, Callable[[reference.Images], Any]]:
     core = openvino.Core()
     read = core.read_model(model)
     variants: dict[str, Callable[[reference.Images], Any]] = {}
-    for name, form, precision in (("f32", read, "f32"), ("bf16", read, "bf16"), ("int8, NNCF", _quantised(read), "f32")):
+    for name, form, precision in (
+        ("f32", read, "f32"),
+        ("bf16", read, "bf16"),
+        ("int8, NNCF", _quantised(read), "f32"),
+    ):
         if form is not None:
             settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
-            variants[f"OpenVINO {name}"] = partial(_run_openvino, core.compile_model(form, "CPU", settings).create_infer_request())
+            variants[f"OpenVINO {name}"] = partial(
+                _run_openvino, core.compile_model(form, "CPU", settings).create_infer_request()
+            )
     return variants
 
 
 def _quantised(read: Any) -> Any:
-    """The model quantised after training, on images of other seeds than those it is tried on; None where NNCF is not installed."""
+    """The model quantised after training, on images of other seeds than those it is tried on; None where NNCF is not
+    installed.
+    """
     try:
         import nncf  # type: ignore[import-not-found]  # noqa: PLC0415 - as openvino
     except ImportError:
@@ -195,7 +212,9 @@ def _run_openvino(request: Any, pixels: reference.Images) -> Any:
 
 
 def _drive(client: Any, pid: int | None, images: int, callers: int, seconds: float) -> tuple[float, float, list[float]]:
-    """Images/s, processor ms per image (0 without `pid`), latencies in ms of `callers` threads that ask without a pause."""
+    """Images/s, processor ms per image (0 without `pid`), latencies in ms of `callers` threads that ask without a
+    pause.
+    """
     from tritonclient import grpc  # noqa: PLC0415
 
     tensor = grpc.InferInput("images", [images, 224, 224, 3], "UINT8")
@@ -255,7 +274,9 @@ def _print_servers(results: dict[str, dict[str, Result]]) -> None:
         print(f"{load} (images a request x requests at once)")
         first = next(iter(layouts.values()))
         for name, result in layouts.items():
-            ratio = statistics.median(mine / its for mine, its in zip(result.images_per_s, first.images_per_s, strict=True))
+            ratio = statistics.median(
+                mine / its for mine, its in zip(result.images_per_s, first.images_per_s, strict=True)
+            )
             print(
                 f"  {name:30} {statistics.median(result.images_per_s):6.1f} images/s ({ratio:4.2f})  "
                 f"{min(result.processor_ms):6.1f} ms of a core per image  {statistics.median(result.latency_ms):7.0f} ms a request"
@@ -273,13 +294,17 @@ def _print_queues(found: dict[str, list[float]]) -> None:
 def _print_graphs(found: dict[str, tuple[float, float]]) -> None:
     base = next(iter(found.values()))[0]
     for name, (processor_ms, apart) in found.items():
-        print(f"{name:36} {processor_ms:6.1f} ms of one core per image, {base / processor_ms:5.2f} times as fast, score difference {apart:.1e}")
+        print(
+            f"{name:36} {processor_ms:6.1f} ms of one core per image, {base / processor_ms:5.2f} times as fast, score difference {apart:.1e}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m triton_models.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m triton_models.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=("servers", "queues", "graphs", "serving"))
     parser.add_argument("--weights", type=Path, metavar="DIR", help="for all but serving")
@@ -288,7 +313,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a round on a server")
     parser.add_argument("--images", type=int, default=CPU_ROWS["code"], help="graphs: images in one run")
     options = parser.parse_args(arguments)
-    given, needed = (options.server, "--server HOST:PORT") if options.what == "serving" else (options.weights, "--weights DIR")
+    given, needed = (
+        (options.server, "--server HOST:PORT") if options.what == "serving" else (options.weights, "--weights DIR")
+    )
     if given is None:
         parser.error(f"{options.what}: {needed} is needed")
     match options.what:
@@ -301,7 +328,9 @@ def main(arguments: list[str] | None = None) -> int:
         case "serving":
             for load, result in serving(options.server, options.rounds, options.seconds).items():
                 rate, latency_ms = statistics.median(result.images_per_s), statistics.median(result.latency_ms)
-                print(f"{load:8} (images a request x requests at once) {rate:8.1f} images/s  {latency_ms:7.1f} ms a request")
+                print(
+                    f"{load:8} (images a request x requests at once) {rate:8.1f} images/s  {latency_ms:7.1f} ms a request"
+                )
     return 0
 
 

@@ -1,7 +1,8 @@
 """From an ONNX graph to a TensorRT plan, and what a plan is bound to.
 
 A plan runs on one TensorRT version and one kind of GPU only, so it is keyed by both and by its graph, and
-`python -m triton_models.build --check` refuses one with another key. Written for TensorRT 10.12 and 11: no precision flag is
+`python -m triton_models.build --check` refuses one with another key. Written for TensorRT 10.12 and 11: no precision
+flag is
 set (11 has none), types stand in the graph and the network is strongly typed. The same code builds with TensorRT-RTX,
 whose parser and builder run without a GPU: that is how it is tested where there is none.
 """
@@ -27,7 +28,9 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU. The compute capability (`9.0` for an H100 or H200) is not enough: an L4 and an L40S, a whole GPU and a slice of it share one."""
+    """A kind of GPU. The compute capability (`9.0` for an H100 or H200) is not enough: an L4 and an L40S, a whole GPU
+    and a slice of it share one.
+    """
 
     capability: str
     name: str  # as the driver says it: `NVIDIA L4`, `NVIDIA A100-SXM4-40GB MIG 1g.5gb`
@@ -59,12 +62,16 @@ class Key:
     def check(self, tensorrt: str, gpu: Gpu) -> None:
         """Raises PlanError unless the plan is for this TensorRT and this kind of GPU."""
         if (self.tensorrt, self.gpu) != (tensorrt, gpu):
-            raise PlanError(f"the plan is for TensorRT {self.tensorrt} on {self.gpu}, here are TensorRT {tensorrt} and {gpu}; {REBUILD}")
+            raise PlanError(
+                f"the plan is for TensorRT {self.tensorrt} on {self.gpu}, here are TensorRT {tensorrt} and {gpu}; {REBUILD}"
+            )
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A TensorRT module and what it builds for. `target`: member of `ComputeCapability` to build for without a GPU (TensorRT-RTX only)."""
+    """A TensorRT module and what it builds for. `target`: member of `ComputeCapability` to build for without a GPU
+    (TensorRT-RTX only).
+    """
 
     trt: Any
     gpu: Gpu
@@ -89,16 +96,20 @@ def load_tensorrt() -> Any:
     try:
         import tensorrt  # noqa: PLC0415 - only in the serving image
     except ImportError as error:
-        raise PlanError(f"the tensorrt module is not here ({error}); run this inside the serving image (deploy/docker/triton.Dockerfile)") from error
+        raise PlanError(
+            f"the tensorrt module is not here ({error}); run this inside the serving image (deploy/docker/triton.Dockerfile)"
+        ) from error
     if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < OLDEST:
         raise PlanError(f"TensorRT {tensorrt.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed")
     return tensorrt
 
 
 class Driver:
-    """The CUDA driver, called directly (ctypes on libcuda.so.1, which comes with it): the serving image has neither PyTorch nor CuPy.
+    """The CUDA driver, called directly (ctypes on libcuda.so.1, which comes with it): the serving image has neither
+    PyTorch nor CuPy.
 
-    It knows the GPUs that a process may use, CUDA_VISIBLE_DEVICES included, which nvidia-smi ignores. Raises PlanError without a driver
+    It knows the GPUs that a process may use, CUDA_VISIBLE_DEVICES included, which nvidia-smi ignores. Raises PlanError
+    without a driver
     or a usable GPU, and for whatever a call answers but success.
     """
 
@@ -107,7 +118,9 @@ class Driver:
             self._library = ctypes.CDLL("libcuda.so.1")
             self.call("cuInit", ctypes.c_uint(0))
         except (OSError, PlanError) as error:
-            raise PlanError(f"no GPU can be used ({error}); a plan is built and run on the GPU that serves it") from error
+            raise PlanError(
+                f"no GPU can be used ({error}); a plan is built and run on the GPU that serves it"
+            ) from error
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the driver."""
@@ -142,11 +155,18 @@ def visible_gpu() -> Gpu:
 
 
 def compile_plan(
-    trt: Any, graph: Path, dims: Sequence[int], *, profile: tuple[int, int, int] = PROFILE, cache: Path | None = None, target: str | None = None
+    trt: Any,
+    graph: Path,
+    dims: Sequence[int],
+    *,
+    profile: tuple[int, int, int] = PROFILE,
+    cache: Path | None = None,
+    target: str | None = None,
 ) -> bytes:
     """The serialised plan of `graph`, whose single input has the shape [N, *dims].
 
-    `trt`: the module `tensorrt` or `tensorrt_rtx`. `profile`: N at least, at its best, at most. `cache`: timing cache file,
+    `trt`: the module `tensorrt` or `tensorrt_rtx`. `profile`: N at least, at its best, at most. `cache`: timing cache
+    file,
     read and written. `target`: see `Compiler`. Raises PlanError with what the parser or the builder says.
     """
     said = recorder(trt)

@@ -1,6 +1,7 @@
 """Runs a TensorRT plan without a server, so that `verify` can compare it before anything serves it.
 
-Through the CUDA driver alone (`plan.Driver`). Not run so far for want of a GPU; tests/triton_models/test_gpu.py is the test to run on one.
+Through the CUDA driver alone (`plan.Driver`). Not run so far for want of a GPU; tests/triton_models/test_gpu.py is the
+test to run on one.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ class _Cuda(Driver):
 def run_plan(trt: Any, path: Path, given: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
     """The plan's outputs by name for one batch (float32, as all outputs of our graphs are).
 
-    `trt`: the module `tensorrt` that built it. `given`: [N, ...] of the input's type, N within the plan's profile. Raises
+    `trt`: the module `tensorrt` that built it. `given`: [N, ...] of the input's type, N within the plan's profile.
+
+    Raises
+    ------
     PlanError when there is no GPU or the plan is not for it.
+
     """
     cuda, said = _Cuda(), recorder(trt)
     runtime = trt.Runtime(said)  # must outlive the engine
@@ -68,4 +73,8 @@ def run_plan(trt: Any, path: Path, given: npt.NDArray[Any]) -> dict[str, npt.NDA
 
 def _copy(cuda: _Cuda, direction: str, address: ctypes.c_uint64, array: npt.NDArray[Any]) -> None:
     here = array.ctypes.data_as(ctypes.c_void_p)
-    cuda.call(direction, *((address, here) if direction == "cuMemcpyHtoD_v2" else (here, address)), ctypes.c_size_t(array.nbytes))
+    cuda.call(
+        direction,
+        *((address, here) if direction == "cuMemcpyHtoD_v2" else (here, address)),
+        ctypes.c_size_t(array.nbytes),
+    )

@@ -1,4 +1,5 @@
-"""The CPU flavour's model: one file for `code`, `code_encoder` and `code_heads`, copied beside each graph as `model.py`.
+"""The CPU flavour's model: one file for `code`, `code_encoder` and `code_heads`, copied beside each graph as
+`model.py`.
 
 Runs in Triton's Python backend, in an interpreter of its own (NumPy below 2, ONNX Runtime, nothing of this project).
 Everything it needs to know stands in the model's configuration, written by `python -m triton_models.build`.
@@ -19,7 +20,9 @@ REBUILD = "write the repository again with python -m triton_models.build"
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        """Check the interpreter and the files, this one among them, then open the graph; whatever is wrong is said in one line."""
+        """Check the interpreter and the files, this one among them, then open the graph; whatever is wrong is said in
+        one line.
+        """
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
                 f"NumPy {np.__version__} in the server's environment: this backend would answer with empty tensors; install requirements/triton.txt"
@@ -42,10 +45,16 @@ class TritonPythonModel:
             self.session = onnxruntime.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
             answer = self.run(np.ones((1, *self.shape), pb_utils.triton_string_to_numpy(given["data_type"])))
         except Exception as error:
-            raise pb_utils.TritonModelException(f"{graph}: ONNX Runtime cannot use it ({one_line(error)}); {REBUILD}") from error
+            raise pb_utils.TritonModelException(
+                f"{graph}: ONNX Runtime cannot use it ({one_line(error)}); {REBUILD}"
+            ) from error
         for (name, shape), values in zip(self.outputs.items(), answer, strict=True):
             if values.shape != (1, *shape) or not np.isfinite(values).all():
-                got = "NaN or infinite numbers" if values.shape == (1, *shape) else f"shape {list(values.shape)} instead of {[1, *shape]}"
+                got = (
+                    "NaN or infinite numbers"
+                    if values.shape == (1, *shape)
+                    else f"shape {list(values.shape)} instead of {[1, *shape]}"
+                )
                 raise pb_utils.TritonModelException(f"{graph}: its {name} has {got}; {REBUILD}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -63,7 +72,9 @@ class TritonPythonModel:
         return [
             pb_utils.InferenceResponse(error=refusal)
             if refusal
-            else pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in zip(self.outputs, next(rows), strict=True)])
+            else pb_utils.InferenceResponse(
+                [pb_utils.Tensor(name, values) for name, values in zip(self.outputs, next(rows), strict=True)]
+            )
             for refusal in refusals
         ]
 
@@ -76,15 +87,21 @@ class TritonPythonModel:
             return pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
         if part.shape[1:] != self.shape:
             return pb_utils.TritonError(
-                f"{self.input} has shape {list(part.shape)}, expected [N, {', '.join(map(str, self.shape))}]", pb_utils.TritonError.INVALID_ARG
+                f"{self.input} has shape {list(part.shape)}, expected [N, {', '.join(map(str, self.shape))}]",
+                pb_utils.TritonError.INVALID_ARG,
             )
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            return pb_utils.TritonError(f"{self.input} holds NaN or infinite numbers; no score can be given", pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.TritonError(
+                f"{self.input} holds NaN or infinite numbers; no score can be given", pb_utils.TritonError.INVALID_ARG
+            )
         return None
 
     def run(self, given: np.ndarray) -> list[np.ndarray]:
         """The outputs for all rows, computed `self.rows` at a time."""
-        pieces = [self.session.run(list(self.outputs), {self.input: given[start : start + self.rows]}) for start in range(0, len(given), self.rows)]
+        pieces = [
+            self.session.run(list(self.outputs), {self.input: given[start : start + self.rows]})
+            for start in range(0, len(given), self.rows)
+        ]
         return [np.concatenate(piece) for piece in zip(*pieces, strict=True)]
 
 

@@ -14,7 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_models.weights import ATTENTION_HEADS, DEPTH, FAKE, IMAGE_PX, MEAN, NORM_EPSILON, PATCH_PX, REAL, STD, WIDTH, Array, Weights
+from triton_models.weights import (
+    ATTENTION_HEADS,
+    DEPTH,
+    FAKE,
+    IMAGE_PX,
+    MEAN,
+    NORM_EPSILON,
+    PATCH_PX,
+    REAL,
+    STD,
+    WIDTH,
+    Array,
+    Weights,
+)
 
 Images = npt.NDArray[np.uint8]
 
@@ -43,15 +56,25 @@ def images(count: int = 16, seed: int = 20) -> Images:
 
 
 def embeddings(weights: Weights, pixels: Images) -> Array:
-    """Embeddings [N, 192] of images [N, 224, 224, 3] in float64: ViT-Tiny/16 as timm defines it, one operation after the other."""
+    """Embeddings [N, 192] of images [N, 224, 224, 3] in float64: ViT-Tiny/16 as timm defines it, one operation after
+    the other.
+    """
     w = {name: array.astype(np.float64) for name, array in weights.encoder.items()}
     side = IMAGE_PX // PATCH_PX
     x = (pixels / 255 - np.array(MEAN)) / np.array(STD)
-    x = x.reshape(-1, side, PATCH_PX, side, PATCH_PX, 3).transpose(0, 1, 3, 5, 2, 4).reshape(len(pixels), side * side, -1)
+    x = (
+        x.reshape(-1, side, PATCH_PX, side, PATCH_PX, 3)
+        .transpose(0, 1, 3, 5, 2, 4)
+        .reshape(len(pixels), side * side, -1)
+    )
     x = x @ w["patch_embed.proj.weight"].reshape(WIDTH, -1).T + w["patch_embed.proj.bias"]
     x = np.concatenate([np.broadcast_to(w["cls_token"], (len(x), 1, WIDTH)), x], axis=1) + w["pos_embed"]
     for block in range(DEPTH):
-        b = {name.removeprefix(f"blocks.{block}."): array for name, array in w.items() if name.startswith(f"blocks.{block}.")}
+        b = {
+            name.removeprefix(f"blocks.{block}."): array
+            for name, array in w.items()
+            if name.startswith(f"blocks.{block}.")
+        }
         normed = _norm(x, b["norm1.weight"], b["norm1.bias"])
         qkv = normed @ b["attn.qkv.weight"].T + b["attn.qkv.bias"]
         q, k, v = qkv.reshape(len(x), -1, 3, ATTENTION_HEADS, WIDTH // ATTENTION_HEADS).transpose(2, 0, 3, 1, 4)
@@ -65,19 +88,24 @@ def embeddings(weights: Weights, pixels: Images) -> Array:
 
 
 def rounding(weights: Weights, pixels: Images, expected: Array, seed: int = 0) -> Array:
-    """How much float32 matters on each image, float64 [N]: the largest change of its embedding (`expected` as it is) when every number
+    """How much float32 matters on each image, float64 [N]: the largest change of its embedding (`expected` as it is)
+    when every number
     of the encoder moves up or down by float32's unit roundoff, half of its last digit.
 
     Largest where much cancels out, as in images of one colour; float32 has rounding of that size at every operation.
     """
     rng = np.random.default_rng(seed)
-    moved = {name: array * (1 + rng.choice([-(2.0**-24), 2.0**-24], array.shape)) for name, array in weights.encoder.items()}
+    moved = {
+        name: array * (1 + rng.choice([-(2.0**-24), 2.0**-24], array.shape)) for name, array in weights.encoder.items()
+    }
     result: Array = np.abs(embeddings(replace(weights, encoder=moved), pixels) - expected).max(axis=1)
     return result
 
 
 def torch_embeddings(folder: Path, pixels: Images) -> Array:
-    """The same by timm and PyTorch in float32, from the weights folder. Raises ImportError where they are not installed."""
+    """The same by timm and PyTorch in float32, from the weights folder. Raises ImportError where they are not
+    installed.
+    """
     import torch  # noqa: PLC0415
 
     from train.model import load_encoder, normalise  # noqa: PLC0415
@@ -99,7 +127,10 @@ def sklearn_scores(weights: Weights, x: Array) -> Array:
     linear.classes_ = np.array([REAL, FAKE])
     linear.coef_, linear.intercept_ = weights.head("linear.coef")[None], weights.head("linear.intercept")
     bank, labels = weights.head("knn.bank"), weights.heads["knn.labels"]
-    real, fake = (NearestNeighbors(n_neighbors=1, metric="cosine").fit(bank[labels == side]).kneighbors(x)[0][:, 0] for side in (REAL, FAKE))
+    real, fake = (
+        NearestNeighbors(n_neighbors=1, metric="cosine").fit(bank[labels == side]).kneighbors(x)[0][:, 0]
+        for side in (REAL, FAKE)
+    )
     decision = one_class_svm(weights).decision_function(x)
     nearest = np.divide(real, real + fake, out=np.full_like(real, 0.5), where=real + fake > 0)
     return np.stack([linear.predict_proba(x)[:, 1], nearest, 1 / (1 + np.exp(decision))], axis=1)
@@ -109,8 +140,17 @@ def one_class_svm(weights: Weights) -> Any:
     """A scikit-learn OneClassSVM that holds these arrays instead of having been fitted."""
     from sklearn.svm import OneClassSVM  # noqa: PLC0415
 
-    vectors, dual, intercept = weights.head("svm.support_vectors"), weights.head("svm.dual_coef")[None], weights.head("svm.intercept")
-    svm = OneClassSVM(kernel="poly", degree=int(weights.scalar("svm.degree")), coef0=weights.scalar("svm.coef0"), gamma=weights.scalar("svm.gamma"))
+    vectors, dual, intercept = (
+        weights.head("svm.support_vectors"),
+        weights.head("svm.dual_coef")[None],
+        weights.head("svm.intercept"),
+    )
+    svm = OneClassSVM(
+        kernel="poly",
+        degree=int(weights.scalar("svm.degree")),
+        coef0=weights.scalar("svm.coef0"),
+        gamma=weights.scalar("svm.gamma"),
+    )
     state = {
         "support_": np.arange(len(vectors), dtype=np.int32),
         "support_vectors_": vectors,
@@ -142,7 +182,9 @@ def _gelu(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    """The error function to 1e-12, by cubic Hermite interpolation of math.erf: NumPy has none, and the serving image no SciPy."""
+    """The error function to 1e-12, by cubic Hermite interpolation of math.erf: NumPy has none, and the serving image no
+    SciPy.
+    """
     at = (np.clip(x, -_ERF_REACH, _ERF_REACH) + _ERF_REACH) / _ERF_STEP
     left = np.minimum(at.astype(np.int64), len(_ERF) - 2)
     f = at - left

@@ -1,14 +1,18 @@
 """Another version into a running server, beside the one that serves or in its place, and back again with one command.
 
     python -m triton_models.rollout status   --repository LIVE --server HOST:PORT
-    python -m triton_models.rollout shadow   --repository LIVE --server HOST:PORT --new REPOSITORY    serve it too, as `code_shadow`
+    python -m triton_models.rollout shadow   --repository LIVE --server HOST:PORT --new REPOSITORY    serve it too, as
+                                             `code_shadow`
     python -m triton_models.rollout unshadow --repository LIVE --server HOST:PORT
     python -m triton_models.rollout load     --repository LIVE --server HOST:PORT --new REPOSITORY    serve it instead
-    python -m triton_models.rollout back     --repository LIVE --server HOST:PORT                     undo the last load or back
+    python -m triton_models.rollout back     --repository LIVE --server HOST:PORT                     undo the last load
+                                             or back
 
 LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
-LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a second or
-more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries its version, so the worker follows.
+LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a
+second or
+more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries its version,
+so the worker follows.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class RolloutError(Exception):
 def load(client: Any, live: Path, new: Path) -> str:
     """Serve the repository `new` in place of `live`'s content; returns its model version.
 
-    Raises BuildError or PlanError when `new` is damaged or for another machine, RolloutError when the server does not take it;
+    Raises BuildError or PlanError when `new` is damaged or for another machine, RolloutError when the server does not
+    take it;
     in each case `live` and the server are as before.
     """
     previous = previous_of(live)
@@ -87,7 +92,9 @@ def back(client: Any, live: Path) -> str:
     previous = previous_of(live)
     with _alone(live):
         if not (previous / MANIFEST).is_file():
-            raise RolloutError(f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`")
+            raise RolloutError(
+                f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`"
+            )
         version, was = str(build.check(previous)["model_version"]), live.stat().st_ino
 
         def undo() -> None:
@@ -143,14 +150,21 @@ def unshadow(client: Any, live: Path) -> None:
             if not folder.is_dir():
                 raise
             shutil.rmtree(folder)
-            raise RolloutError(f"{folder}: removed, but the server was not told ({_text(error)}); if it runs, it serves it on") from error
+            raise RolloutError(
+                f"{folder}: removed, but the server was not told ({_text(error)}); if it runs, it serves it on"
+            ) from error
         if folder.is_dir():
             shutil.rmtree(folder)
 
 
 def versions(client: Any, live: Path) -> dict[str, str | None]:
-    """Model versions by place: `serving`, `shadow`, `folder` (what a restart would serve) and `previous`; None where nothing is."""
-    found: dict[str, str | None] = {"serving": _served_version(client, "code"), "shadow": _served_version(client, SHADOW)}
+    """Model versions by place: `serving`, `shadow`, `folder` (what a restart would serve) and `previous`; None where
+    nothing is.
+    """
+    found: dict[str, str | None] = {
+        "serving": _served_version(client, "code"),
+        "shadow": _served_version(client, SHADOW),
+    }
     for place, folder in (("folder", live), ("previous", previous_of(live))):
         found[place] = str(build.read_manifest(folder)["model_version"]) if (folder / MANIFEST).is_file() else None
     return found
@@ -188,12 +202,16 @@ def _alone(live: Path) -> Iterator[None]:
     """
     build.refuse_mount_point(live)
     if not (live / MANIFEST).is_file():
-        raise RolloutError(f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on")
+        raise RolloutError(
+            f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on"
+        )
     with live.with_name(f"{live.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RolloutError(f"{live}: another roll-out is at work on it; wait for its end, then look with `rollout status`") from error
+            raise RolloutError(
+                f"{live}: another roll-out is at work on it; wait for its end, then look with `rollout status`"
+            ) from error
         for work in live.parent.glob(f".{glob.escape(live.name)}.????????"):
             draft, was = work / "new", work / WAS
             if draft.is_dir() and was.is_file() and was.read_text() == str(draft.stat().st_ino):
@@ -229,7 +247,9 @@ def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], und
         except InferenceServerException as again:
             state = f"the folder is as before, but the server does not take it back ({_text(again)}): start it anew"
             raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); {state}") from again
-        raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); the version before is back") from error
+        raise RolloutError(
+            f"{live}: the server does not serve {version} ({_text(error)}); the version before is back"
+        ) from error
     except BaseException:  # Ctrl-C, SIGTERM, a full disk
         undo()
         with suppress(InferenceServerException, OSError):
@@ -238,9 +258,11 @@ def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], und
 
 
 def _load_ready(client: Any, live: Path) -> None:
-    """Load `code` anew, and whichever of its parts the server has loaded: parts first where `code` is an ensemble of them.
+    """Load `code` anew, and whichever of its parts the server has loaded: parts first where `code` is an ensemble of
+    them.
 
-    One graph goes first: the `code` before may be an ensemble, which answers only as long as the server has its parts' version.
+    One graph goes first: the `code` before may be an ensemble, which answers only as long as the server has its parts'
+    version.
     """
     parts = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
     one_graph = any((live / "code").glob("*/model.*"))
@@ -249,7 +271,9 @@ def _load_ready(client: Any, live: Path) -> None:
 
 
 def _load_model(client: Any, live: Path, name: str) -> None:
-    """Triton takes a model for unchanged, and answers success, unless something in its folder is newer than at the last load."""
+    """Triton takes a model for unchanged, and answers success, unless something in its folder is newer than at the last
+    load.
+    """
     for path in (live / name).rglob("*"):
         os.utime(path)
     client.load_model(name, client_timeout=DEADLINE_S)
@@ -291,16 +315,27 @@ def _text(error: Exception) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m triton_models.rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m triton_models.rollout",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("status", "shadow", "unshadow", "load", "back"))
-    parser.add_argument("--repository", type=Path, required=True, metavar="LIVE", help="the folder that the server serves")
+    parser.add_argument(
+        "--repository", type=Path, required=True, metavar="LIVE", help="the folder that the server serves"
+    )
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="its gRPC address")
-    parser.add_argument("--new", type=Path, metavar="REPOSITORY", help="for shadow and load: a repository written by triton_models.build")
+    parser.add_argument(
+        "--new",
+        type=Path,
+        metavar="REPOSITORY",
+        help="for shadow and load: a repository written by triton_models.build",
+    )
     options = parser.parse_args(arguments)
     live = options.repository.resolve()  # a link stays a link
     if (options.new is not None) != (options.action in ("shadow", "load")):
-        parser.error(f"{options.action}: --new REPOSITORY {'is needed' if options.new is None else 'has no meaning here'}")
+        parser.error(
+            f"{options.action}: --new REPOSITORY {'is needed' if options.new is None else 'has no meaning here'}"
+        )
     try:
         with closing(grpc.InferenceServerClient(options.server)) as client:
             match options.action:
@@ -318,7 +353,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InferenceServerException as error:
-        print(f"error: server {options.server}: {_text(error)}; is it running, and on this gRPC address?", file=sys.stderr)
+        print(
+            f"error: server {options.server}: {_text(error)}; is it running, and on this gRPC address?", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print(f"error: interrupted; {live} is as before, look with `rollout status`", file=sys.stderr)

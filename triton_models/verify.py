@@ -3,8 +3,10 @@
     python -m triton_models.verify REPOSITORY [--server HOST:PORT] [--images FOLDER]
 
 Compared with float64 NumPy: PyTorch and scikit-learn (where installed), each ONNX graph, each TensorRT plan where the
-repository has them, and the models of a running server. Prints the largest differences and the labels that changed; exit 1 past the tolerance:
-1e-4 for float32 (of an embedding that float32 itself cannot give so exactly, what its rounding explains); for mixed precision scores within 0.01
+repository has them, and the models of a running server. Prints the largest differences and the labels that changed;
+exit 1 past the tolerance:
+1e-4 for float32 (of an embedding that float32 itself cannot give so exactly, what its rounding explains); for mixed
+precision scores within 0.01
 and no label changed outside 0.45 to 0.55.
 """
 
@@ -33,23 +35,31 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """`score`, `embedding` (in standard deviations of the embeddings): largest differences; labels may change within `margin` of 0.5."""
+    """`score`, `embedding` (in standard deviations of the embeddings): largest differences; labels may change within
+    `margin` of 0.5.
+    """
 
     score: float
     embedding: float
     margin: float
 
 
-# Float32 forms of one model are up to 10 times `reference.rounding` from float64: that is one rounding of each weight, they round at each operation.
+# Float32 forms of one model are up to 10 times `reference.rounding` from float64: that is one rounding of each weight,
+# they round at each operation.
 ROUNDINGS = 16
-TOLERANCES = {"fp32": Tolerance(1e-4, 1e-4, 1e-4), "fp16": Tolerance(0.01, 0.01, 0.05), "bf16": Tolerance(0.01, 0.08, 0.05)}
+TOLERANCES = {
+    "fp32": Tolerance(1e-4, 1e-4, 1e-4),
+    "fp16": Tolerance(0.01, 0.01, 0.05),
+    "bf16": Tolerance(0.01, 0.08, 0.05),
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """One form of the model against the reference. `failure`: why it gave nothing; `skipped`: why it was not asked.
 
-    `embedding` is that of the image furthest past what it may be, or nearest to it; `rounding` what float32's rounding explains there.
+    `embedding` is that of the image furthest past what it may be, or nearest to it; `rounding` what float32's rounding
+    explains there.
     """
 
     name: str
@@ -80,7 +90,9 @@ class Row:
 
 
 def verify(repository: Path, *, server: str | None = None, images: reference.Images | None = None) -> list[Row]:
-    """Every form of the repository's model on `images` (the fixed set when None). Raises BuildError for a damaged repository."""
+    """Every form of the repository's model on `images` (the fixed set when None). Raises BuildError for a damaged
+    repository.
+    """
     manifest = build.check(repository)
     if manifest["flavour"] == "null":
         raise BuildError(f"{repository}: the null flavour has no model to verify")
@@ -89,7 +101,9 @@ def verify(repository: Path, *, server: str | None = None, images: reference.Ima
     loaded = weights.load(folder)
     compare = _Comparison(loaded, pixels, TOLERANCES[manifest["precision"]])
     rows = [
-        compare.row("NumPy float64, version of the weights", lambda: _same_version(loaded.version, manifest["model_version"])),
+        compare.row(
+            "NumPy float64, version of the weights", lambda: _same_version(loaded.version, manifest["model_version"])
+        ),
         compare.row("PyTorch + scikit-learn", lambda: _frameworks(folder, loaded, pixels), optional=True),
         *_graphs(repository, manifest, compare),
         *_plans(repository, manifest, compare),
@@ -120,13 +134,19 @@ class _Comparison:
         expected: dict[str, Array] = {"embedding": self.embeddings, "scores": self.scores}
         for key, value in values.items():
             if np.shape(value) != expected[key].shape:
-                return Row(name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(expected[key].shape)}")
+                return Row(
+                    name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(expected[key].shape)}"
+                )
         row = Row(name)
         if "scores" in values:
-            row = replace(row, score=float(np.abs(values["scores"] - self.scores).max()), labels=self._changed(values["scores"]))
+            row = replace(
+                row, score=float(np.abs(values["scores"] - self.scores).max()), labels=self._changed(values["scores"])
+            )
         if "embedding" in values:
             apart = np.abs(values["embedding"] - self.embeddings).max(axis=1) / self.spread
-            worst = int((apart / np.maximum(self.rounding, self.tolerance.embedding)).argmax())  # NaN is the largest to argmax
+            worst = int(
+                (apart / np.maximum(self.rounding, self.tolerance.embedding)).argmax()
+            )  # NaN is the largest to argmax
             row = replace(row, embedding=float(apart[worst]), rounding=float(self.rounding[worst]))
         return row
 
@@ -187,7 +207,11 @@ def _served(server: str, manifest: dict[str, Any], compare: _Comparison) -> list
                 return [Row(f"server {server}", failure=f"{error.message()}; is it running?")]
             given = compare.pixels if inputs == ("images",) else compare.embeddings.astype(np.float32)
             ask = partial(_ask, client, name, given, manifest["model_version"])
-            rows.append(compare.row(f"server {name}", ask) if ready or name == "code" else Row(f"server {name}", skipped="not loaded"))
+            rows.append(
+                compare.row(f"server {name}", ask)
+                if ready or name == "code"
+                else Row(f"server {name}", skipped="not loaded")
+            )
     return rows
 
 
@@ -198,14 +222,20 @@ def _ask(client: Any, name: str, given: Values, model_version: str) -> dict[str,
     serves = client.get_model_config(name).config.parameters["model_version"].string_value
     if serves != model_version:
         raise BuildError(f"the server serves version {serves or 'unknown'}, the repository holds {model_version}")
-    tensor = grpc.InferInput(tensor_name, list(given.shape), configuration.TENSORS[tensor_name][0].removeprefix("TYPE_"))
+    tensor = grpc.InferInput(
+        tensor_name, list(given.shape), configuration.TENSORS[tensor_name][0].removeprefix("TYPE_")
+    )
     tensor.set_data_from_numpy(given)
-    answer = client.infer(name, [tensor], outputs=[grpc.InferRequestedOutput(output) for output in outputs], client_timeout=300)
+    answer = client.infer(
+        name, [tensor], outputs=[grpc.InferRequestedOutput(output) for output in outputs], client_timeout=300
+    )
     return {output: answer.as_numpy(output) for output in outputs}
 
 
 def folder_images(folder: Path, most: int = 64) -> reference.Images:
-    """The central 224 x 224 of a folder's images (at most `most`, by name), black where smaller. Raises BuildError when there is none."""
+    """The central 224 x 224 of a folder's images (at most `most`, by name), black where smaller. Raises BuildError when
+    there is none.
+    """
     from PIL import Image  # noqa: PLC0415 - only with --images
 
     crops: list[npt.NDArray[np.uint8]] = []
@@ -224,24 +254,40 @@ def folder_images(folder: Path, most: int = 64) -> reference.Images:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m triton_models.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m triton_models.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="written by python -m triton_models.build")
     parser.add_argument("--server", metavar="HOST:PORT", help="gRPC address of a server that serves it")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use instead of the fixed set")
     options = parser.parse_args(arguments)
     try:
-        rows = verify(options.repository, server=options.server, images=folder_images(options.images) if options.images else None)
+        rows = verify(
+            options.repository, server=options.server, images=folder_images(options.images) if options.images else None
+        )
         manifest = build.check(options.repository)
     except (BuildError, PlanError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     tolerance = TOLERANCES[manifest["precision"]]
-    print(f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model version {manifest['model_version']}")
+    print(
+        f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model version {manifest['model_version']}"
+    )
     print(f"{'':40}{'embedding':>12}{'score':>12}{'labels':>8}")
     for row in rows:
-        numbers = "".join(f"{value:12.1e}" if value is not None else f"{'-':>12}" for value in (row.embedding, row.score))
-        fine = "ok" if (row.embedding or 0) <= tolerance.embedding else f"ok: float32's rounding explains {row.rounding:.1e} on that image"
-        verdict = (row.skipped and f"skipped: {row.skipped}") or row.failure or (fine if row.passes(tolerance) else "PAST THE TOLERANCE")
+        numbers = "".join(
+            f"{value:12.1e}" if value is not None else f"{'-':>12}" for value in (row.embedding, row.score)
+        )
+        fine = (
+            "ok"
+            if (row.embedding or 0) <= tolerance.embedding
+            else f"ok: float32's rounding explains {row.rounding:.1e} on that image"
+        )
+        verdict = (
+            (row.skipped and f"skipped: {row.skipped}")
+            or row.failure
+            or (fine if row.passes(tolerance) else "PAST THE TOLERANCE")
+        )
         print(f"{row.name:40}{numbers}{row.labels:8}  {verdict}")
     if not all(row.passes(tolerance) for row in rows):
         past = "; ".join(f"{row.name}: {row.past(tolerance)}" for row in rows if not row.passes(tolerance))
@@ -252,7 +298,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     skipped = [row.name for row in rows if row.skipped and row.name.startswith("ONNX graph code")]
     if skipped and not manifest["plans"] and all(row.score is None for row in rows if row.name == "server code"):
-        print(f"{skipped[0]} is what this repository serves, and it was not run: verify where ONNX Runtime runs it, or name a --server")
+        print(
+            f"{skipped[0]} is what this repository serves, and it was not run: verify where ONNX Runtime runs it, or name a --server"
+        )
         return 1
     print("the same model in every form")
     return 0

@@ -112,24 +112,35 @@ class Weights:
 
 
 def load(folder: Path) -> Weights:
-    """The checked weights of `folder`. Raises WeightsError, naming the file, for anything missing, damaged, misshapen or not finite."""
+    """The checked weights of `folder`. Raises WeightsError, naming the file, for anything missing, damaged, misshapen
+    or not finite.
+    """
     encoder, heads = _read(folder / ENCODER_FILE), _read(folder / HEADS_FILE)
     return from_arrays(encoder, heads, encoder_from=str(folder / ENCODER_FILE), heads_from=str(folder / HEADS_FILE))
 
 
-def from_arrays(encoder: Arrays, heads: Arrays, *, encoder_from: str = ENCODER_FILE, heads_from: str = HEADS_FILE) -> Weights:
+def from_arrays(
+    encoder: Arrays, heads: Arrays, *, encoder_from: str = ENCODER_FILE, heads_from: str = HEADS_FILE
+) -> Weights:
     """Checked weights from arrays in memory; `*_from` stand in the messages. Raises WeightsError."""
     _check(encoder, ENCODER_SHAPES, encoder_from)
-    _check({name: array for name, array in heads.items() if not name.startswith(OPTIONAL_PREFIX)}, HEAD_SHAPES, heads_from)
+    _check(
+        {name: array for name, array in heads.items() if not name.startswith(OPTIONAL_PREFIX)}, HEAD_SHAPES, heads_from
+    )
     _check_heads(heads, heads_from)
     return Weights(
         {name: np.ascontiguousarray(encoder[name], dtype=np.float32) for name in ENCODER_SHAPES},
-        {name: np.ascontiguousarray(heads[name], dtype=np.int64 if name == "knn.labels" else np.float64) for name in HEAD_SHAPES},
+        {
+            name: np.ascontiguousarray(heads[name], dtype=np.int64 if name == "knn.labels" else np.float64)
+            for name in HEAD_SHAPES
+        },
     )
 
 
 def save(folder: Path, encoder: Arrays, heads: Arrays) -> Weights:
-    """Write a weights folder (arrays in the dtypes given) after checking it; returns what `load` would. Raises WeightsError."""
+    """Write a weights folder (arrays in the dtypes given) after checking it; returns what `load` would. Raises
+    WeightsError.
+    """
     from safetensors.numpy import save_file  # noqa: PLC0415 - the float64 scorer alone needs no safetensors
 
     weights = from_arrays(encoder, heads)
@@ -155,12 +166,15 @@ def version(weights: Weights) -> str:
 def reference_scores(weights: Weights, embeddings: npt.ArrayLike) -> Array:
     """Scores [N, 3] (linear, knn, svm; P(fake)) of embeddings [N, 192] in float64, as the contract defines them.
 
-    linear: logistic regression's `predict_proba[:, 1]`. knn: d_real / (d_real + d_fake), cosine distances to the nearest of
+    linear: logistic regression's `predict_proba[:, 1]`. knn: d_real / (d_real + d_fake), cosine distances to the
+    nearest of
     each kind, 0.5 where both are 0. svm: sigmoid(-decision_function) of a polynomial one-class SVM fitted on reals.
     """
     x = np.asarray(embeddings, dtype=np.float64)
     linear = x @ weights.head("linear.coef") + weights.scalar("linear.intercept")
-    kernel = (weights.scalar("svm.gamma") * x @ weights.head("svm.support_vectors").T + weights.scalar("svm.coef0")) ** weights.scalar("svm.degree")
+    kernel = (
+        weights.scalar("svm.gamma") * x @ weights.head("svm.support_vectors").T + weights.scalar("svm.coef0")
+    ) ** weights.scalar("svm.degree")
     decision = kernel @ weights.head("svm.dual_coef") + weights.scalar("svm.intercept")
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     to_real, to_fake = (np.clip(1 - (unit @ side.T).max(axis=1), 0, None) for side in weights.bank)
@@ -182,13 +196,22 @@ def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     try:
         arrays = dict(load_file(path))
         _refuse_doubles(path)
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, struct.error) as error:  # AttributeError: a type that NumPy lacks
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        struct.error,
+    ) as error:  # AttributeError: a type that NumPy lacks
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
     return arrays
 
 
 def _refuse_doubles(path: Path) -> None:
-    """Raises ValueError when the header (JSON after its length in 8 bytes) names a tensor twice: the library takes the last and says nothing."""
+    """Raises ValueError when the header (JSON after its length in 8 bytes) names a tensor twice: the library takes the
+    last and says nothing.
+    """
     with path.open("rb") as file:
         header = file.read(struct.unpack("<Q", file.read(8))[0])
     json.loads(header, object_pairs_hook=_without_doubles)
@@ -209,8 +232,12 @@ def _check(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], source: str) -
         raise WeightsError(f"{source}: {_some(unknown)} not expected; the names are those of triton_models/weights.py")
     for name, shape in shapes.items():
         array = arrays[name]
-        if array.ndim != len(shape) or any(want not in (_ANY, have) for want, have in zip(shape, array.shape, strict=True)):
-            raise WeightsError(f"{source}: {name} has shape {list(array.shape)}, expected {['M' if n == _ANY else n for n in shape]}")
+        if array.ndim != len(shape) or any(
+            want not in (_ANY, have) for want, have in zip(shape, array.shape, strict=True)
+        ):
+            raise WeightsError(
+                f"{source}: {name} has shape {list(array.shape)}, expected {['M' if n == _ANY else n for n in shape]}"
+            )
         if array.dtype.kind not in "fiu":
             raise WeightsError(f"{source}: {name} is {array.dtype}; float16, float32, float64 or integers are expected")
         with np.errstate(over="ignore"):

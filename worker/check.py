@@ -1,4 +1,6 @@
-"""`check`: are the settings valid, the servers reachable, the topics and the model there? One line each, for a person or a script."""
+"""`check`: are the settings valid, the servers reachable, the topics and the model there? One line each, for a person
+or a script.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _policy(settings)
     yield from _kafka(settings)
     yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
-    yield _attempt("triton", lambda: _triton(settings.triton), f"set {variable('triton', 'url')}, or start one: make stack-up")
+    yield _attempt(
+        "triton", lambda: _triton(settings.triton), f"set {variable('triton', 'url')}, or start one: make stack-up"
+    )
     if settings.shadow.share:
         hint = f"see docs/models.md, or set {variable('shadow', 'share')} to 0; verdicts do not wait for it"
         yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
@@ -57,7 +61,9 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     try:
         found = {topic.name: topic.partitions for topic in kafka_topics.topics(settings.kafka)}
     except Unavailable as error:
-        yield Finding("kafka", ok=False, detail=error.detail, hint="" if variable("kafka", "") in error.detail else hint)
+        yield Finding(
+            "kafka", ok=False, detail=error.detail, hint="" if variable("kafka", "") in error.detail else hint
+        )
         return
     yield Finding("kafka", ok=True, detail=f"{', '.join(settings.kafka.bootstrap_servers)}, {len(found)} topics")
     for field in ("incoming_topic", "verdicts_topic", "rejected_topic"):

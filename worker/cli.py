@@ -37,12 +37,16 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 stack_app = typer.Typer(help="The local Kafka, Redis and Triton, without containers.", no_args_is_help=False)
 app.add_typer(stack_app, name="stack")
 
-Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as a TOML file; the environment beats it.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings as a TOML file; the environment beats it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")]
 
 
-def command(*, examples: str, group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(
+    *, examples: str, group: typer.Typer = app, name: str | None = None
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command with examples in its help, and turn our errors into a line on stderr and an exit code."""
 
     def register(body: Callable[P, None]) -> Callable[P, None]:
@@ -61,7 +65,9 @@ def command(*, examples: str, group: typer.Typer = app, name: str | None = None)
                 err.print(str(error), markup=False, highlight=False)
                 raise typer.Exit(EXIT_NOT_FOUND) from None
 
-        epilog = "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+        epilog = "[bold]Examples[/bold]\n\n" + "\n\n".join(
+            f"  {line.strip()}" for line in examples.strip().splitlines()
+        )
         group.command(name, epilog=epilog)(run)
         return run
 
@@ -78,13 +84,19 @@ def load_settings(config: Path | None) -> Settings:
     if not chosen & set(ADDRESSES):
         found = local_stack.discover(settings.stack.dir)
         if found:
-            err.print(f"using the local stack: {', '.join(f'{name}={value}' for name, value in found.items())}", markup=False, highlight=False)
+            err.print(
+                f"using the local stack: {', '.join(f'{name}={value}' for name, value in found.items())}",
+                markup=False,
+                highlight=False,
+            )
             settings = settings_module.load(config, environ | found, with_policy=True)
     return settings
 
 
 @app.callback(invoke_without_command=True)
-def overview(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def overview(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     """Assay: images in on Kafka, deepfake verdicts out in Redis and Kafka."""
     if version:
         out.print(__version__, highlight=False)
@@ -117,11 +129,15 @@ def overview(context: typer.Context, version: Annotated[bool, typer.Option("--ve
 )
 def run(
     config: Config = None,
-    processes: Annotated[int, typer.Option(min=1, max=256, help="Workers on this host; they share the partitions, ports count up.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Workers on this host; they share the partitions, ports count up.")
+    ] = 1,
 ) -> None:
     """Consume images until SIGTERM or SIGINT, then drain and exit 0."""
     settings = load_settings(config)  # before the imports below, which take seconds: a wrong variable is told at once
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # process 1 of a container would not even hear of it meanwhile
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # process 1 of a container would not even hear of it meanwhile
     from worker import processes as several  # noqa: PLC0415
     from worker.pipeline import Pipeline  # noqa: PLC0415
     from worker.telemetry.logs import configure  # noqa: PLC0415
@@ -148,7 +164,9 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
         for column in ("", "what", "found", "what to do"):
             table.add_column(column)
         for finding in findings:
-            table.add_row("[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.name, finding.detail, finding.hint)
+            table.add_row(
+                "[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.name, finding.detail, finding.hint
+            )
         out.print(table)
     if not well:
         raise typer.Exit(EXIT_UNAVAILABLE)
@@ -163,7 +181,9 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 def send(
     paths: Paths,
     wait: Annotated[bool, typer.Option("--wait", help="Show the verdicts as they arrive.")] = False,
-    timeout_s: Annotated[float, typer.Option(min=1, help="With --wait: give up when no verdict has come for so long.")] = 120.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=1, help="With --wait: give up when no verdict has come for so long.")
+    ] = 120.0,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
@@ -189,9 +209,13 @@ def send(
                     print(json.dumps(asdict(one)))
         failed = [one for one in sent if one.error]
         if not as_json:
-            err.print(f"{len(sent) - len(failed)} images sent to {settings.kafka.incoming_topic} in {time.monotonic() - started:.1f} s")
+            err.print(
+                f"{len(sent) - len(failed)} images sent to {settings.kafka.incoming_topic} in {time.monotonic() - started:.1f} s"
+            )
         if waiter:
-            show.results(waiter.results(sent, timeout_s=timeout_s), total=len(sent) - len(failed), as_json=as_json, console=out)
+            show.results(
+                waiter.results(sent, timeout_s=timeout_s), total=len(sent) - len(failed), as_json=as_json, console=out
+            )
     finally:
         producer.close()
         if waiter:
@@ -234,7 +258,9 @@ def query(
 )
 def replay(
     reason: Annotated[str | None, typer.Option(metavar="REASON", help="Only these, e.g. too_large.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Rejected since, e.g. 2h or 2026-11-21T12:00:00Z.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Rejected since, e.g. 2h or 2026-11-21T12:00:00Z.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go back.")] = False,
     as_json: AsJson = False,
@@ -254,11 +280,19 @@ def replay(
             if producer is not None:
                 producer.produce([replaying.restored(found, settings.incoming_topic)])
             count += 1
-            line = {"image_id": found.image_id, "reason": found.reason, "detail": found.detail, "origin": found.origin, "replayed": not dry_run}
+            line = {
+                "image_id": found.image_id,
+                "reason": found.reason,
+                "detail": found.detail,
+                "origin": found.origin,
+                "replayed": not dry_run,
+            }
             if as_json:
                 print(json.dumps(line))
             else:
-                out.print(f"{found.reason:18} {found.image_id or found.origin}  {found.detail}", markup=False, highlight=False)
+                out.print(
+                    f"{found.reason:18} {found.image_id or found.origin}  {found.detail}", markup=False, highlight=False
+                )
     finally:
         if producer is not None:
             producer.close()
@@ -274,7 +308,13 @@ def replay(
 )
 def stack_up(
     models: Annotated[
-        Path | None, typer.Option("--models", help="Serve this model repository, not the demo's (docs/models.md).", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(
+            "--models",
+            help="Serve this model repository, not the demo's (docs/models.md).",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -282,8 +322,12 @@ def stack_up(
     from worker.local import stack as local_stack  # noqa: PLC0415
 
     if models is not None and not (models / "MANIFEST.json").is_file():
-        raise typer.BadParameter(f"{models} is no model repository; write one with python -m triton_models.build", param_hint="--models")
-    status = local_stack.up(_stack_dir(), models=models, report=lambda line: err.print(line, markup=False, highlight=False))
+        raise typer.BadParameter(
+            f"{models} is no model repository; write one with python -m triton_models.build", param_hint="--models"
+        )
+    status = local_stack.up(
+        _stack_dir(), models=models, report=lambda line: err.print(line, markup=False, highlight=False)
+    )
     _show_stack(status, as_json=as_json)
 
 
@@ -297,7 +341,8 @@ def stack_down(purge: Annotated[bool, typer.Option("--purge", help="Remove the d
 
 @command(examples="python -m worker stack status --json", group=stack_app, name="status")
 def stack_status(
-    as_json: AsJson = False, export: Annotated[bool, typer.Option("--export", help="As shell commands that set the variables.")] = False
+    as_json: AsJson = False,
+    export: Annotated[bool, typer.Option("--export", help="As shell commands that set the variables.")] = False,
 ) -> None:
     """What runs, and where."""
     from worker.local import stack as local_stack  # noqa: PLC0415
@@ -335,7 +380,9 @@ def _show_stack(status: Any, *, as_json: bool) -> None:
 
 @command(examples="python -m worker demo\npython -m worker demo ~/Pictures --keep")
 def demo(
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATH...]", help="Images to use; the sample images when left out.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Images to use; the sample images when left out.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the local stack running.")] = False,
 ) -> None:
     """Stack, worker, sample images, verdict table: everything at once."""
@@ -366,7 +413,11 @@ def bench(
 
 
 @command(examples="python -m worker schema verdict\npython -m worker schema asyncapi > asyncapi.json")
-def schema(name: Annotated[Literal["verdict", "reference", "asyncapi"] | None, typer.Argument(help="Which; all when left out.")] = None) -> None:
+def schema(
+    name: Annotated[
+        Literal["verdict", "reference", "asyncapi"] | None, typer.Argument(help="Which; all when left out.")
+    ] = None,
+) -> None:
     """Print the schemas of what is published."""
     from worker.contract import dump_json  # noqa: PLC0415
     from worker.schemas import SCHEMAS  # noqa: PLC0415

@@ -56,7 +56,9 @@ class ImageReference(BaseModel):
 
     model_config = ConfigDict(extra="ignore", title="Assay image reference")
 
-    uri: str = Field(min_length=1, max_length=4096, description="s3://bucket/key?versionId=…, https://host/path or file:///path")
+    uri: str = Field(
+        min_length=1, max_length=4096, description="s3://bucket/key?versionId=…, https://host/path or file:///path"
+    )
     sha256: Annotated[str, StringConstraints(to_lower=True, pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
         default=None, description="SHA-256 of the image's bytes in hex; verified when given"
     )
@@ -128,7 +130,9 @@ class Verdict(BaseModel):
     """The verdict on one image, as published to `images.verdicts` and stored in Redis."""
 
     # Whoever reads a verdict finds every field, `schema` too, although we need not say it when we make one.
-    model_config = ConfigDict(title="Assay verdict", populate_by_name=True, json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(
+        title="Assay verdict", populate_by_name=True, json_schema_serialization_defaults_required=True
+    )
 
     schema_: Literal["assay.verdict/1"] = Field(default="assay.verdict/1", alias="schema")
     verdict_id: uuid.UUID = Field(description="UUID 5 of image id, sha256, model version and policy version")
@@ -202,7 +206,8 @@ def check_image_id(text: str) -> str:
 
 
 def resolve_image_id(record: Record, sources: Sequence[str], value_sha256: str, reference_id: str | None = None) -> str:
-    """The image id by the order in `sources` (of `ce_id`, `key`, `sha256`); a reference's own id stands right behind `ce_id`.
+    """The image id by the order in `sources` (of `ce_id`, `key`, `sha256`); a reference's own id stands right behind
+    `ce_id`.
 
     Raises Rejected(bad_image_id) for a source that is there and invalid; an empty one, or a key that is not UTF-8,
     leaves the choice to the next.
@@ -250,7 +255,8 @@ REJECTION_HEADERS = frozenset(
 def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     """What the producer sent, without what a rejection added: what `replay` puts back.
 
-    Ours stand behind `reject_reason`; a header before it that has one of our general names (`image_id`, `sha256`, …) is the
+    Ours stand behind `reject_reason`; a header before it that has one of our general names (`image_id`, `sha256`, …) is
+    the
     producer's own and stays.
     """
     kept: Headers = []
@@ -263,7 +269,9 @@ def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> He
 
 
 def rejection_header(record: Record, name: str) -> str:
-    """What a rejection says under `name`; empty where it says nothing. Ours stand last: a producer may use such a name itself."""
+    """What a rejection says under `name`; empty where it says nothing. Ours stand last: a producer may use such a name
+    itself.
+    """
     value = next((value for key, value in reversed(record.headers) if key == name), None)
     return (value or b"").decode("utf-8", "replace")
 

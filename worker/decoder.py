@@ -1,7 +1,8 @@
 """Encoded bytes to pixels: uint8 [N, 224, 224, 3], the central crop at native size, black where the image is smaller.
 
 The reference is Pillow's `convert("RGB")` of the first frame and torchvision's CenterCrop(224), EXIF orientation not
-applied; on a CPU every pixel equals it. DALI takes what it decodes identically and faster (baseline JPEG: only the region
+applied; on a CPU every pixel equals it. DALI takes what it decodes identically and faster (baseline JPEG: only the
+region
 that is looked at; PNG up to 8 bits), Pillow takes the rest and gives the second opinion on everything DALI refuses.
 """
 
@@ -29,12 +30,14 @@ from worker.settings import DecodeSettings
 CROP_PX = 224
 # Pixels decoded whole at the same time; a larger image is decoded alone. Pillow holds up to 4 bytes for each.
 WHOLE_AT_ONCE_PX = 32_000_000
-# Every scan of a progressive JPEG walks over the whole image; encoders write about ten. A file within the limits could hold
+# Every scan of a progressive JPEG walks over the whole image; encoders write about ten. A file within the limits could
+# hold
 # 400,000 and occupy the decoder for hours.
 MAX_JPEG_SCANS = 100
 _MAX_THREADS = 8
 _JPEG_BASELINE = (0xC0, 0xC1)
-# In a scan's data only stuffing (FF 00), restarts (FF D0 to D7) and fill (FF FF) may follow an FF; anything else ends it.
+# In a scan's data only stuffing (FF 00), restarts (FF D0 to D7) and fill (FF FF) may follow an FF; anything else ends
+# it.
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
@@ -52,7 +55,9 @@ class Decoded:
 
 
 def central_region(width: int, height: int) -> tuple[int, int, int, int]:
-    """left, top, width, height of the central crop inside the image: torchvision's offsets, half to even (225 -> 0, 227 -> 2)."""
+    """left, top, width, height of the central crop inside the image: torchvision's offsets, half to even (225 -> 0, 227
+    -> 2).
+    """
     left = round((width - CROP_PX) / 2) if width > CROP_PX else 0
     top = round((height - CROP_PX) / 2) if height > CROP_PX else 0
     return left, top, min(width, CROP_PX), min(height, CROP_PX)
@@ -69,8 +74,10 @@ def decode_with_pillow(data: bytes) -> Pixels:
 def dali_decodes_exactly(data: bytes, info: ImageInfo) -> bool:
     """Whether DALI is known to accept these bytes if and only if Pillow does, with the same pixels.
 
-    It decodes no further than the crop and so misses damage below it; with the scan's extent checked here both agree. Left
-    to Pillow, each with differences measured: progressive JPEG (damaged ones are smoothed differently, by up to 3), CMYK
+    It decodes no further than the crop and so misses damage below it; with the scan's extent checked here both agree.
+    Left
+    to Pillow, each with differences measured: progressive JPEG (damaged ones are smoothed differently, by up to 3),
+    CMYK
     (another inversion), 16-bit PNG and TIFF (rounded, not cut), palette TIFF, WebP (damage below the crop goes unseen).
     """
     if info.format == "jpeg":
@@ -82,7 +89,12 @@ def dali_decodes_exactly(data: bytes, info: ImageInfo) -> bool:
         end = _SCAN_END.search(data, frame.scan + 2)
         return end is not None and end.group() == b"\xff\xd9"
     if info.format == "png":
-        return data[12:16] == b"IHDR" and data[24:25] <= b"\x08" and data.endswith(_PNG_END) and _pillow_opens_single_frame(data)
+        return (
+            data[12:16] == b"IHDR"
+            and data[24:25] <= b"\x08"
+            and data.endswith(_PNG_END)
+            and _pillow_opens_single_frame(data)
+        )
     return False
 
 
@@ -110,7 +122,9 @@ def _chunks(indices: Iterable[int], cost: Callable[[int], int]) -> Iterator[list
 
 
 def _import_dali() -> tuple[Any, Any]:
-    """nvidia.dali.backend and the dynamic mode, which imports torch where it finds it, for type names alone: 6 s and 600 MB."""
+    """nvidia.dali.backend and the dynamic mode, which imports torch where it finds it, for type names alone: 6 s and
+    600 MB.
+    """
     hide_torch = "torch" not in sys.modules
     if hide_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]
@@ -131,7 +145,9 @@ class _Dali:
         backend, dynamic = _import_dali()
         gpus = int(backend.GetCUDADeviceCount())
         if settings.device == "gpu" and not gpus:
-            raise SettingsError(["ASSAY_DECODE__DEVICE=gpu: no CUDA device is visible; expected a GPU with its driver, or auto or cpu"])
+            raise SettingsError(
+                ["ASSAY_DECODE__DEVICE=gpu: no CUDA device is visible; expected a GPU with its driver, or auto or cpu"]
+            )
         self.device = "gpu" if gpus and settings.device != "cpu" else "cpu"
         self._dynamic = dynamic
         self._context = dynamic.EvalContext(num_threads=threads)
@@ -140,7 +156,9 @@ class _Dali:
 
     def __call__(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> list[Pixels]:
         """The central region of each, uint8 [H, W, 3]. Raises whatever DALI raises, for all, when one is bad."""
-        regions = np.array([central_region(info.width, info.height) for info in infos], np.int32)  # left, top, width, height
+        regions = np.array(
+            [central_region(info.width, info.height) for info in infos], np.int32
+        )  # left, top, width, height
         as_batch = self._dynamic.as_batch
         with self._context:
             decoded = self._dynamic.decoders.image_slice(
@@ -168,8 +186,15 @@ class Decoder:
             self._dali = _Dali(settings, threads)
         except ImportError as error:
             if settings.device == "gpu":
-                raise SettingsError([f"ASSAY_DECODE__DEVICE=gpu: DALI cannot be imported ({error}); install nvidia-dali-cuda130"]) from None
-            _log.warning("dali_missing", error=str(error), effect="Pillow decodes, more slowly", remedy="install nvidia-dali-cuda130")
+                raise SettingsError(
+                    [f"ASSAY_DECODE__DEVICE=gpu: DALI cannot be imported ({error}); install nvidia-dali-cuda130"]
+                ) from None
+            _log.warning(
+                "dali_missing",
+                error=str(error),
+                effect="Pillow decodes, more slowly",
+                remedy="install nvidia-dali-cuda130",
+            )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
@@ -198,7 +223,12 @@ class Decoder:
                 else:
                     _place(outcome, pixels[i])
         if len(refused) > 1 and len(refused) == len(fast) and not failures.keys() & set(refused):
-            _log.warning("dali_refuses_everything", images=len(refused), device=self.device, remedy="restart the worker; ASSAY_DECODE__DEVICE=cpu")
+            _log.warning(
+                "dali_refuses_everything",
+                images=len(refused),
+                device=self.device,
+                remedy="restart the worker; ASSAY_DECODE__DEVICE=cpu",
+            )
         return Decoded(pixels, failures)
 
     def close(self) -> None:
@@ -210,7 +240,9 @@ class Decoder:
         """Pixels that DALI holds at once: of a JPEG on the CPU a few rows, else all."""
         return 16 * info.width if info.format == "jpeg" and self.device == "cpu" else info.width * info.height
 
-    def _by_dali(self, indices: list[int], images: Sequence[bytes], infos: Sequence[ImageInfo], pixels: Pixels) -> list[int]:
+    def _by_dali(
+        self, indices: list[int], images: Sequence[bytes], infos: Sequence[ImageInfo], pixels: Pixels
+    ) -> list[int]:
         """Fills `pixels`; returns the indices that DALI refuses, found by halving (one bad image fails a whole call)."""
         assert self._dali is not None
         try:
@@ -220,7 +252,9 @@ class Decoder:
                 _log.debug("dali_refused", error=str(error.__cause__ or error)[:300])
                 return indices
             middle = len(indices) // 2
-            return [i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, images, infos, pixels)]
+            return [
+                i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, images, infos, pixels)
+            ]
         for i, region in zip(indices, regions, strict=True):
             _place(region, pixels[i])
         return []
@@ -234,7 +268,9 @@ def _try_pillow(data: bytes) -> Pixels | Rejected:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
-        return Rejected(RejectReason.CORRUPT, f"cannot be decoded: {type(error).__name__}: {error}"[:300], stage="decode")
+        return Rejected(
+            RejectReason.CORRUPT, f"cannot be decoded: {type(error).__name__}: {error}"[:300], stage="decode"
+        )
 
 
 def _place(region: Pixels, target: Pixels) -> None:

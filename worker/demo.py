@@ -1,4 +1,6 @@
-"""`demo`: stack, worker, sample images, verdict table. Leaves no process behind that it started, unless told to keep the stack."""
+"""`demo`: stack, worker, sample images, verdict table. Leaves no process behind that it started, unless told to keep
+the stack.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,13 @@ VERDICT_TIMEOUT_S = 120.0
 
 
 def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> None:
-    """Run it. Raises Unavailable where a server or the worker does not come up, SettingsError for paths that lead nowhere."""
+    """Run it. Raises Unavailable where a server or the worker does not come up, SettingsError for paths that lead
+    nowhere.
+    """
     if not images and not SAMPLES.is_dir():
-        raise SettingsError(["demo: the sample images come with a checkout only; name some: python -m worker demo PATH..."])
+        raise SettingsError(
+            ["demo: the sample images come with a checkout only; name some: python -m worker demo PATH..."]
+        )
     sources = find_sources(images or [SAMPLES])
     directory = settings_module.load().stack.dir
     ran_before = stack.discover(directory) is not None
@@ -47,7 +53,9 @@ def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> N
             try:
                 err.print(f"sending {len(sources)} images to {settings.kafka.incoming_topic} …")
                 sent = list(send(settings.kafka, producer, sources))
-                show.results(waiter.results(sent, timeout_s=VERDICT_TIMEOUT_S), total=len(sent), as_json=False, console=out)
+                show.results(
+                    waiter.results(sent, timeout_s=VERDICT_TIMEOUT_S), total=len(sent), as_json=False, console=out
+                )
             finally:
                 producer.close()
                 waiter.close()
@@ -62,7 +70,13 @@ def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> N
 def _start_worker(environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
-        return subprocess.Popen([sys.executable, "-m", "worker", "run"], env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "worker", "run"],
+            env=dict(environment),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def free_port() -> int:
@@ -109,5 +123,10 @@ def _what_next(out: Console, *, kept: bool, log_path: Path) -> None:
         out.print("The servers are stopped, their data is kept. Next: [bold]make stack-up[/bold], then in one terminal")
     else:
         out.print("The servers go on running. Next, in one terminal")
-    out.print("  .venv/bin/python -m worker run\nand in another\n  .venv/bin/python -m worker send YOUR_PHOTOS/ --wait", highlight=False)
-    out.print("  .venv/bin/python -m worker query --file YOUR_PHOTOS/one.jpg\nWhat it all means: README.md", highlight=False)
+    out.print(
+        "  .venv/bin/python -m worker run\nand in another\n  .venv/bin/python -m worker send YOUR_PHOTOS/ --wait",
+        highlight=False,
+    )
+    out.print(
+        "  .venv/bin/python -m worker query --file YOUR_PHOTOS/one.jpg\nWhat it all means: README.md", highlight=False
+    )

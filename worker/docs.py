@@ -1,4 +1,5 @@
-"""Writes the generated pages: settings, metrics, JSON Schemas and the AsyncAPI document, each from the code that it describes.
+"""Writes the generated pages: settings, metrics, JSON Schemas and the AsyncAPI document, each from the code that it
+describes.
 
 python -m worker.docs           write them below docs/ (what `make docs` does)
 python -m worker.docs --check   exit 1 and name those that are not current (a test runs this)
@@ -66,15 +67,25 @@ def settings_page() -> str:
     parts = [_SETTINGS_HEAD.format(generated=_GENERATED)]
     for group, members in groupby(fields(), key=lambda entry: entry[0]):
         docstring = Settings.model_fields[group].annotation.__doc__ or ""
-        rows = ((f"`{variable(group, name)}`", _type(info), _unit(name, info), _default(info), info.description or "") for _, name, info in members)
-        parts.append(f"\n## {group}\n\n{docstring.strip()}\n\n{_table(('variable', 'type', 'unit', 'default', 'meaning'), rows)}")
+        rows = (
+            (f"`{variable(group, name)}`", _type(info), _unit(name, info), _default(info), info.description or "")
+            for _, name, info in members
+        )
+        parts.append(
+            f"\n## {group}\n\n{docstring.strip()}\n\n{_table(('variable', 'type', 'unit', 'default', 'meaning'), rows)}"
+        )
     return "".join(parts)
 
 
 def metrics_page() -> str:
     """One table, in the order of worker/telemetry/metrics.py."""
-    rows = ((f"`{doc.name}`", doc.type, ", ".join(f"`{label}`" for label in doc.labels), doc.unit, doc.meaning) for doc in metric_docs())
-    return _METRICS_HEAD.format(generated=_GENERATED) + "\n" + _table(("name", "type", "labels", "unit", "meaning"), rows)
+    rows = (
+        (f"`{doc.name}`", doc.type, ", ".join(f"`{label}`" for label in doc.labels), doc.unit, doc.meaning)
+        for doc in metric_docs()
+    )
+    return (
+        _METRICS_HEAD.format(generated=_GENERATED) + "\n" + _table(("name", "type", "labels", "unit", "meaning"), rows)
+    )
 
 
 def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -120,7 +131,11 @@ def _default(info: FieldInfo) -> str:
 
 def stale(folder: Path) -> list[str]:
     """The pages below `folder` that are missing or differ from what the code says now."""
-    return [name for name, text in pages().items() if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text]
+    return [
+        name
+        for name, text in pages().items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    ]
 
 
 def write(folder: Path) -> list[str]:
@@ -136,9 +151,15 @@ def write(folder: Path) -> list[str]:
 
 def main() -> int:
     """The command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m worker.docs", description="Write the generated pages, or check that they are current.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name the pages that are not current")
-    parser.add_argument("--folder", type=Path, default=DOCS, help="where the pages stand (default: docs/ of this checkout)")
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.docs", description="Write the generated pages, or check that they are current."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 and name the pages that are not current"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=DOCS, help="where the pages stand (default: docs/ of this checkout)"
+    )
     arguments = parser.parse_args()
     if arguments.check:
         names = stale(arguments.folder)

@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 
 class Flow:
-    """Counts what is under way. `is_full` has hysteresis: true from a high mark on until both counts are below the low marks."""
+    """Counts what is under way. `is_full` has hysteresis: true from a high mark on until both counts are below the low
+    marks.
+    """
 
     def __init__(self, settings: FlowSettings) -> None:
         self.max_items = settings.max_items

@@ -19,9 +19,11 @@ from worker.contract import ImageInfo
 from worker.errors import Rejected, RejectReason
 from worker.settings import LimitSettings
 
-# Pillow's own guard knows one number for all and would refuse images below our limits; check_limits() stands before every decode.
+# Pillow's own guard knows one number for all and would refuse images below our limits; check_limits() stands before
+# every decode.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow warns about odd metadata of single images; what comes in is not ours to mend, and a sender could fill the log with it.
+# Pillow warns about odd metadata of single images; what comes in is not ours to mend, and a sender could fill the log
+# with it.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
@@ -34,7 +36,15 @@ _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 # A tile may be larger than a small image; 4096 x 4096 is beyond any that is in use.
 _MAX_SPARE_TILE_PX = 1 << 24
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
-_TRIED = {"jpeg": ["JPEG"], "png": ["PNG"], "webp": ["WEBP"], "bmp": ["BMP"], "tiff": ["TIFF"], "gif": ["GIF"], "avif": ["AVIF"]}
+_TRIED = {
+    "jpeg": ["JPEG"],
+    "png": ["PNG"],
+    "webp": ["WEBP"],
+    "bmp": ["BMP"],
+    "tiff": ["TIFF"],
+    "gif": ["GIF"],
+    "avif": ["AVIF"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,9 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _gif_size(data: bytes) -> tuple[int, int] | None:
-    """The screen, or the first frame where that reaches further (GIF89a). Never left to Pillow: opening may fill a whole frame."""
+    """The screen, or the first frame where that reaches further (GIF89a). Never left to Pillow: opening may fill a
+    whole frame.
+    """
     if len(data) < 13:
         return None
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -154,7 +166,9 @@ def _size_by_pillow(data: bytes, name: str) -> tuple[int, int]:
 
 
 def _check_tiff_tile(image: Image.Image, pixels: int) -> None:
-    """The decoder makes room for a whole tile: 146 bytes that claim a tile of 32768 x 32768 for an image of 16 x 16 take 1 GB."""
+    """The decoder makes room for a whole tile: 146 bytes that claim a tile of 32768 x 32768 for an image of 16 x 16
+    take 1 GB.
+    """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     tile = int(tags.get(_TIFF_TILE_WIDTH, 1)) * int(tags.get(_TIFF_TILE_LENGTH, 1))
     if tile > max(4 * pixels, _MAX_SPARE_TILE_PX):
@@ -168,14 +182,20 @@ _NEVER_BY_PILLOW = ("webp", "gif")
 def peek(data: bytes, *, stage: str = "intake") -> ImageInfo:
     """Format and size (pixels) from the header alone; MPO counts as JPEG.
 
-    A header that can be read is no promise that the image decodes. Raises Rejected: `empty`, `unsupported_format` for bytes
-    that begin like none of the contract's formats, `corrupt` for a header that cannot be read; MemoryError passes through.
+    A header that can be read is no promise that the image decodes. Raises Rejected: `empty`, `unsupported_format` for
+    bytes
+    that begin like none of the contract's formats, `corrupt` for a header that cannot be read; MemoryError passes
+    through.
     """
     if not data:
         raise Rejected(RejectReason.EMPTY, "no bytes", stage=stage)
     name = _sniff(data)
     if name is None:
-        raise Rejected(RejectReason.UNSUPPORTED_FORMAT, f"begins with {data[:12]!r}: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF", stage=stage)
+        raise Rejected(
+            RejectReason.UNSUPPORTED_FORMAT,
+            f"begins with {data[:12]!r}: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF",
+            stage=stage,
+        )
     reader = _READERS.get(name)
     size = reader(data) if reader else None
     if size is None:
@@ -188,7 +208,9 @@ def peek(data: bytes, *, stage: str = "intake") -> ImageInfo:
         except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
             unknown = name == "avif" and data[8:12] not in (b"avif", b"avis")
             reason = RejectReason.UNSUPPORTED_FORMAT if unknown else RejectReason.CORRUPT
-            raise Rejected(reason, f"the {name} header cannot be read ({type(error).__name__}: {error})"[:300], stage=stage) from None
+            raise Rejected(
+                reason, f"the {name} header cannot be read ({type(error).__name__}: {error})"[:300], stage=stage
+            ) from None
     width, height = size
     if width < 1 or height < 1:
         raise Rejected(RejectReason.CORRUPT, f"the {name} header says {width} x {height} pixels", stage=stage)
@@ -198,6 +220,12 @@ def peek(data: bytes, *, stage: str = "intake") -> ImageInfo:
 def check_limits(info: ImageInfo, limits: LimitSettings, *, stage: str = "intake") -> None:
     """Raises Rejected `too_large` or `too_many_pixels` for an image beyond `limits`; nothing is decoded for it."""
     if info.bytes > limits.max_image_bytes:
-        raise Rejected(RejectReason.TOO_LARGE, f"{info.bytes} bytes, at most {limits.max_image_bytes} are taken", stage=stage)
+        raise Rejected(
+            RejectReason.TOO_LARGE, f"{info.bytes} bytes, at most {limits.max_image_bytes} are taken", stage=stage
+        )
     if info.width * info.height > limits.max_image_pixels:
-        raise Rejected(RejectReason.TOO_MANY_PIXELS, f"{info.width} x {info.height} pixels, at most {limits.max_image_pixels} are taken", stage=stage)
+        raise Rejected(
+            RejectReason.TOO_MANY_PIXELS,
+            f"{info.width} x {info.height} pixels, at most {limits.max_image_pixels} are taken",
+            stage=stage,
+        )

@@ -31,7 +31,9 @@ class SingleFlight:
             return False
 
     def land(self, item: Item) -> list[Item]:
-        """The followers of `item`, given its result; none where it was not leading. The next item with these bytes leads anew."""
+        """The followers of `item`, given its result; none where it was not leading. The next item with these bytes
+        leads anew.
+        """
         with self._lock:
             flight = self._flights.get(item.sha256) if item.sha256 else None
             if flight is None or flight[0] is not item:
@@ -45,7 +47,9 @@ class SingleFlight:
 
 
 class PublishOrder:
-    """Keeps items of one image id in order of arrival: the later record must win in Redis, also when it was the faster one."""
+    """Keeps items of one image id in order of arrival: the later record must win in Redis, also when it was the faster
+    one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -116,7 +116,9 @@ class Monitor:
     def _tell_of_kafka(self, was_well: bool, well: bool, detail: str) -> None:
         """Its client waits by itself, in words of its own: the log gets the same two events as for what has a breaker."""
         if was_well and not well:
-            log.warning("dependency_away", dependency="kafka", error=detail, action="waiting; nothing is rejected for it")
+            log.warning(
+                "dependency_away", dependency="kafka", error=detail, action="waiting; nothing is rejected for it"
+            )
         elif well and not was_well:
             log.info("dependency_recovered", dependency="kafka")
 
@@ -136,7 +138,9 @@ class Monitor:
     def _model(self) -> str:
         version = self._watch.refresh()
         if not self._triton.is_ready():
-            raise Unavailable("triton", f"{self._triton.address}: model {self._settings.triton.model_name} is not ready")
+            raise Unavailable(
+                "triton", f"{self._triton.address}: model {self._settings.triton.model_name} is not ready"
+            )
         if self._watch.idle_s() > CANARY_EVERY_S:
             self._watch.infer(CANARY, timeout_s=CANARY_DEADLINE_S)
         return f"model version {version}"

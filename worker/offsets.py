@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 @dataclass(slots=True)
 class _Partition:
     epoch: int
-    delivered: deque[int] = field(default_factory=deque)  # offsets handed out and not yet in the finished prefix, ascending
+    delivered: deque[int] = field(
+        default_factory=deque
+    )  # offsets handed out and not yet in the finished prefix, ascending
     finished: set[int] = field(default_factory=set)  # the finished ones among them
     next_offset: int | None = None  # what to commit: one past the finished prefix; None before anything has finished
     committed: int | None = None
@@ -24,7 +26,8 @@ class _Partition:
 
 
 class OffsetTracker:
-    """Contiguous-offset tracker per (partition, epoch). A partition is named by its number: there is one incoming topic.
+    """Contiguous-offset tracker per (partition, epoch). A partition is named by its number: there is one incoming
+    topic.
 
     Offsets need not be dense (compaction and transactions leave gaps): contiguous means in the order of delivery.
     """
@@ -102,7 +105,11 @@ class OffsetTracker:
     def unfinished(self, partitions: Iterable[int] | None = None) -> int:
         """How many delivered records of current epochs are not finished, of all partitions or of these."""
         with self._lock:
-            states = self._partitions.values() if partitions is None else [self._partitions[p] for p in partitions if p in self._partitions]
+            states = (
+                self._partitions.values()
+                if partitions is None
+                else [self._partitions[p] for p in partitions if p in self._partitions]
+            )
             return sum(len(state.delivered) - len(state.finished) for state in states)
 
     def _begin(self, partition: int) -> _Partition:

@@ -1,4 +1,5 @@
-"""The whole flow on one screen: which rooms an image passes, who hands it to whom, and how a worker starts, drains and stops.
+"""The whole flow on one screen: which rooms an image passes, who hands it to whom, and how a worker starts, drains and
+stops.
 
     Kafka ──poll──▶ Intake ──▶ Decode ──▶ Infer x n ──▶ Publish ──▶ Redis, then Kafka
       ▲               │ bad, or known to the cache        ▲  │
@@ -47,11 +48,14 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
-ROOMS_S = 3.0  # for all rooms together: a call that hangs is cut off, so that the group is left before the grace period ends
+ROOMS_S = (
+    3.0  # for all rooms together: a call that hangs is cut off, so that the group is left before the grace period ends
+)
 
 
 class Pipeline:
-    """One worker. `run` is its whole life; `request_stop` begins the drain. `on_ready(http_port)` is told once it consumes.
+    """One worker. `run` is its whole life; `request_stop` begins the drain. `on_ready(http_port)` is told once it
+    consumes.
 
     Raises SettingsError for what is wrong with the settings, Unavailable where a dependency does not come up in time,
     and whatever a stage broke with: the process then ends, and what was not committed is redelivered.
@@ -69,7 +73,9 @@ class Pipeline:
         self.flow = Flow(settings.flow)
         self.tracker = OffsetTracker()
         self._order = PublishOrder()
-        self._kafka, self._redis, self._triton_server = (self._dependency(name) for name in ("kafka", "redis", "triton"))
+        self._kafka, self._redis, self._triton_server = (
+            self._dependency(name) for name in ("kafka", "redis", "triton")
+        )
         self._storages: dict[str, Dependency] = {}
 
         self._fetcher = Fetcher(settings.references, settings.limits, sleep=self._sleep)
@@ -101,7 +107,9 @@ class Pipeline:
 
     def run(self, on_ready: Callable[[int], None] = lambda _port: None) -> None:
         """Start, consume until `request_stop`, drain, stop."""
-        server = HealthServer(self.settings.http.host, self.settings.http.port, self.metrics, self._monitor.livez, self._monitor.readyz)
+        server = HealthServer(
+            self.settings.http.host, self.settings.http.port, self.metrics, self._monitor.livez, self._monitor.readyz
+        )
         server.start()
         self._describe()
         try:
@@ -180,7 +188,13 @@ class Pipeline:
             shadow=self._open_shadow(),
         )
         decode = Decode(
-            settings.decode, flow=self.flow, inbox=decode_inbox, infer=infer_inbox, publish=publish_inbox, tracing=self._tracing, stop=stop
+            settings.decode,
+            flow=self.flow,
+            inbox=decode_inbox,
+            infer=infer_inbox,
+            publish=publish_inbox,
+            tracing=self._tracing,
+            stop=stop,
         )
         intake = Intake(
             settings,
@@ -204,7 +218,9 @@ class Pipeline:
             self._open(f"infer-{number}", infer.run)
         self._open("decode", decode.run)
         self._open("intake", intake.run)
-        return self._wait_for(self._kafka, lambda: Consumer(settings.kafka, self._poll.on_assigned, self._poll.on_revoked), deadline), producer
+        return self._wait_for(
+            self._kafka, lambda: Consumer(settings.kafka, self._poll.on_assigned, self._poll.on_revoked), deadline
+        ), producer
 
     def _halt(self, consumer: Consumer, producer: Producer) -> None:
         """Stop the rooms, commit what they finished, leave the group."""
@@ -213,7 +229,14 @@ class Pipeline:
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         self._poll.commit_last(consumer)
-        for close in (consumer.close, producer.close, self._monitor.stop, self._fetcher.close, self._triton.close, self._store.close):
+        for close in (
+            consumer.close,
+            producer.close,
+            self._monitor.stop,
+            self._fetcher.close,
+            self._triton.close,
+            self._store.close,
+        ):
             try:
                 close()
             except (AssayError, OSError) as error:
@@ -243,12 +266,16 @@ class Pipeline:
         if not settings.share:
             return None
         triton = Triton(self.settings.shadow_triton, self.settings.intake.batch_max_items)
-        shadow = Shadow(settings, triton=triton, store=self._store, policy=self.policy, metrics=self.metrics, stop=self._stop)
+        shadow = Shadow(
+            settings, triton=triton, store=self._store, policy=self.policy, metrics=self.metrics, stop=self._stop
+        )
         self._open("shadow", shadow.run)
         return shadow
 
     def _wait_for(self, dependency: Dependency, operation: Callable[[], Any], deadline: float | None) -> Any:
-        """The result of `operation` once the dependency is there. Raises Unavailable past the deadline, Stopping on a signal."""
+        """The result of `operation` once the dependency is there. Raises Unavailable past the deadline, Stopping on a
+        signal.
+        """
         told_at = time.monotonic()
         while True:
             try:
@@ -258,7 +285,8 @@ class Pipeline:
                 if deadline is not None and now > deadline:
                     hint = "raise ASSAY_RUN__STARTUP_TIMEOUT_S to wait for longer"
                     raise Unavailable(
-                        error.dependency, f"{error.detail} (not there within {self.settings.run.startup_timeout_s} s; {hint})"
+                        error.dependency,
+                        f"{error.detail} (not there within {self.settings.run.startup_timeout_s} s; {hint})",
                     ) from error
                 if now >= told_at:
                     log.warning("waiting_for", dependency=error.dependency, error=error.detail)

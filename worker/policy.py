@@ -55,4 +55,6 @@ def load_policy(path: Path | None) -> Policy:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError([f"{where}: {error}"]) from None
     except ValidationError as error:
-        raise SettingsError([f"{where}: {'.'.join(map(str, item['loc'])) or 'policy'}: {item['msg']}" for item in error.errors()]) from None
+        raise SettingsError(
+            [f"{where}: {'.'.join(map(str, item['loc'])) or 'policy'}: {item['msg']}" for item in error.errors()]
+        ) from None

@@ -39,7 +39,9 @@ def parse_since(text: str, now_s: float) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise SettingsError([f"--since {text!r}: a time such as 2026-11-21T12:00:00Z or an age such as 90m, 2h, 3d is expected"]) from None
+        raise SettingsError(
+            [f"--since {text!r}: a time such as 2026-11-21T12:00:00Z or an age such as 90m, 2h, 3d is expected"]
+        ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
@@ -48,10 +50,14 @@ def check_reason(text: str | None) -> RejectReason | None:
     try:
         return None if text is None else RejectReason(text)
     except ValueError:
-        raise SettingsError([f"--reason {text!r}: one of {', '.join(reason.value for reason in RejectReason)} is expected"]) from None
+        raise SettingsError(
+            [f"--reason {text!r}: one of {', '.join(reason.value for reason in RejectReason)} is expected"]
+        ) from None
 
 
-def candidates(settings: KafkaSettings, *, reason: RejectReason | None, since_ms: int | None, limit: int | None) -> Iterator[Candidate]:
+def candidates(
+    settings: KafkaSettings, *, reason: RejectReason | None, since_ms: int | None, limit: int | None
+) -> Iterator[Candidate]:
     """The rejected records that match, oldest first within a partition, each image once."""
     reader = Reader(settings, settings.rejected_topic, since_ms)
     seen: set[tuple[str, bytes]] = set()
@@ -76,7 +82,9 @@ def _candidate(record: Record) -> Candidate | None:
     if not reason:
         return None
     origin = "/".join(rejection_header(record, f"original_{part}") for part in ("topic", "partition", "offset"))
-    return Candidate(record, rejection_header(record, "image_id"), reason, rejection_header(record, "reject_detail"), origin)
+    return Candidate(
+        record, rejection_header(record, "image_id"), reason, rejection_header(record, "reject_detail"), origin
+    )
 
 
 def restored(candidate: Candidate, topic: str) -> Outgoing:

@@ -31,7 +31,9 @@ class BreakerState(IntEnum):
     OPEN = 2
 
 
-def backoff_s(failures: int, base_ms: int, max_ms: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+def backoff_s(
+    failures: int, base_ms: int, max_ms: int, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
     """Seconds to wait after `failures` failures in a row: uniform in [0, min(max, base * 2^(failures-1))]."""
     ceiling_ms = min(float(max_ms), base_ms * 2.0 ** min(failures - 1, 32))
     return uniform(0.0, ceiling_ms) / 1000
@@ -127,13 +129,20 @@ class Dependency:
         with self._lock:
             self._failures += 1
             self.last_error = error.detail
-            self._not_before = self._clock() + backoff_s(self._failures, self._settings.base_ms, self._settings.max_ms, self._uniform)
+            self._not_before = self._clock() + backoff_s(
+                self._failures, self._settings.base_ms, self._settings.max_ms, self._uniform
+            )
             opened = self._state is BreakerState.CLOSED and self._failures >= self._settings.breaker_failures
             if opened or self._state is BreakerState.HALF_OPEN:
                 self._set_state(BreakerState.OPEN)
         self._on_retry(self.name)
         if opened:
-            log.warning("dependency_away", dependency=self.name, error=error.detail, action="waiting; nothing is rejected for it")
+            log.warning(
+                "dependency_away",
+                dependency=self.name,
+                error=error.detail,
+                action="waiting; nothing is rejected for it",
+            )
 
     def _set_state(self, state: BreakerState) -> None:
         if state is not self._state:

@@ -9,14 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from worker import __version__
-from worker.contract import REFERENCE_CONTENT_TYPE, REJECTION_HEADERS, VERDICT_TYPE, ImageReference, Verdict, json_schema
+from worker.contract import (
+    REFERENCE_CONTENT_TYPE,
+    REJECTION_HEADERS,
+    VERDICT_TYPE,
+    ImageReference,
+    Verdict,
+    json_schema,
+)
 from worker.errors import RejectReason
 from worker.settings import KafkaSettings
 
 _TEXT = {"type": "string"}
 
 
-def _header_schema(names: list[str], exact: dict[str, Any] | None = None, required: list[str] | None = None) -> dict[str, Any]:
+def _header_schema(
+    names: list[str], exact: dict[str, Any] | None = None, required: list[str] | None = None
+) -> dict[str, Any]:
     properties: dict[str, Any] = {name: _TEXT for name in names} | (exact or {})  # noqa: C420  # | needs the wider value type
     return {"type": "object", "properties": properties} | ({"required": required} if required else {})
 
@@ -37,7 +46,9 @@ def asyncapi() -> dict[str, Any]:
         "imageReference": {
             "title": "A reference to an image (claim check)",
             "contentType": REFERENCE_CONTENT_TYPE,
-            "headers": _header_schema([*cloud_events, "traceparent"], {"content-type": {"const": REFERENCE_CONTENT_TYPE}}),
+            "headers": _header_schema(
+                [*cloud_events, "traceparent"], {"content-type": {"const": REFERENCE_CONTENT_TYPE}}
+            ),
             "payload": {"$ref": "#/components/schemas/reference"},
         },
         "verdict": {
@@ -45,14 +56,22 @@ def asyncapi() -> dict[str, Any]:
             "contentType": "application/json",
             "headers": _header_schema(
                 ["ce_id", "ce_source", "ce_time", "traceparent"],
-                {"ce_type": {"const": VERDICT_TYPE}, "ce_specversion": {"const": "1.0"}, "content-type": {"const": "application/json"}},
+                {
+                    "ce_type": {"const": VERDICT_TYPE},
+                    "ce_specversion": {"const": "1.0"},
+                    "content-type": {"const": "application/json"},
+                },
                 ["ce_id", "ce_source", "ce_type", "ce_specversion", "content-type"],
             ),
             "payload": {"$ref": "#/components/schemas/verdict"},
         },
         "rejection": {
             "title": "A record that no verdict can be given for, byte for byte, with all its headers and these",
-            "headers": _header_schema(rejection_names, {"reject_reason": {"enum": [reason.value for reason in RejectReason]}}, ["reject_reason"]),
+            "headers": _header_schema(
+                rejection_names,
+                {"reject_reason": {"enum": [reason.value for reason in RejectReason]}},
+                ["reject_reason"],
+            ),
             "payload": {},
         },
     }
@@ -63,7 +82,12 @@ def asyncapi() -> dict[str, Any]:
     }
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": "Assay", "version": __version__, "license": {"name": "Apache-2.0"}, "description": "Images in, verdicts out."},
+        "info": {
+            "title": "Assay",
+            "version": __version__,
+            "license": {"name": "Apache-2.0"},
+            "description": "Images in, verdicts out.",
+        },
         "channels": {
             name: {
                 "address": address,
@@ -77,7 +101,10 @@ def asyncapi() -> dict[str, Any]:
             "publishVerdict": {"action": "send", "channel": {"$ref": "#/channels/verdicts"}},
             "reject": {"action": "send", "channel": {"$ref": "#/channels/rejected"}},
         },
-        "components": {"messages": messages, "schemas": {"verdict": _inlined(json_schema(Verdict)), "reference": json_schema(ImageReference)}},
+        "components": {
+            "messages": messages,
+            "schemas": {"verdict": _inlined(json_schema(Verdict)), "reference": json_schema(ImageReference)},
+        },
     }
 
 
@@ -88,7 +115,9 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     def resolve(node: Any) -> Any:
         if isinstance(node, dict):
             if "$ref" in node:
-                return resolve(definitions[node["$ref"].removeprefix("#/$defs/")]) | {k: v for k, v in node.items() if k != "$ref"}
+                return resolve(definitions[node["$ref"].removeprefix("#/$defs/")]) | {
+                    k: v for k, v in node.items() if k != "$ref"
+                }
             return {key: resolve(value) for key, value in node.items() if key != "$defs"}
         return [resolve(value) for value in node] if isinstance(node, list) else node
 

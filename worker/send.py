@@ -56,12 +56,18 @@ class Result:
 
 
 def find_sources(paths: Sequence[Path]) -> list[Source]:
-    """The files at `paths`; of a folder all below it that are not hidden. Raises SettingsError for a path that leads nowhere."""
+    """The files at `paths`; of a folder all below it that are not hidden. Raises SettingsError for a path that leads
+    nowhere.
+    """
     sources: list[Source] = []
     problems: list[str] = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            inside = [
+                p
+                for p in sorted(path.rglob("*"))
+                if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+            ]
             if not inside:
                 problems.append(f"{path}: no files in this folder")
             sources += [Source(p, p.relative_to(path).as_posix()) for p in inside]
@@ -82,7 +88,9 @@ def send(settings: KafkaSettings, producer: Producer, sources: Iterable[Source])
             check_image_id(source.image_id)
             data = source.path.read_bytes()
         except (InvalidImageId, OSError) as error:
-            yield Sent(os.fsencode(source.image_id).decode("utf-8", "replace"), source.shown, "", 0, error=_reason(error))
+            yield Sent(
+                os.fsencode(source.image_id).decode("utf-8", "replace"), source.shown, "", 0, error=_reason(error)
+            )
             continue
         sent = Sent(source.image_id, source.shown, hashlib.sha256(data).hexdigest(), len(data))
         if len(data) + 4096 > settings.max_request_bytes:
@@ -127,9 +135,14 @@ class Waiter:
     """Reads the verdicts and rejections that come after it was made."""
 
     def __init__(self, settings: Settings) -> None:
-        self._readers = [Reader(settings.kafka, topic, from_end=True) for topic in (settings.kafka.verdicts_topic, settings.kafka.rejected_topic)]
+        self._readers = [
+            Reader(settings.kafka, topic, from_end=True)
+            for topic in (settings.kafka.verdicts_topic, settings.kafka.rejected_topic)
+        ]
 
-    def results(self, wanted: Iterable[Sent], *, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> Iterator[Result]:
+    def results(
+        self, wanted: Iterable[Sent], *, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> Iterator[Result]:
         """A result for each of `wanted`, as they come. Raises Unavailable once none has come for `timeout_s`."""
         missing = {(sent.image_id, sent.sha256) for sent in wanted if sent.error is None}
         deadline = clock() + timeout_s
@@ -142,7 +155,10 @@ class Waiter:
                         deadline = clock() + timeout_s
                         yield found[1]
             if clock() > deadline:
-                raise Unavailable("worker", f"{len(missing)} images have no verdict for {timeout_s:.0f} s: is one running? (python -m worker run)")
+                raise Unavailable(
+                    "worker",
+                    f"{len(missing)} images have no verdict for {timeout_s:.0f} s: is one running? (python -m worker run)",
+                )
 
     def close(self) -> None:
         for reader in self._readers:
@@ -155,4 +171,6 @@ def _result(record: Record) -> tuple[tuple[str, str], Result] | None:
         verdict = Verdict.model_validate_json(record.value or b"")
         return (verdict.image_id, verdict.sha256), Result(verdict.image_id, verdict)
     image_id = rejection_header(record, "image_id")
-    return (image_id, rejection_header(record, "sha256")), Result(image_id, None, reason, rejection_header(record, "reject_detail"))
+    return (image_id, rejection_header(record, "sha256")), Result(
+        image_id, None, reason, rejection_header(record, "reject_detail")
+    )

@@ -1,6 +1,8 @@
-"""Every knob, once. Environment `ASSAY_<GROUP>__<FIELD>` beats the TOML file of `--config`, which beats the defaults here.
+"""Every knob, once. Environment `ASSAY_<GROUP>__<FIELD>` beats the TOML file of `--config`, which beats the defaults
+here.
 
-A secret may also come from a file: `ASSAY_<GROUP>__<FIELD>_FILE=/run/secrets/…`. docs/settings.md is generated from this
+A secret may also come from a file: `ASSAY_<GROUP>__<FIELD>_FILE=/run/secrets/…`. docs/settings.md is generated from
+this
 file (`make docs`), so a field's description is its documentation: say what it does, the unit is in the name.
 
 pydantic-settings is not used: it can neither name the variable behind an error nor refuse a misspelt nested one.
@@ -17,7 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from worker.errors import SettingsError
@@ -102,11 +113,17 @@ class KafkaSettings(Group):
     bootstrap_servers: Annotated[CommaList, AfterValidator(_servers)] = Field(
         default=["localhost:9092"], min_length=1, description="Brokers to start from, `host:port`, comma separated."
     )
-    group_id: str = Field(default="assay-worker", min_length=1, description="Consumer group; workers of one group share the partitions.")
+    group_id: str = Field(
+        default="assay-worker", min_length=1, description="Consumer group; workers of one group share the partitions."
+    )
     incoming_topic: Topic = Field(default="images.incoming", description="Topic the images come from.")
     verdicts_topic: Topic = Field(default="images.verdicts", description="Topic the verdicts go to.")
-    rejected_topic: Topic = Field(default="images.rejected", description="Topic for records that no verdict can be given for.")
-    auto_offset_reset: Literal["earliest", "latest"] = Field(default="earliest", description="Where a new group starts to read.")
+    rejected_topic: Topic = Field(
+        default="images.rejected", description="Topic for records that no verdict can be given for."
+    )
+    auto_offset_reset: Literal["earliest", "latest"] = Field(
+        default="earliest", description="Where a new group starts to read."
+    )
     group_instance_id: str | None = Field(
         default=None, description="Static membership: a name that survives a restart (in a StatefulSet the pod's name)."
     )
@@ -119,18 +136,28 @@ class KafkaSettings(Group):
     )
     sasl_username: str | None = Field(default=None, description="SASL user name.")
     sasl_password: SecretStr | None = Field(default=None, description="SASL password.")
-    ssl_ca_path: Path | None = Field(default=None, description="PEM file with the authorities to trust; the system's when unset.")
+    ssl_ca_path: Path | None = Field(
+        default=None, description="PEM file with the authorities to trust; the system's when unset."
+    )
     ssl_cert_path: Path | None = Field(default=None, description="PEM file with the client certificate (mutual TLS).")
     ssl_key_path: Path | None = Field(default=None, description="PEM file with the client's key (mutual TLS).")
     ssl_key_password: SecretStr | None = Field(default=None, description="Password of the client's key.")
     ssl_check_hostname: bool = Field(default=True, description="Compare the broker's certificate with its host name.")
-    session_timeout_ms: int = Field(default=10_000, ge=1000, description="A worker silent for so long loses its partitions.")
-    heartbeat_interval_ms: int = Field(
-        default=2_000, ge=100, description="Heartbeat to the group coordinator; half of the session time-out at most, a third is usual."
+    session_timeout_ms: int = Field(
+        default=10_000, ge=1000, description="A worker silent for so long loses its partitions."
     )
-    max_poll_interval_ms: int = Field(default=300_000, ge=10_000, description="A worker that does not poll for so long loses its partitions.")
+    heartbeat_interval_ms: int = Field(
+        default=2_000,
+        ge=100,
+        description="Heartbeat to the group coordinator; half of the session time-out at most, a third is usual.",
+    )
+    max_poll_interval_ms: int = Field(
+        default=300_000, ge=10_000, description="A worker that does not poll for so long loses its partitions."
+    )
     max_poll_records: PositiveInt = Field(default=64, description="Records taken from the consumer at once.")
-    fetch_max_bytes: int = Field(default=16 * MIB, ge=MIB, description="Bytes one fetch may bring; part of the memory bound.")
+    fetch_max_bytes: int = Field(
+        default=16 * MIB, ge=MIB, description="Bytes one fetch may bring; part of the memory bound."
+    )
     max_partition_fetch_bytes: int = Field(
         default=4 * MIB, ge=MIB, description="Bytes of one partition in a fetch; a larger record still comes, alone."
     )
@@ -141,17 +168,25 @@ class KafkaSettings(Group):
         "must be above the incoming topic's.",
     )
     # The client refuses more: it closes connections that have been idle for 540 s.
-    request_timeout_ms: int = Field(default=15_000, ge=1000, le=539_999, description="Deadline of one request to a broker.")
+    request_timeout_ms: int = Field(
+        default=15_000, ge=1000, le=539_999, description="Deadline of one request to a broker."
+    )
     commit_interval_ms: int = Field(default=1_000, ge=50, description="How often finished offsets are committed.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> KafkaSettings:
         if self.heartbeat_interval_ms * 2 > self.session_timeout_ms:
-            raise ValueError(f"heartbeat_interval_ms: at most half of session_timeout_ms={self.session_timeout_ms} is expected")
+            raise ValueError(
+                f"heartbeat_interval_ms: at most half of session_timeout_ms={self.session_timeout_ms} is expected"
+            )
         if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
-            raise ValueError(f"sasl_username: security_protocol={self.security_protocol} needs sasl_username and sasl_password")
+            raise ValueError(
+                f"sasl_username: security_protocol={self.security_protocol} needs sasl_username and sasl_password"
+            )
         if len({self.incoming_topic, self.verdicts_topic, self.rejected_topic}) < 3:
-            raise ValueError("incoming_topic: it, verdicts_topic and rejected_topic must differ, or the worker consumes what it writes")
+            raise ValueError(
+                "incoming_topic: it, verdicts_topic and rejected_topic must differ, or the worker consumes what it writes"
+            )
         return self
 
 
@@ -167,7 +202,8 @@ class RedisSettings(Group):
         description="Kind of deployment behind the URL. `sentinel`: its host does not count, the rest does; `cluster`: it names any node.",
     )
     sentinels: Annotated[CommaList, AfterValidator(_servers)] = Field(
-        default=[], description="Sentinels `host:port`, comma separated (mode sentinel); asked over TLS where the URL is rediss://."
+        default=[],
+        description="Sentinels `host:port`, comma separated (mode sentinel); asked over TLS where the URL is rediss://.",
     )
     sentinel_service: str = Field(default="mymaster", description="Name of the master that the sentinels watch.")
     username: str | None = Field(default=None, description="ACL user, where it is not in the URL.")
@@ -183,7 +219,9 @@ class RedisSettings(Group):
         json_schema_extra={"unit": "s"},
     )
     hash_ttl: Duration = Field(
-        default=7 * 86400, description="Life of a cache entry: seconds, or with a unit; 0 keeps it for ever.", json_schema_extra={"unit": "s"}
+        default=7 * 86400,
+        description="Life of a cache entry: seconds, or with a unit; 0 keeps it for ever.",
+        json_schema_extra={"unit": "s"},
     )
     timeout_ms: int = Field(default=2_000, ge=10, description="Deadline of one call.")
 
@@ -211,15 +249,20 @@ class TritonSettings(Group):
     ssl_cert_path: Path | None = Field(default=None, description="PEM file with the client certificate (grpcs).")
     ssl_key_path: Path | None = Field(default=None, description="PEM file with the client's key (grpcs).")
     deadline_ms: int = Field(default=30_000, ge=100, description="Deadline of one inference call.")
-    calls_in_flight: int = Field(default=2, ge=1, le=64, description="Inference calls under way at once; each holds one batch.")
+    calls_in_flight: int = Field(
+        default=2, ge=1, le=64, description="Inference calls under way at once; each holds one batch."
+    )
     shared_memory: Literal["auto", "off", "system"] = Field(
-        default="auto", description="Hand pixels over through shared memory; `auto` does so where worker and server share a host."
+        default="auto",
+        description="Hand pixels over through shared memory; `auto` does so where worker and server share a host.",
     )
     max_attempts: PositiveInt = Field(
-        default=3, description="Tries for one image that fails alone while the server is well; then it is rejected as inference_failed."
+        default=3,
+        description="Tries for one image that fails alone while the server is well; then it is rejected as inference_failed.",
     )
     reload_unhealthy: bool = Field(
-        default=True, description="Ask the server to load the model again when its process has died (needs explicit model control; harmless without)."
+        default=True,
+        description="Ask the server to load the model again when its process has died (needs explicit model control; harmless without).",
     )
 
 
@@ -233,21 +276,27 @@ class IntakeSettings(Group):
     )
     batch_max_items: int = Field(default=32, ge=1, le=256, description="Images in one batch at most.")
     batch_max_bytes: int = Field(default=64 * MIB, ge=1024, description="Encoded bytes in one batch at most.")
-    batch_max_wait_ms: int = Field(default=20, ge=0, description="A batch leaves when its oldest image has waited for so long.")
+    batch_max_wait_ms: int = Field(
+        default=20, ge=0, description="A batch leaves when its oldest image has waited for so long."
+    )
 
 
 class FlowSettings(Group):
     """How much may be under way: with the fetch buffers of the consumer this bounds the worker's memory."""
 
     max_items: PositiveInt = Field(default=512, description="Records in work at once; at this mark consumption pauses.")
-    max_bytes: int = Field(default=192 * MIB, ge=MIB, description="Encoded bytes in work at once; at this mark consumption pauses.")
+    max_bytes: int = Field(
+        default=192 * MIB, ge=MIB, description="Encoded bytes in work at once; at this mark consumption pauses."
+    )
     low_water: Share = Field(default=0.5, description="Share of the marks at which consumption resumes.")
 
 
 class DecodeSettings(Group):
     """From bytes to pixels."""
 
-    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="Where DALI decodes; `auto` takes the GPU where there is one.")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="Where DALI decodes; `auto` takes the GPU where there is one."
+    )
     threads: int = Field(default=0, ge=0, le=256, description="DALI's threads; 0 takes one per core, 8 at most.")
 
 
@@ -266,11 +315,18 @@ class ReferenceSettings(Group):
     )
     file_roots: CommaList = Field(default=[], description="Folders that file:// may read from, links resolved.")
     https_hosts: CommaList = Field(
-        default=[], description="Hosts that https:// may ask: `host` (port 443) or `host:port`; `*.example.org` takes every host below."
+        default=[],
+        description="Hosts that https:// may ask: `host` (port 443) or `host:port`; `*.example.org` takes every host below.",
     )
-    https_ca_path: Path | None = Field(default=None, description="PEM file with the authorities to trust; the system's when unset.")
-    allow_private_addresses: bool = Field(default=False, description="Let host names resolve to private, loopback or link-local addresses.")
-    max_redirects: int = Field(default=0, ge=0, le=10, description="Redirects to follow; each target must be allowed too.")
+    https_ca_path: Path | None = Field(
+        default=None, description="PEM file with the authorities to trust; the system's when unset."
+    )
+    allow_private_addresses: bool = Field(
+        default=False, description="Let host names resolve to private, loopback or link-local addresses."
+    )
+    max_redirects: int = Field(
+        default=0, ge=0, le=10, description="Redirects to follow; each target must be allowed too."
+    )
     s3_buckets: CommaList = Field(default=[], description="Buckets that s3:// may read from.")
     s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint, where it is not AWS.")
     s3_region: str | None = Field(default=None, description="S3 region.")
@@ -278,7 +334,8 @@ class ReferenceSettings(Group):
     s3_secret_access_key: SecretStr | None = Field(default=None, description="S3 secret.")
     timeout_ms: int = Field(default=10_000, ge=100, description="Deadline of one fetch.")
     max_attempts: PositiveInt = Field(
-        default=4, description="Tries for an object that fails while its storage answers; then it is rejected as fetch_failed."
+        default=4,
+        description="Tries for an object that fails while its storage answers; then it is rejected as fetch_failed.",
     )
     concurrency: int = Field(default=8, ge=1, le=256, description="Fetches under way at once.")
 
@@ -292,7 +349,9 @@ class CacheSettings(Group):
 class PolicySettings(Group):
     """From scores to a decision."""
 
-    path: Path | None = Field(default=None, description="Policy as a TOML file; the built-in default when unset (docs/policy.md).")
+    path: Path | None = Field(
+        default=None, description="Policy as a TOML file; the built-in default when unset (docs/policy.md)."
+    )
 
 
 class ShadowSettings(Group):
@@ -304,18 +363,25 @@ class ShadowSettings(Group):
         le=1,
         description="Share of the inferred images that the shadow model scores too, for comparison; it never decides. 0: off.",
     )
-    model_name: str = Field(default="code_shadow", min_length=1, description="Name of the shadow model on the same server (docs/models.md).")
-    waiting_batches: PositiveInt = Field(
-        default=4, description="Sampled batches that may wait for the shadow model; beyond that they are dropped and counted."
+    model_name: str = Field(
+        default="code_shadow", min_length=1, description="Name of the shadow model on the same server (docs/models.md)."
     )
-    stream_max_items: PositiveInt = Field(default=100_000, description="Comparisons kept in the Redis stream `assay:shadow:<model>`, about.")
+    waiting_batches: PositiveInt = Field(
+        default=4,
+        description="Sampled batches that may wait for the shadow model; beyond that they are dropped and counted.",
+    )
+    stream_max_items: PositiveInt = Field(
+        default=100_000, description="Comparisons kept in the Redis stream `assay:shadow:<model>`, about."
+    )
 
 
 class HttpSettings(Group):
     """Metrics and health."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
-    port: Port = Field(default=9464, description="Port of /metrics, /livez and /readyz; 0 takes a free one and logs it.")
+    port: Port = Field(
+        default=9464, description="Port of /metrics, /livez and /readyz; 0 takes a free one and logs it."
+    )
 
 
 class RetrySettings(Group):
@@ -323,29 +389,41 @@ class RetrySettings(Group):
 
     base_ms: PositiveInt = Field(default=50, description="First wait, before jitter.")
     max_ms: PositiveInt = Field(default=5_000, description="Longest wait.")
-    breaker_failures: PositiveInt = Field(default=3, description="Failures in a row after which a dependency counts as away.")
+    breaker_failures: PositiveInt = Field(
+        default=3, description="Failures in a row after which a dependency counts as away."
+    )
 
 
 class LogSettings(Group):
     """Logs, on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe event to show.")
-    format: Literal["auto", "json", "console"] = Field(default="auto", description="`auto`: console on a terminal, JSON elsewhere.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe event to show."
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto`: console on a terminal, JSON elsewhere."
+    )
 
 
 class TracingSettings(Group):
     """OpenTelemetry; the incoming trace context is continued without it."""
 
-    enabled: bool = Field(default=False, description="Make spans (needs the extra `otel`); the exporter is set by the OTEL_* variables.")
+    enabled: bool = Field(
+        default=False, description="Make spans (needs the extra `otel`); the exporter is set by the OTEL_* variables."
+    )
 
 
 class RunSettings(Group):
     """Life cycle of `run`."""
 
     startup_timeout_s: int = Field(
-        default=600, ge=0, description="How long to wait for Kafka, Redis and Triton at start; then exit 3. 0 waits for ever."
+        default=600,
+        ge=0,
+        description="How long to wait for Kafka, Redis and Triton at start; then exit 3. 0 waits for ever.",
     )
-    drain_timeout_s: int = Field(default=25, ge=1, description="How long SIGTERM lets work in flight finish; keep the grace period above it.")
+    drain_timeout_s: int = Field(
+        default=25, ge=1, description="How long SIGTERM lets work in flight finish; keep the grace period above it."
+    )
     stall_timeout_s: int = Field(default=60, ge=5, description="/livez fails when the loop has not moved for so long.")
 
 
@@ -381,7 +459,9 @@ class Settings(Group):
     @property
     def shadow_triton(self) -> TritonSettings:
         """How the shadow model is asked: on the same server, over plain gRPC, and nobody waits for it."""
-        return self.triton.model_copy(update={"model_name": self.shadow.model_name, "shared_memory": "off", "reload_unhealthy": False})
+        return self.triton.model_copy(
+            update={"model_name": self.shadow.model_name, "shared_memory": "off", "reload_unhealthy": False}
+        )
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
@@ -402,7 +482,9 @@ def is_secret(field: FieldInfo) -> bool:
     return "SecretStr" in str(field.annotation)
 
 
-def load(config: Path | None = None, environ: Mapping[str, str] | None = None, *, with_policy: bool = False) -> Settings:
+def load(
+    config: Path | None = None, environ: Mapping[str, str] | None = None, *, with_policy: bool = False
+) -> Settings:
     """Settings from the environment, the TOML file `config` and the defaults, in that order.
 
     Raises SettingsError with every problem at once, one line each, naming the variable (or the file's key), the value
@@ -448,7 +530,9 @@ def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None)
     return {(group, name) for group, names in values.items() for name in names}
 
 
-def _read_file(config: Path, values: dict[str, dict[str, Any]], origin: dict[tuple[str, str], str], problems: list[str]) -> None:
+def _read_file(
+    config: Path, values: dict[str, dict[str, Any]], origin: dict[tuple[str, str], str], problems: list[str]
+) -> None:
     try:
         document = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -462,19 +546,30 @@ def _read_file(config: Path, values: dict[str, dict[str, Any]], origin: dict[tup
             continue
         for name, value in table.items():
             if (group, name) not in known:
-                problems.append(f"{config}: {group}.{name} is no setting{_did_you_mean(name, [n for g, n in known if g == group])}")
+                problems.append(
+                    f"{config}: {group}.{name} is no setting{_did_you_mean(name, [n for g, n in known if g == group])}"
+                )
                 continue
             values.setdefault(group, {})[name] = value
             origin[group, name] = f"{config}: {group}.{name}"
 
 
-def _read_environment(environ: Mapping[str, str], values: dict[str, dict[str, Any]], origin: dict[tuple[str, str], str], problems: list[str]) -> None:
+def _read_environment(
+    environ: Mapping[str, str],
+    values: dict[str, dict[str, Any]],
+    origin: dict[tuple[str, str], str],
+    problems: list[str],
+) -> None:
     known = {variable(group, name): (group, name, field) for group, name, field in fields()}
     for key in sorted(k for k in environ if k.startswith(PREFIX)):
         text = environ[key]
         if key in known:
             group, name, _ = known[key]
-        elif key.endswith("_FILE") and key.removesuffix("_FILE") in known and is_secret(known[key.removesuffix("_FILE")][2]):
+        elif (
+            key.endswith("_FILE")
+            and key.removesuffix("_FILE") in known
+            and is_secret(known[key.removesuffix("_FILE")][2])
+        ):
             if key.removesuffix("_FILE") in environ:
                 problems.append(f"{key}: {key.removesuffix('_FILE')} is set too; set one of the two")
                 continue
@@ -496,7 +591,9 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; docs/settings.md lists them all"
 
 
-def _describe(error: ValidationError, values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], str]) -> Iterator[str]:
+def _describe(
+    error: ValidationError, values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], str]
+) -> Iterator[str]:
     by_name = {(group, name): field for group, name, field in fields()}
     for item in error.errors(include_url=False):
         message = item["msg"].removeprefix("Value error, ")
@@ -508,5 +605,7 @@ def _describe(error: ValidationError, values: Mapping[str, Mapping[str, Any]], o
         field = by_name.get((group, name))
         where = origin.get((group, name), variable(group, name))
         value = "(secret)" if field is not None and is_secret(field) else repr(values.get(group, {}).get(name))
-        meaning = f" ({field.description.split('. ')[0].rstrip('.')})" if field is not None and field.description else ""
+        meaning = (
+            f" ({field.description.split('. ')[0].rstrip('.')})" if field is not None and field.description else ""
+        )
         yield f"{where}={value}: {message}{meaning}"

@@ -41,7 +41,9 @@ def results(found: Iterable[Result], *, total: int, as_json: bool, console: Cons
 def _json(result: Result) -> str:
     if result.verdict is not None:
         return result.verdict.to_json()
-    return json.dumps({"image_id": result.image_id, "reject_reason": result.reject_reason, "reject_detail": result.reject_detail})
+    return json.dumps(
+        {"image_id": result.image_id, "reject_reason": result.reject_reason, "reject_detail": result.reject_detail}
+    )
 
 
 def _heading() -> Text:

@@ -1,14 +1,19 @@
-"""Fetches the weights, builds the model repository that this Triton serves, checks its hashes, and keeps it for the next pod.
+"""Fetches the weights, builds the model repository that this Triton serves, checks its hashes, and keeps it for the
+next pod.
 
-The chart's init container runs it in the serving image, because a TensorRT plan works only with the TensorRT version and the
-kind of GPU that built it. The cache key holds both, with the weights' version, the code that builds and the cores it builds for, so that
-a claim may be shared by unlike nodes and outlives an upgrade. A cache that is damaged, full or not writable never stops a pod.
+The chart's init container runs it in the serving image, because a TensorRT plan works only with the TensorRT version
+and the
+kind of GPU that built it. The cache key holds both, with the weights' version, the code that builds and the cores it
+builds for, so that
+a claim may be shared by unlike nodes and outlives an upgrade. A cache that is damaged, full or not writable never stops
+a pod.
 
     python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit --flavour cpu|tensorrt
                               --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16|bf16]
                               [--shadow SOURCE]     another model, served beside it as `code_shadow`
 
-Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start. A shadow model decides nothing:
+Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start. A shadow model
+decides nothing:
 one that cannot be had is said and left out.
 """
 
@@ -55,7 +60,9 @@ def _from_s3(source: str, work: Path) -> Path:
         try:
             client.download_file(parts.netloc, f"{parts.path.strip('/')}/{name}".lstrip("/"), str(work / name))
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise PrepareError(f"{source.rstrip('/')}/{name}: {error}; look at models.uri and models.credentialsSecret") from error
+            raise PrepareError(
+                f"{source.rstrip('/')}/{name}: {error}; look at models.uri and models.credentialsSecret"
+            ) from error
     return work
 
 
@@ -65,11 +72,15 @@ def _from_hub(source: str, work: Path) -> Path:
 
     repository, _, revision = source.removeprefix("hub://").rpartition("@")
     if not repository:
-        raise PrepareError(f"{source}: names no commit; hub://organisation/repository@commit is expected (models.uri, models.revision)")
+        raise PrepareError(
+            f"{source}: names no commit; hub://organisation/repository@commit is expected (models.uri, models.revision)"
+        )
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_dir=work)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise PrepareError(f"{source}: {error}; look at models.uri, models.revision and models.credentialsSecret") from error
+        raise PrepareError(
+            f"{source}: {error}; look at models.uri, models.revision and models.credentialsSecret"
+        ) from error
     return work
 
 
@@ -83,7 +94,9 @@ def cache_key(version: str, flavour: build.Flavour, precision: str) -> str:
     return f"{key}-{plan.here().key(version).machine}"
 
 
-def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Options, cache: Path | None, expected: str | None) -> str:
+def prepare(
+    source: str, out: Path, flavour: build.Flavour, options: build.Options, cache: Path | None, expected: str | None
+) -> str:
     """Put a verified repository at `out`; returns one line that says where it came from.
 
     Raises PrepareError, WeightsError, BuildError or PlanError.
@@ -92,7 +105,9 @@ def prepare(source: str, out: Path, flavour: build.Flavour, options: build.Optio
         folder = fetch(source, Path(work))
         version = weights.load(folder).version
         if expected and version != expected:
-            raise PrepareError(f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change one of the two")
+            raise PrepareError(
+                f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change one of the two"
+            )
         kept = cache / cache_key(version, flavour, options.precision) if cache else None
         if kept and take(kept, out):
             return f"{out}: model version {version} from the cache ({kept.name})"
@@ -135,7 +150,9 @@ def keep(repository: Path, kept: Path) -> None:
 
 
 def add_shadow(repository: Path, other: Path) -> None:
-    """Put the model `code` of `other` beside the repository's own, as `code_shadow`: what `triton_models.rollout shadow` does to a running server."""
+    """Put the model `code` of `other` beside the repository's own, as `code_shadow`: what `triton_models.rollout
+    shadow` does to a running server.
+    """
     target = repository / SHADOW
     shutil.copytree(other / "code", target)
     configuration = target / "config.pbtxt"
@@ -145,7 +162,9 @@ def add_shadow(repository: Path, other: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line's own parser."""
     known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known.add_argument("--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit")
+    known.add_argument(
+        "--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit"
+    )
     known.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
     known.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     known.add_argument("--out", type=Path, required=True, help="model repository to write")
@@ -170,7 +189,9 @@ def main() -> int:
     if given.shadow:
         try:
             with tempfile.TemporaryDirectory() as work:
-                print("shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None))
+                print(
+                    "shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None)
+                )
                 add_shadow(given.out, Path(work) / "shadow")
         except FAILURES as error:
             shutil.rmtree(given.out / SHADOW, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The Grafana dashboards as code: what each panel asks, where it stands; the JSON that Grafana loads lies in the chart.
 
-Each panel is one line of meaning: title, unit, PromQL, legend. Datasource, namespace and release are variables, so that one file serves
+Each panel is one line of meaning: title, unit, PromQL, legend. Datasource, namespace and release are variables, so that
+one file serves
 every cluster. Run after a change:
 
     python -m deploy.grafana.build [--check]
@@ -55,7 +56,15 @@ FINISHED = f"{rate('assay_verdicts_total')} + {rate('assay_rejections_total')}"
 OVERVIEW: dict[str, list[Panel]] = {
     "Now": [
         Panel("Images/s", [(FINISHED, "")], "ops", "stat", "Verdicts and rejections.", 4),
-        Panel("Lag", [(f"sum(assay_consumer_lag_records{{{NS}}})", "")], "short", "stat", "Records waiting in Kafka.", 4, bad_from=10_000),
+        Panel(
+            "Lag",
+            [(f"sum(assay_consumer_lag_records{{{NS}}})", "")],
+            "short",
+            "stat",
+            "Records waiting in Kafka.",
+            4,
+            bad_from=10_000,
+        ),
         Panel(
             "p95 in the worker",
             [(quantile(0.95, "assay_stage_seconds", "", 'stage="total"'), "")],
@@ -66,7 +75,13 @@ OVERVIEW: dict[str, list[Panel]] = {
             bad_from=5,
         ),
         Panel(
-            "Rejected", [(f"{rate('assay_rejections_total')} / ({FINISHED})", "")], "percentunit", "stat", "Share of the records.", 4, bad_from=0.05
+            "Rejected",
+            [(f"{rate('assay_rejections_total')} / ({FINISHED})", "")],
+            "percentunit",
+            "stat",
+            "Share of the records.",
+            4,
+            bad_from=0.05,
         ),
         Panel("Workers", [(f"count(assay_build_info{{{NS}}})", "")], "short", "stat", "Scraped workers.", 4),
         Panel(
@@ -80,19 +95,38 @@ OVERVIEW: dict[str, list[Panel]] = {
         ),
     ],
     "Flow": [
-        Panel("Images/s by decision", [(rate("assay_verdicts_total", "decision"), "{{decision}}")], "ops", stacked=True),
-        Panel("Rejections/s by reason", [(rate("assay_rejections_total", "reason") + " > 0", "{{reason}}")], "ops", stacked=True),
+        Panel(
+            "Images/s by decision", [(rate("assay_verdicts_total", "decision"), "{{decision}}")], "ops", stacked=True
+        ),
+        Panel(
+            "Rejections/s by reason",
+            [(rate("assay_rejections_total", "reason") + " > 0", "{{reason}}")],
+            "ops",
+            stacked=True,
+        ),
         Panel("Lag by partition", [(f"sum by (partition) (assay_consumer_lag_records{{{NS}}})", "{{partition}}")]),
-        Panel("Records/s in and finished", [(rate("assay_records_consumed_total"), "in"), (FINISHED, "finished")], "ops"),
-        Panel("In and out, bytes", [(rate("assay_consumed_bytes_total"), "in"), (rate("assay_fetched_bytes_total"), "fetched by reference")], "Bps"),
+        Panel(
+            "Records/s in and finished", [(rate("assay_records_consumed_total"), "in"), (FINISHED, "finished")], "ops"
+        ),
+        Panel(
+            "In and out, bytes",
+            [(rate("assay_consumed_bytes_total"), "in"), (rate("assay_fetched_bytes_total"), "fetched by reference")],
+            "Bps",
+        ),
         Panel(
             "Records in work",
-            [(f"sum by (pod) (assay_flow_items{{{NS}}})", "{{pod}}"), (f"max(assay_flow_items_limit{{{NS}}})", "limit of each")],
+            [
+                (f"sum by (pod) (assay_flow_items{{{NS}}})", "{{pod}}"),
+                (f"max(assay_flow_items_limit{{{NS}}})", "limit of each"),
+            ],
             meaning="At the limit consumption pauses.",
         ),
         Panel(
             "Bytes in work",
-            [(f"sum by (pod) (assay_flow_bytes{{{NS}}})", "{{pod}}"), (f"max(assay_flow_bytes_limit{{{NS}}})", "limit of each")],
+            [
+                (f"sum by (pod) (assay_flow_bytes{{{NS}}})", "{{pod}}"),
+                (f"max(assay_flow_bytes_limit{{{NS}}})", "limit of each"),
+            ],
             "bytes",
         ),
     ],
@@ -102,7 +136,11 @@ OVERVIEW: dict[str, list[Panel]] = {
         Panel("p99 by stage", [(quantile(0.99, "assay_stage_seconds", "stage"), "{{stage}}")], "s"),
         Panel("Images in a batch", [(rate("assay_batch_items_bucket", "le"), "{{le}}")], kind="heatmap"),
         Panel("Bytes of a batch", [(rate("assay_batch_bytes_bucket", "le"), "{{le}}")], "bytes", kind="heatmap"),
-        Panel("Since the last finished record", [(f"time() - max by (pod) (assay_last_progress_timestamp_seconds{{{NS}}} > 0)", "{{pod}}")], "s"),
+        Panel(
+            "Since the last finished record",
+            [(f"time() - max by (pod) (assay_last_progress_timestamp_seconds{{{NS}}} > 0)", "{{pod}}")],
+            "s",
+        ),
     ],
     "Cache and references": [
         Panel(
@@ -111,11 +149,21 @@ OVERVIEW: dict[str, list[Panel]] = {
             "percentunit",
         ),
         Panel("Items that waited for an equal image", [(rate("assay_coalesced_items_total"), "coalesced")], "ops"),
-        Panel("References/s", [(rate("assay_fetches_total", "scheme, outcome") + " > 0", "{{scheme}} {{outcome}}")], "ops"),
+        Panel(
+            "References/s", [(rate("assay_fetches_total", "scheme, outcome") + " > 0", "{{scheme}} {{outcome}}")], "ops"
+        ),
     ],
     "Dependencies": [
-        Panel("Up", [(f"min by (dependency) (assay_dependency_up{{{NS}}})", "{{dependency}}")], meaning="1: every worker's probe is answered."),
-        Panel("Breakers", [(f"max by (dependency) (assay_breaker_state{{{NS}}})", "{{dependency}}")], meaning="0 closed, 1 half-open, 2 open."),
+        Panel(
+            "Up",
+            [(f"min by (dependency) (assay_dependency_up{{{NS}}})", "{{dependency}}")],
+            meaning="1: every worker's probe is answered.",
+        ),
+        Panel(
+            "Breakers",
+            [(f"max by (dependency) (assay_breaker_state{{{NS}}})", "{{dependency}}")],
+            meaning="0 closed, 1 half-open, 2 open.",
+        ),
         Panel(
             "Failures and retries",
             [
@@ -124,7 +172,13 @@ OVERVIEW: dict[str, list[Panel]] = {
             ],
             "ops",
         ),
-        Panel("Paused workers", [(f"sum(assay_paused{{{NS}}})", "paused"), (rate("assay_pauses_total", "cause") + " > 0", "pauses/s: {{cause}}")]),
+        Panel(
+            "Paused workers",
+            [
+                (f"sum(assay_paused{{{NS}}})", "paused"),
+                (rate("assay_pauses_total", "cause") + " > 0", "pauses/s: {{cause}}"),
+            ],
+        ),
         Panel("Partitions by worker", [(f"sum by (pod) (assay_assigned_partitions{{{NS}}})", "{{pod}}")], stacked=True),
         Panel(
             "Rebalances, commits",
@@ -140,7 +194,10 @@ OVERVIEW: dict[str, list[Panel]] = {
     "Triton": [
         Panel(
             "Calls/s",
-            [(rate("assay_triton_calls_total", "outcome"), "{{outcome}}"), (f"sum(assay_triton_calls_in_flight{{{NS}}})", "in flight")],
+            [
+                (rate("assay_triton_calls_total", "outcome"), "{{outcome}}"),
+                (f"sum(assay_triton_calls_in_flight{{{NS}}})", "in flight"),
+            ],
             "ops",
         ),
         Panel(
@@ -151,21 +208,36 @@ OVERVIEW: dict[str, list[Panel]] = {
         Panel(
             "Queue and compute per request",
             [
-                (f"{rate('nv_inference_queue_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}", "{{model}} queue"),
-                (f"{rate('nv_inference_compute_infer_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}", "{{model}} compute"),
+                (
+                    f"{rate('nv_inference_queue_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}",
+                    "{{model}} queue",
+                ),
+                (
+                    f"{rate('nv_inference_compute_infer_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}",
+                    "{{model}} compute",
+                ),
             ],
             "µs",
         ),
         Panel("Refused and failed", [(rate("nv_inference_request_failure", "model"), "{{model}}")], "ops"),
         Panel("GPU use", [(f"nv_gpu_utilization{{{NS}}}", "{{pod}}")], "percentunit", meaning="Nothing here on CPUs."),
-        Panel("GPU memory", [(f"nv_gpu_memory_used_bytes{{{NS}}}", "{{pod}}"), (f"max(nv_gpu_memory_total_bytes{{{NS}}})", "there is")], "bytes"),
+        Panel(
+            "GPU memory",
+            [(f"nv_gpu_memory_used_bytes{{{NS}}}", "{{pod}}"), (f"max(nv_gpu_memory_total_bytes{{{NS}}})", "there is")],
+            "bytes",
+        ),
     ],
     "Processes": [
         Panel("Memory", [(f'process_resident_memory_bytes{{{NS},pod!=""}}', "{{pod}}")], "bytes"),
         Panel("CPU", [(rate("process_cpu_seconds_total", "pod"), "{{pod}}")], "short", meaning="Cores."),
         Panel(
             "Days until a certificate expires",
-            [(f"(min by (path) (assay_tls_certificate_expiry_timestamp_seconds{{{NS}}}) - time()) / 86400", "{{path}}")],
+            [
+                (
+                    f"(min by (path) (assay_tls_certificate_expiry_timestamp_seconds{{{NS}}}) - time()) / 86400",
+                    "{{path}}",
+                )
+            ],
         ),
     ],
 }
@@ -190,7 +262,12 @@ MODEL: dict[str, list[Panel]] = {
     "Decisions": [
         Panel(
             "Share by decision",
-            [(f"{rate('assay_verdicts_total', 'decision')} / on () group_left () {rate('assay_verdicts_total')}", "{{decision}}")],
+            [
+                (
+                    f"{rate('assay_verdicts_total', 'decision')} / on () group_left () {rate('assay_verdicts_total')}",
+                    "{{decision}}",
+                )
+            ],
             "percentunit",
             stacked=True,
             width=12,
@@ -216,7 +293,11 @@ MODEL: dict[str, list[Panel]] = {
             meaning="Share of the compared images by both decisions; equal ones included.",
             stacked=True,
         ),
-        Panel("p95 of the score difference", [(quantile(0.95, "assay_shadow_score_difference", "head"), "{{head}}")], "percentunit"),
+        Panel(
+            "p95 of the score difference",
+            [(quantile(0.95, "assay_shadow_score_difference", "head"), "{{head}}")],
+            "percentunit",
+        ),
         Panel(
             "Compared, dropped, failed",
             [
@@ -249,7 +330,14 @@ def dashboard(uid: str, title: str, rows: dict[str, list[Panel]]) -> dict[str, A
     y = 0
     for row, members in rows.items():
         panels.append(
-            {"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [], "gridPos": {"h": 1, "w": 24, "x": 0, "y": y}}
+            {
+                "id": len(panels) + 1,
+                "type": "row",
+                "title": row,
+                "collapsed": False,
+                "panels": [],
+                "gridPos": {"h": 1, "w": 24, "x": 0, "y": y},
+            }
         )
         y += 1
         x = height = 0
@@ -277,7 +365,14 @@ def dashboard(uid: str, title: str, rows: dict[str, list[Panel]]) -> dict[str, A
 
 def _panel(panel: Panel, number: int) -> dict[str, Any]:
     targets = [
-        {"refId": chr(65 + index), "expr": expr, "legendFormat": legend or "__auto", "datasource": DATASOURCE, "editorMode": "code", "range": True}
+        {
+            "refId": chr(65 + index),
+            "expr": expr,
+            "legendFormat": legend or "__auto",
+            "datasource": DATASOURCE,
+            "editorMode": "code",
+            "range": True,
+        }
         | ({"format": "heatmap"} if panel.kind == "heatmap" else {})
         for index, (expr, legend) in enumerate(panel.queries)
     ]
@@ -287,7 +382,14 @@ def _panel(panel: Panel, number: int) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
     options: dict[str, Any] = {}
     if panel.kind == "timeseries":
-        defaults |= {"min": 0, "custom": {"fillOpacity": 20, "showPoints": "never", "stacking": {"mode": "normal" if panel.stacked else "none"}}}
+        defaults |= {
+            "min": 0,
+            "custom": {
+                "fillOpacity": 20,
+                "showPoints": "never",
+                "stacking": {"mode": "normal" if panel.stacked else "none"},
+            },
+        }
         options = {
             "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["mean", "lastNotNull"]},
             "tooltip": {"mode": "multi", "sort": "desc"},
@@ -334,7 +436,10 @@ VARIABLES = [
     _variable("namespace", "Namespace", "label_values(assay_build_info, namespace)"),
     _variable("job", "Release", 'label_values(assay_build_info{namespace=~"$namespace"}, job)'),
 ]
-DASHBOARDS = {"overview": ("assay-overview", "Assay: overview", OVERVIEW), "model": ("assay-model", "Assay: model", MODEL)}
+DASHBOARDS = {
+    "overview": ("assay-overview", "Assay: overview", OVERVIEW),
+    "model": ("assay-model", "Assay: model", MODEL),
+}
 
 
 def files() -> dict[Path, str]:

@@ -37,9 +37,17 @@ def cron() -> str:
 
 
 def obj(description: str, **properties: Schema) -> Schema:
-    """An object that refuses unknown keys, and null for known ones: it takes the default away, which the templates rely on."""
+    """An object that refuses unknown keys, and null for known ones: it takes the default away, which the templates rely
+    on.
+    """
     required = [key for key, body in properties.items() if "null" not in body.get("type", ())]
-    return {"type": "object", "description": description, "additionalProperties": False, "required": required, "properties": properties}
+    return {
+        "type": "object",
+        "description": description,
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+    }
 
 
 def text(description: str, **more: Any) -> Schema:
@@ -69,7 +77,12 @@ def labels(description: str) -> Schema:
 
 def named(description: str, key: str, value: Schema) -> Schema:
     """An object with names of the pattern `key`."""
-    return {"type": "object", "description": description, "patternProperties": {key: value}, "additionalProperties": False}
+    return {
+        "type": "object",
+        "description": description,
+        "patternProperties": {key: value},
+        "additionalProperties": False,
+    }
 
 
 def annotations(description: str) -> Schema:
@@ -96,7 +109,10 @@ def image(what: str) -> Schema:
 
 
 def resources(what: str) -> Schema:
-    quantities = {"type": "object", "additionalProperties": {"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number"}]}}
+    quantities = {
+        "type": "object",
+        "additionalProperties": {"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number"}]},
+    }
     body = obj(
         f"Resources of {what}; GPUs are added by `gpu`.",
         requests={**quantities, "description": "What the scheduler reserves; none when null."},
@@ -120,9 +136,14 @@ def placement() -> dict[str, Schema]:
 def rollout() -> Schema:
     return obj(
         "How a new version replaces the old one.",
-        maxSurge={"description": "Pods beyond the wanted number; each takes a GPU of its own where pods have one.", "anyOf": SURGE},
+        maxSurge={
+            "description": "Pods beyond the wanted number; each takes a GPU of its own where pods have one.",
+            "anyOf": SURGE,
+        },
         maxUnavailable={"description": "Pods that may be missing meanwhile.", "anyOf": AWAY},
-        progressDeadlineSeconds=number("A roll-out without progress for so long counts as failed; leave time for a plan build.", 60),
+        progressDeadlineSeconds=number(
+            "A roll-out without progress for so long counts as failed; leave time for a plan build.", 60
+        ),
     )
 
 
@@ -136,7 +157,10 @@ def spread() -> Schema:
 
 
 def tls(server: str, *, client: bool) -> Schema:
-    properties = {"secretName": name("Secret with the PEM files; none when empty."), "caKey": text("Key of the authorities to trust.")}
+    properties = {
+        "secretName": name("Secret with the PEM files; none when empty."),
+        "caKey": text("Key of the authorities to trust."),
+    }
     if client:
         properties["certKey"] = text("Key of the client certificate (mutual TLS); none when empty.")
         properties["keyKey"] = text("Key of the client's private key (mutual TLS); none when empty.")
@@ -168,7 +192,8 @@ def properties() -> dict[str, Schema]:
             spread=spread(),
             preStopSeconds=number("Sleep before SIGTERM; part of the grace period."),
             drainMarginSeconds=number(
-                "Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit (9 s with all servers frozen).", 10
+                "Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit (9 s with all servers frozen).",
+                10,
             ),
             extraEnv=array("More variables (OTEL_*, AWS_*); settings belong under `settings`, where they are checked."),
             extraVolumes=array("More volumes (for file references, say)."),
@@ -195,7 +220,10 @@ def properties() -> dict[str, Schema]:
             image=image("Triton"),
             replicas=number("Pods in mode service.", 1),
             resources=resources("Triton"),
-            sharedMemory=text("Size of /dev/shm, which worker and sidecar share; it counts against the memory limits.", pattern=QUANTITY),
+            sharedMemory=text(
+                "Size of /dev/shm, which worker and sidecar share; it counts against the memory limits.",
+                pattern=QUANTITY,
+            ),
             startupSeconds=number("How long loading the models may take.", 10),
             extraArgs=array("More arguments of tritonserver.", {"type": "string"}),
             rollout=rollout(),
@@ -205,30 +233,58 @@ def properties() -> dict[str, Schema]:
         ),
         "models": obj(
             "Where the weights come from; an init container builds, verifies and caches the model repository.",
-            source=choice("`image`: in Triton's image; `pvc`: a claim; `s3`: a bucket; `hub`: a model hub.", "image", "pvc", "s3", "hub"),
+            source=choice(
+                "`image`: in Triton's image; `pvc`: a claim; `s3`: a bucket; `hub`: a model hub.",
+                "image",
+                "pvc",
+                "s3",
+                "hub",
+            ),
             path=text("Folder of the weights, in the image or in the claim.", minLength=1),
             claimName=name("The claim (source pvc), mounted read-only."),
             uri=text("`s3://bucket/prefix` (source s3) or `organisation/repository` (source hub)."),
             revision=text("Commit of the hub repository (40 hex digits).", pattern="^([0-9a-f]{40})?$"),
-            s3EndpointUrl=text("S3 endpoint (`http://minio.storage.svc:9000`), for weights in a bucket that is not at AWS."),
-            credentialsSecret=name("Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."),
-            expectedVersion=text("Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"),
-            precision=choice("Precision of the encoder's matrix products; `auto`: fp16 in plans, fp32 on CPUs.", "auto", "fp32", "fp16", "bf16"),
+            s3EndpointUrl=text(
+                "S3 endpoint (`http://minio.storage.svc:9000`), for weights in a bucket that is not at AWS."
+            ),
+            credentialsSecret=name(
+                "Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."
+            ),
+            expectedVersion=text(
+                "Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"
+            ),
+            precision=choice(
+                "Precision of the encoder's matrix products; `auto`: fp16 in plans, fp32 on CPUs.",
+                "auto",
+                "fp32",
+                "fp16",
+                "bf16",
+            ),
             shadow=text(
                 "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, `hub://organisation/repository@commit`); none when empty."
             ),
             buildSeconds=number("How long fetching and building may take; goes into the roll-out's deadline.", 30),
-            cacheClaimName=name("ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."),
+            cacheClaimName=name(
+                "ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."
+            ),
             resources=resources("the init container"),
         ),
         "gpu": obj(
             "Accelerators.",
             enabled=flag("Give Triton a GPU."),
-            resource=text("Resource name: a whole GPU (`nvidia.com/gpu`), a slice (`nvidia.com/mig-1g.10gb`) or a shared one.", pattern=RESOURCE),
+            resource=text(
+                "Resource name: a whole GPU (`nvidia.com/gpu`), a slice (`nvidia.com/mig-1g.10gb`) or a shared one.",
+                pattern=RESOURCE,
+            ),
             count=number("How many for each Triton.", 1),
-            worker=flag("Give the worker one too, to decode on it (device plugins hand out GPUs per container: meant for slices and time-slicing)."),
+            worker=flag(
+                "Give the worker one too, to decode on it (device plugins hand out GPUs per container: meant for slices and time-slicing)."
+            ),
         ),
-        "topic": obj("The incoming topic.", partitions=number("Its partitions; checked against the number of workers. 0: unknown, not checked.")),
+        "topic": obj(
+            "The incoming topic.",
+            partitions=number("Its partitions; checked against the number of workers. 0: unknown, not checked."),
+        ),
         "autoscaling": obj(
             "More and fewer workers.",
             mode=choice("`keda`: on Kafka lag; `hpa`: on CPU; `none`: `worker.replicas`.", "none", "hpa", "keda"),
@@ -239,7 +295,11 @@ def properties() -> dict[str, Schema]:
             targetCPU=number("HPA: wanted CPU use, per cent of the request.", 1, maximum=100),
             stabilizationSeconds=number("How long a lower need must last before workers go.", 0, maximum=3600),
         ),
-        "pdb": obj("Disruption budget of the workers.", enabled=flag("Make one."), maxUnavailable=number("Workers that may be away at once.", 1)),
+        "pdb": obj(
+            "Disruption budget of the workers.",
+            enabled=flag("Make one."),
+            maxUnavailable=number("Workers that may be away at once.", 1),
+        ),
         "serviceAccount": obj(
             "The pods' account; no token is mounted.",
             create=flag("Make one."),
@@ -252,7 +312,9 @@ def properties() -> dict[str, Schema]:
             kafka=policy_peers("Where the brokers are"),
             redis=policy_peers("Where Redis is"),
             triton=policy_peers("Where an external Triton is"),
-            s3=array("Where the buckets of references and models are; peers as in a NetworkPolicy, an empty list allows public addresses alone."),
+            s3=array(
+                "Where the buckets of references and models are; peers as in a NetworkPolicy, an empty list allows public addresses alone."
+            ),
             metricsFrom=policy_peers("Who may scrape"),
             referencesExcept=array("Networks that references must not reach.", {"type": "string"}),
             extraEgress=array("More egress rules (an OpenTelemetry collector, an IPv6 network)."),
@@ -269,9 +331,15 @@ def properties() -> dict[str, Schema]:
                 "Alerts, by the Prometheus operator.",
                 enabled=flag("Make them."),
                 labels=labels("Labels that your Prometheus selects."),
-                alertLabels=named("More labels on every alert; the severity of each stays its own.", "^[a-zA-Z_][a-zA-Z0-9_]*$", {"type": "string"}),
+                alertLabels=named(
+                    "More labels on every alert; the severity of each stays its own.",
+                    "^[a-zA-Z_][a-zA-Z0-9_]*$",
+                    {"type": "string"},
+                ),
                 disabled=array("Names of alerts to leave out.", {"enum": alert_names()}),
-                runbookUrl=text("Where docs/runbook.md is published; the alert's name is appended as an anchor.", minLength=1),
+                runbookUrl=text(
+                    "Where docs/runbook.md is published; the alert's name is appended as an anchor.", minLength=1
+                ),
             ),
             dashboards=obj(
                 "Dashboards, for Grafana's sidecar.",
@@ -281,7 +349,9 @@ def properties() -> dict[str, Schema]:
             ),
         ),
         "helmTest": obj(
-            "`helm test`: send one image, wait for its verdict.", enabled=flag("Make the pod."), timeoutSeconds=number("How long to wait.", 1)
+            "`helm test`: send one image, wait for its verdict.",
+            enabled=flag("Make the pod."),
+            timeoutSeconds=number("How long to wait.", 1),
         ),
         "training": training(),
         "extraObjects": array("More objects, each a map or a template as text.", {"type": ["object", "string"]}),

@@ -42,7 +42,9 @@ def chromium() -> tuple[Path, dict[str, str]]:
 
 def _runs(program: Path, variables: dict[str, str]) -> bool:
     try:
-        done = subprocess.run([program, "--version"], env={**os.environ, **variables}, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            [program, "--version"], env={**os.environ, **variables}, capture_output=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -56,9 +58,20 @@ def _unpack(out: Path) -> None:
         # Lists of its own: those of the system may be missing or old, and only root may renew them.
         for folder in ("lists/partial", "cache/archives/partial"):
             (Path(work) / folder).mkdir(parents=True)
-        own = ["-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}/cache", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User="]
+        own = [
+            "-o",
+            f"Dir::State::lists={work}/lists",
+            "-o",
+            f"Dir::Cache={work}/cache",
+            "-o",
+            "Debug::NoLocking=1",
+            "-o",
+            "APT::Sandbox::User=",
+        ]
         _run(["apt-get", *own, "-q", "update"])
-        wanted = _run(["apt-get", *own, "-s", "-q", "--no-install-recommends", "install", "chromium", "fonts-dejavu-core"])
+        wanted = _run(
+            ["apt-get", *own, "-s", "-q", "--no-install-recommends", "install", "chromium", "fonts-dejavu-core"]
+        )
         packages = _PACKAGE.findall(wanted)
         if "chromium" not in packages:
             raise Missing(f"apt has no Chromium that could be unpacked here; {INSTALL}")
@@ -66,7 +79,9 @@ def _unpack(out: Path) -> None:
         for package in sorted(Path(work).glob("*.deb")):
             _run(["dpkg", "-x", str(package), str(out)])
     fonts = f"<dir>{HOME / FOLDER}/usr/share/fonts</dir><dir>/usr/share/fonts</dir>"
-    (out / "fonts.conf").write_text(f'<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>{fonts}</fontconfig>\n')
+    (out / "fonts.conf").write_text(
+        f'<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>{fonts}</fontconfig>\n'
+    )
 
 
 def main() -> int:

@@ -48,7 +48,9 @@ def drawn(rng: np.random.Generator, strength: float) -> tuple[list[Labelled], np
                 direction = np.zeros(192)
                 direction[:2] = shift, list(GENERATORS).index(generator) * 0.7 if label else 0
                 embeddings.append(rng.normal(size=192) * 0.3 + direction)
-                logits.append([rng.normal() + 2 * shift - 1, rng.normal() + shift - 0.5, rng.normal() + 0.3 * shift - 1.5])
+                logits.append(
+                    [rng.normal() + 2 * shift - 1, rng.normal() + shift - 0.5, rng.normal() + 0.3 * shift - 1.5]
+                )
     return images, np.array(embeddings, np.float32), 1 / (1 + np.exp(-np.array(logits)))
 
 
@@ -61,7 +63,11 @@ def write_sample(folder: Path) -> Path:
         "backbone": "code:sample",
         "about": {"weights": "weights/sample", "model version": "0123456789ab", "data": "d3_test"},
         "calibration": None,
-        "images": {"real": int((embedded.labels == REAL).sum()), "fake": int((embedded.labels == FAKE).sum()), "unreadable": 1},
+        "images": {
+            "real": int((embedded.labels == REAL).sum()),
+            "fake": int((embedded.labels == FAKE).sum()),
+            "unreadable": 1,
+        },
         "unreadable": ["d3_test/augm/real/broken.jpg: not an image"],
         "intervals": "95 %, percentile bootstrap, 100 resamples within each class",
         "protocol": protocol(embedded, scores),
@@ -71,21 +77,48 @@ def write_sample(folder: Path) -> Path:
     for kind, strengths in {"none": {"": None}, **SWEEPS}.items():
         for place, strength in enumerate(strengths):
             _, _, weaker = drawn(rng, 1 / (1 + 0.25 * place))
-            by_head = {head: summarise(Ranked.of(embedded.labels, weaker[:, index])) for index, head in enumerate(SCORES)}
+            by_head = {
+                head: summarise(Ranked.of(embedded.labels, weaker[:, index])) for index, head in enumerate(SCORES)
+            }
             results["robustness"].setdefault(kind, {})[strength] = by_head
     (folder / "results").mkdir(parents=True)
     (folder / "results" / RESULTS).write_text(json.dumps(results))
     generators = np.array([image.generator for image in images], dtype=np.str_)
-    np.savez(folder / "results" / EMBEDDINGS, embeddings=embeddings, labels=embedded.labels, generators=generators, scores=scores)
+    np.savez(
+        folder / "results" / EMBEDDINGS,
+        embeddings=embeddings,
+        labels=embedded.labels,
+        generators=generators,
+        scores=scores,
+    )
 
     (folder / "run").mkdir()
-    (folder / "run" / "recipe.toml").write_text(recipe_to_toml(load_recipe("smoke", ['name="<script>alert(1)</script>"'])))
-    (folder / "run" / "environment.json").write_text(json.dumps({"python": "3.11", "machine": "x" * 120, "git": {"commit": "f" * 40}}, indent=2))
+    (folder / "run" / "recipe.toml").write_text(
+        recipe_to_toml(load_recipe("smoke", ['name="<script>alert(1)</script>"']))
+    )
+    (folder / "run" / "environment.json").write_text(
+        json.dumps({"python": "3.11", "machine": "x" * 120, "git": {"commit": "f" * 40}}, indent=2)
+    )
     lines = []
     for step in range(1, 201):
-        terms = {name: 1.4 + 1.2 * math.exp(-step / 60) + 0.05 * float(rng.normal()) for name in ("global_real", "global_fake")}
-        terms |= {name: 1.0 + 1.6 * math.exp(-step / 40) + 0.05 * float(rng.normal()) for name in ("multiscale_real", "multiscale_fake")}
-        lines.append({"kind": "step", "step": step, "lr": 1e-3 * (1 - step / 200), **terms, "total": sum(terms.values()) / 2, "images_per_s": 9.0})
+        terms = {
+            name: 1.4 + 1.2 * math.exp(-step / 60) + 0.05 * float(rng.normal())
+            for name in ("global_real", "global_fake")
+        }
+        terms |= {
+            name: 1.0 + 1.6 * math.exp(-step / 40) + 0.05 * float(rng.normal())
+            for name in ("multiscale_real", "multiscale_fake")
+        }
+        lines.append(
+            {
+                "kind": "step",
+                "step": step,
+                "lr": 1e-3 * (1 - step / 200),
+                **terms,
+                "total": sum(terms.values()) / 2,
+                "images_per_s": 9.0,
+            }
+        )
         if step % 20 == 0:
             lines.append({"kind": "probe", "step": step, "auc": 0.9 - 0.4 * math.exp(-step / 50), "best_auc": 0.9})
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -19,7 +19,18 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 pytestmark = pytest.mark.slow
-FIGURES = {"by_generator", "roc", "det", "reliability", "histograms", "robustness", "tsne_label", "tsne_generator", "shortcuts", "training"}
+FIGURES = {
+    "by_generator",
+    "roc",
+    "det",
+    "reliability",
+    "histograms",
+    "robustness",
+    "tsne_label",
+    "tsne_generator",
+    "shortcuts",
+    "training",
+}
 AA = 4.5  # WCAG 2.2, 1.4.3: contrast of text
 
 # The contrast of every element that has text of its own against the nearest background that is painted, as WCAG computes it.
@@ -57,7 +68,9 @@ def browser() -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox refuses root, as whom containers run; the page is our own.
         sandbox = os.geteuid() != 0
-        browser = driver.chromium.launch(executable_path=program, env={**os.environ, **variables}, chromium_sandbox=sandbox, args=["--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=program, env={**os.environ, **variables}, chromium_sandbox=sandbox, args=["--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -65,7 +78,9 @@ def browser() -> Iterator[playwright.Browser]:
 class Opened:
     """The page, opened; what it said and what it asked for from elsewhere."""
 
-    def __init__(self, browser: playwright.Browser, path: Path, viewport: dict[str, int], scheme: str = "light") -> None:
+    def __init__(
+        self, browser: playwright.Browser, path: Path, viewport: dict[str, int], scheme: str = "light"
+    ) -> None:
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme, offline=True)
         self.page = self.context.new_page()
         self.said: list[str] = []
@@ -115,7 +130,10 @@ def test_every_part_of_an_evaluation_is_there(browser: playwright.Browser, page_
         for name in (*GENERATORS, "trained on", "unseen", "GAN"):
             assert table.locator("th[scope=row]", has_text=name).count() >= 2, name
         row = table.locator("tr", has=page.locator("th", has_text="flux-1-pro")).first
-        assert all("\N{EN DASH}" in cell for cell in row.locator("td small").all_inner_texts()) and row.locator("td small").count() == 6
+        assert (
+            all("\N{EN DASH}" in cell for cell in row.locator("td small").all_inner_texts())
+            and row.locator("td small").count() == 6
+        )
         assert page.locator("#protocol tbody tr").count() == 2 * (1 + len(GENERATORS))
         assert "optimisation" in page.locator("#run pre").first.inner_text()
         assert "Cramér" in page.locator("#data").inner_text()
@@ -123,7 +141,9 @@ def test_every_part_of_an_evaluation_is_there(browser: playwright.Browser, page_
         assert "0123456789ab" in page.locator("header dl").inner_text()
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE, {"width": 320, "height": 600}], ids=["desktop", "phone", "narrow"])
+@pytest.mark.parametrize(
+    "viewport", [DESKTOP, PHONE, {"width": 320, "height": 600}], ids=["desktop", "phone", "narrow"]
+)
 def test_page_never_scrolls_sideways(viewport: dict[str, int], browser: playwright.Browser, page_path: Path) -> None:
     """Wide tables and figures scroll in their own frame, also with every part unfolded; text is not cut."""
     with Opened(browser, page_path, viewport) as opened:
@@ -148,16 +168,21 @@ def test_text_has_contrast_in_both_schemes(scheme: str, browser: playwright.Brow
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_everything_that_scrolls_or_unfolds_is_reached_by_keyboard(browser: playwright.Browser, page_path: Path) -> None:
+def test_everything_that_scrolls_or_unfolds_is_reached_by_keyboard(
+    browser: playwright.Browser, page_path: Path
+) -> None:
     """Tab reaches each frame that scrolls and each part that unfolds; Enter unfolds it, the arrow keys scroll it."""
     with Opened(browser, page_path, PHONE) as opened:
         page = opened.page
         reached = set()
         for _ in range(60):
             page.keyboard.press("Tab")
-            reached.add(page.evaluate("(document.activeElement.ariaLabel || document.activeElement.textContent).slice(0, 60)"))
+            reached.add(
+                page.evaluate("(document.activeElement.ariaLabel || document.activeElement.textContent).slice(0, 60)")
+            )
         labels = page.eval_on_selector_all(
-            ".wide:visible, .scroll:visible, summary", "all => all.map(one => (one.ariaLabel || one.textContent).slice(0, 60))"
+            ".wide:visible, .scroll:visible, summary",
+            "all => all.map(one => (one.ariaLabel || one.textContent).slice(0, 60))",
         )
         assert len(labels) > 8 and set(labels) <= reached
         summary = page.locator("summary", has_text="Head knn")
@@ -171,7 +196,9 @@ def test_everything_that_scrolls_or_unfolds_is_reached_by_keyboard(browser: play
         page.wait_for_function("document.querySelector('.wide').scrollLeft > 0")
 
 
-def test_a_report_without_run_data_and_sweeps_says_what_is_missing(browser: playwright.Browser, page_path: Path, tmp_path: Path) -> None:
+def test_a_report_without_run_data_and_sweeps_says_what_is_missing(
+    browser: playwright.Browser, page_path: Path, tmp_path: Path
+) -> None:
     """What was not measured is named with the command that measures it; nothing is empty or broken."""
     import json
     import shutil
@@ -186,4 +213,8 @@ def test_a_report_without_run_data_and_sweeps_says_what_is_missing(browser: play
     with Opened(browser, write_report(results, tmp_path / "out"), PHONE) as opened:
         assert opened.said == []
         missing = opened.page.locator(".none").all_inner_texts()
-        assert [option for text in missing for option in ("--robustness", "--data", "--run") if option in text] == ["--robustness", "--data", "--run"]
+        assert [option for text in missing for option in ("--robustness", "--data", "--run") if option in text] == [
+            "--robustness",
+            "--data",
+            "--run",
+        ]

@@ -26,7 +26,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def fetcher(*roots: Path) -> Fetcher:
-    return Fetcher(ReferenceSettings(schemes=["file"], file_roots=[str(root) for root in roots]), LimitSettings(max_image_bytes=LIMIT))
+    return Fetcher(
+        ReferenceSettings(schemes=["file"], file_roots=[str(root) for root in roots]),
+        LimitSettings(max_image_bytes=LIMIT),
+    )
 
 
 def fetch(uri: str, *roots: Path, sha256: str | None = None) -> bytes:
@@ -51,7 +54,9 @@ def test_another_hash_is_a_mismatch(root: Path) -> None:
     assert refusal(f"file://{root}/a b.jpg", root, sha256="0" * 64) is RejectReason.HASH_MISMATCH
 
 
-@pytest.mark.parametrize("path", ["../secret", "sub/../../secret", "%2e%2e/secret", "../nothing", "link", "dir/secret", "dangling", ""])
+@pytest.mark.parametrize(
+    "path", ["../secret", "sub/../../secret", "%2e%2e/secret", "../nothing", "link", "dir/secret", "dangling", ""]
+)
 def test_nothing_outside_of_the_roots_is_read(root: Path, path: str) -> None:
     """Dots and links that lead outside are denied, whether or not there is something to find; so is the root itself."""
     (root / "link").symlink_to(root.parent / "secret")

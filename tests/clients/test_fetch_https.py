@@ -136,7 +136,9 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.stop = threading.Event()
-        self.handler = type("Counting", (Handler,), {"requests": Counter(), "headers_seen": [], "connections": Counter()})
+        self.handler = type(
+            "Counting", (Handler,), {"requests": Counter(), "headers_seen": [], "connections": Counter()}
+        )
         super().__init__(("127.0.0.1", 0), self.handler)
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -184,7 +186,12 @@ def make(server: Server, ca_path: Path) -> Iterator[Make]:
     """A fetcher whose names all lead to the server; keywords change its settings."""
     made: list[Fetcher] = []
 
-    def make(*, resolve: Callable[[str, int], list[str]] = local, sleep: Callable[[float], None] = lambda _: None, **changes: Any) -> Fetcher:
+    def make(
+        *,
+        resolve: Callable[[str, int], list[str]] = local,
+        sleep: Callable[[float], None] = lambda _: None,
+        **changes: Any,
+    ) -> Fetcher:
         values = {
             "schemes": ["https"],
             "https_hosts": [f"{HOST}:{server.port}", f"*.wild.example:{server.port}"],
@@ -193,7 +200,14 @@ def make(server: Server, ca_path: Path) -> Iterator[Make]:
             "max_attempts": 3,
             "timeout_ms": 5000,
         }
-        made.append(Fetcher(ReferenceSettings(**(values | changes)), LimitSettings(max_image_bytes=LIMIT), sleep=sleep, resolve=resolve))
+        made.append(
+            Fetcher(
+                ReferenceSettings(**(values | changes)),
+                LimitSettings(max_image_bytes=LIMIT),
+                sleep=sleep,
+                resolve=resolve,
+            )
+        )
         return made[-1]
 
     yield make
@@ -426,7 +440,9 @@ def test_a_redirect_without_a_location_fails(server: Server, make: Make) -> None
     assert rejected(make(max_redirects=5), server, "/nowhere").reason is RejectReason.FETCH_FAILED
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fe80::1%lo"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fe80::1%lo"]
+)
 def test_names_that_lead_inside_are_denied(server: Server, make: Make, address: str) -> None:
     """An allowed name with a private address is denied, and no connection is made."""
     refusal = rejected(make(allow_private_addresses=False, resolve=lambda *_: [address]), server, "/ok")
@@ -441,7 +457,9 @@ def test_a_literal_address_needs_both_permissions(server: Server, make: Make) ->
     resolve = lambda host, _: [host]  # noqa: E731 - shorter than a function
     assert get(make(https_hosts=listed, resolve=resolve), server, "/ok", host="127.0.0.1") == BODY
     assert (
-        rejected(make(https_hosts=listed, resolve=resolve, allow_private_addresses=False), server, "/ok", host="127.0.0.1").reason
+        rejected(
+            make(https_hosts=listed, resolve=resolve, allow_private_addresses=False), server, "/ok", host="127.0.0.1"
+        ).reason
         is RejectReason.FETCH_DENIED
     )
     assert rejected(make(resolve=resolve), server, "/ok", host="127.0.0.1").reason is RejectReason.FETCH_DENIED
@@ -525,7 +543,16 @@ def test_special_addresses_are_forbidden(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1", "2a00:1450::1"]
+    "address",
+    [
+        "1.1.1.1",
+        "93.184.216.34",
+        "2606:4700::1111",
+        "::ffff:1.1.1.1",
+        "64:ff9b::101:101",
+        "2002:101:101::1",
+        "2a00:1450::1",
+    ],
 )
 def test_public_addresses_are_allowed(address: str) -> None:
     """What the internet routes may be connected to."""
@@ -545,6 +572,10 @@ def test_private_permission_only_widens(address: Any) -> None:
 def test_embedding_changes_nothing(packed: bytes) -> None:
     """An IPv4 address wrapped in IPv6 is judged as itself."""
     plain = socket.inet_ntop(socket.AF_INET, packed)
-    wrapped = [b"\0" * 10 + b"\xff\xff" + packed, bytes.fromhex("0064ff9b") + b"\0" * 8 + packed, b"\x20\x02" + packed + b"\0" * 10]
+    wrapped = [
+        b"\0" * 10 + b"\xff\xff" + packed,
+        bytes.fromhex("0064ff9b") + b"\0" * 8 + packed,
+        b"\x20\x02" + packed + b"\0" * 10,
+    ]
     for address in wrapped:
         assert forbidden(socket.inet_ntop(socket.AF_INET6, address)) == forbidden(plain)

@@ -34,7 +34,9 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def s3(endpoint: str) -> S3Client:
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s"
+    )
     for bucket in ("photos", "private"):
         client.create_bucket(Bucket=bucket)
     client.put_bucket_versioning(Bucket="photos", VersioningConfiguration={"Status": "Enabled"})
@@ -61,7 +63,11 @@ def make(endpoint: str) -> Iterator[Make]:
             "max_attempts": 3,
             "timeout_ms": 5000,
         }
-        made.append(Fetcher(ReferenceSettings(**(settings | changes)), LimitSettings(max_image_bytes=LIMIT), sleep=lambda _: None))
+        made.append(
+            Fetcher(
+                ReferenceSettings(**(settings | changes)), LimitSettings(max_image_bytes=LIMIT), sleep=lambda _: None
+            )
+        )
         return made[-1]
 
     yield make
@@ -88,8 +94,14 @@ def test_versions(s3: S3Client, make: Make) -> None:
     assert make().fetch(ImageReference(uri="s3://photos/v")) == b"two"
     s3.delete_object(Bucket="photos", Key="v")
     assert refusal(make(), "s3://photos/v").reason is RejectReason.FETCH_FAILED
-    assert [make().fetch(ImageReference(uri=f"s3://photos/v?versionId={version}")) for version in versions] == [b"one", b"two"]
-    assert refusal(make(), "s3://photos/v?versionId=00000000-0000-0000-0000-000000000000").reason is RejectReason.FETCH_FAILED
+    assert [make().fetch(ImageReference(uri=f"s3://photos/v?versionId={version}")) for version in versions] == [
+        b"one",
+        b"two",
+    ]
+    assert (
+        refusal(make(), "s3://photos/v?versionId=00000000-0000-0000-0000-000000000000").reason
+        is RejectReason.FETCH_FAILED
+    )
 
 
 def test_what_is_not_there_fails(s3: S3Client, make: Make) -> None:
@@ -168,7 +180,8 @@ def test_a_sick_storage_is_waited_for(make: Make, status: int, code: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(403, "AccessDenied"), (403, "InvalidObjectState"), (405, "MethodNotAllowed"), (404, "NoSuchKey"), (401, "")]
+    ("status", "code"),
+    [(403, "AccessDenied"), (403, "InvalidObjectState"), (405, "MethodNotAllowed"), (404, "NoSuchKey"), (401, "")],
 )
 def test_a_refused_object_fails(make: Make, status: int, code: str) -> None:
     """Answers that speak of this object reject it."""
@@ -214,5 +227,7 @@ def test_a_malformed_endpoint_stops_the_start(make: Make) -> None:
 
 def test_half_of_the_credentials_stops_the_start(make: Make) -> None:
     """A key id without its secret names both variables."""
-    with pytest.raises(SettingsError, match=r"ASSAY_REFERENCES__S3_ACCESS_KEY_ID.*ASSAY_REFERENCES__S3_SECRET_ACCESS_KEY"):
+    with pytest.raises(
+        SettingsError, match=r"ASSAY_REFERENCES__S3_ACCESS_KEY_ID.*ASSAY_REFERENCES__S3_SECRET_ACCESS_KEY"
+    ):
         make(s3_secret_access_key=None)

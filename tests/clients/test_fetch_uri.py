@@ -14,7 +14,15 @@ RULES = Rules(
     ReferenceSettings(
         schemes=["file", "https", "s3"],
         file_roots=["/srv/images"],
-        https_hosts=["img.example.org", "cdn.example.org:8443", "*.wild.example", "[2001:DB8::1]:444", "2001:db8::2", "München.de", "192.0.2.7"],
+        https_hosts=[
+            "img.example.org",
+            "cdn.example.org:8443",
+            "*.wild.example",
+            "[2001:DB8::1]:444",
+            "2001:db8::2",
+            "München.de",
+            "192.0.2.7",
+        ],
         s3_buckets=["photos"],
     )
 )
@@ -147,7 +155,10 @@ def test_entries_that_can_never_match_stop_the_start() -> None:
     with pytest.raises(SettingsError) as caught:
         Rules(ReferenceSettings(https_hosts=bad, file_roots=["relative"]))
     assert len(caught.value.problems) == len(bad) + 1
-    assert all(problem.startswith(("ASSAY_REFERENCES__HTTPS_HOSTS=", "ASSAY_REFERENCES__FILE_ROOTS=")) for problem in caught.value.problems)
+    assert all(
+        problem.startswith(("ASSAY_REFERENCES__HTTPS_HOSTS=", "ASSAY_REFERENCES__FILE_ROOTS="))
+        for problem in caught.value.problems
+    )
 
 
 PIECES = st.sampled_from(
@@ -203,9 +214,14 @@ def test_any_text_gives_a_target_or_a_clean_rejection(uri: str) -> None:
     if isinstance(target, S3Target):
         assert target.bucket == "photos"
     elif isinstance(target, HttpsTarget):
-        assert target.host in ("img.example.org", "cdn.example.org", "2001:db8::1", "2001:db8::2", "xn--mnchen-3ya.de", "192.0.2.7") or (
-            target.host.endswith(".wild.example") and not target.exact
-        )
+        assert target.host in (
+            "img.example.org",
+            "cdn.example.org",
+            "2001:db8::1",
+            "2001:db8::2",
+            "xn--mnchen-3ya.de",
+            "192.0.2.7",
+        ) or (target.host.endswith(".wild.example") and not target.exact)
         assert all(0x20 < byte < 0x7F for byte in target.request_target)
     else:
         assert target.path.startswith(b"/")

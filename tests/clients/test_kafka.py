@@ -52,7 +52,11 @@ def test_several_consumers_starting_at_once_share_the_partitions(worker_env: dic
         return sorted(partition for consumer in consumers for partition in consumer.assignment)
 
     try:
-        wait_until(lambda: assignments() == [0, 1, 2] and all(len(c.assignment) == 1 for c in consumers), "one partition each", 60)
+        wait_until(
+            lambda: assignments() == [0, 1, 2] and all(len(c.assignment) == 1 for c in consumers),
+            "one partition each",
+            60,
+        )
     finally:
         for consumer in consumers:
             consumer.close()

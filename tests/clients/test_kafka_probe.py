@@ -11,7 +11,9 @@ from worker.clients.kafka_probe import diagnose
 from worker.settings import KafkaSettings
 
 
-@pytest.mark.parametrize("answer", [b"\0\0\0\4abcd", b"\0\0\0\5abcde", b"\xff\xff\xff\xff"], ids=["short", "cut off", "negative"])
+@pytest.mark.parametrize(
+    "answer", [b"\0\0\0\4abcd", b"\0\0\0\5abcde", b"\xff\xff\xff\xff"], ids=["short", "cut off", "negative"]
+)
 def test_what_is_no_broker_is_told(answer: bytes) -> None:
     """Answers that are not Kafka's end in a line with the setting, never in an exception."""
     with socket.create_server(("127.0.0.1", 0)) as server:

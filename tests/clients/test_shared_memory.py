@@ -38,7 +38,9 @@ def test_only_the_regions_of_the_dead_are_removed(tmp_path: Path) -> None:
     other = tmp_path / "assay_other"
     other.touch()
     mine = Region(4096, tmp_path)
-    maker = subprocess.Popen([sys.executable, "-c", _MAKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    maker = subprocess.Popen(
+        [sys.executable, "-c", _MAKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with maker:
         assert maker.stdout is not None
         theirs = maker.stdout.readline().strip()

@@ -36,7 +36,18 @@ class Builder:
         (work / "pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}/ca-certificates.crt\n")
         (work / "uv.toml").write_text("system-certs = true\n")
         storage = tools.HOME / "buildah"
-        self._buildah = ["nice", "-n", "10", "buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", "vfs"]
+        self._buildah = [
+            "nice",
+            "-n",
+            "10",
+            "buildah",
+            "--root",
+            str(storage / "root"),
+            "--runroot",
+            str(storage / "run"),
+            "--storage-driver",
+            "vfs",
+        ]
 
     @contextmanager
     def built(self, name: str, base: str) -> Iterator[Path]:
@@ -46,7 +57,17 @@ class Builder:
             self._bud("-t", f"localhost/{known}", "-f", self._work / known, self._context)
         ignore = ["--ignorefile", DOCKER / f"{name}.Dockerfile.dockerignore"]
         image = f"localhost/assay-{name}"
-        self._bud("--pull-never", "--build-arg", f"BASE=localhost/{base}", *ignore, "-t", image, "-f", DOCKER / f"{name}.Dockerfile", ".")
+        self._bud(
+            "--pull-never",
+            "--build-arg",
+            f"BASE=localhost/{base}",
+            *ignore,
+            "-t",
+            image,
+            "-f",
+            DOCKER / f"{name}.Dockerfile",
+            ".",
+        )
         container = self._run("from", "--pull-never", "--signature-policy", self._work / "policy.json", image)
         try:
             yield Path(self._run("mount", container))
@@ -55,9 +76,23 @@ class Builder:
             self._run("rmi", image)
 
     def _bud(self, *arguments: str | Path) -> None:
-        places = {CERTIFICATES: CERTIFICATES, self._work / "pip.conf": "/etc/pip.conf", self._work / "uv.toml": "/etc/uv/uv.toml"}
+        places = {
+            CERTIFICATES: CERTIFICATES,
+            self._work / "pip.conf": "/etc/pip.conf",
+            self._work / "uv.toml": "/etc/uv/uv.toml",
+        }
         mounts = [option for here, there in places.items() for option in ("--volume", f"{here}:{there}:ro")]
-        self._run("bud", "--isolation", "chroot", "--format", "docker", "--signature-policy", self._work / "policy.json", *mounts, *arguments)
+        self._run(
+            "bud",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--signature-policy",
+            self._work / "policy.json",
+            *mounts,
+            *arguments,
+        )
 
     def _run(self, *arguments: str | Path) -> str:
         command = [*self._buildah, *map(str, arguments)]

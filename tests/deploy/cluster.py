@@ -38,7 +38,9 @@ class Cluster:
         self.authority = trustme.CA()
         self._controller_flags = controller_flags
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._programs = {name: tools.kubernetes(name) for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")}
+        self._programs = {
+            name: tools.kubernetes(name) for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+        }
         self._programs |= {"etcd": tools.etcd(), "kwok": tools.kwok(), "kubectl": tools.kubectl(), "helm": tools.helm()}
         self._crds = tools.crds()
 
@@ -60,7 +62,9 @@ class Cluster:
                 process.kill()
                 process.wait(10)
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """kubectl as cluster administrator."""
         return self._run("kubectl", arguments, stdin, check=check)
 
@@ -85,24 +89,47 @@ class Cluster:
             size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
             source = {"nfs": {"server": "127.0.0.1", "path": "/"}, "claimRef": {"namespace": name, "name": claim}}
             volume = {"capacity": size, "accessModes": modes, "storageClassName": "", **source}
-            wanted = {"accessModes": modes, "storageClassName": "", "volumeName": f"{name}-{claim}", "resources": {"requests": size}}
+            wanted = {
+                "accessModes": modes,
+                "storageClassName": "",
+                "volumeName": f"{name}-{claim}",
+                "resources": {"requests": size},
+            }
             self.apply(
-                {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{name}-{claim}"}, "spec": volume},
-                {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": name}, "spec": wanted},
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolume",
+                    "metadata": {"name": f"{name}-{claim}"},
+                    "spec": volume,
+                },
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": {"name": claim, "namespace": name},
+                    "spec": wanted,
+                },
             )
 
-    def _run(self, program: str, arguments: tuple[str, ...], stdin: str | None, *, check: bool) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, program: str, arguments: tuple[str, ...], stdin: str | None, *, check: bool
+    ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)}
         command = [str(self._programs[program]), *arguments]
         done = subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"{program} {' '.join(arguments)}\n{done.stdout}{done.stderr}"
         return done
 
-    def spawn(self, name: str, *arguments: object, environment: Mapping[str, str] | None = None, program: Path | None = None) -> None:
+    def spawn(
+        self, name: str, *arguments: object, environment: Mapping[str, str] | None = None, program: Path | None = None
+    ) -> None:
         """Start a part that ends with the cluster; its log is `<name>.log`."""
         with (self.directory / f"{name}.log").open("wb") as log:
             command = [str(program or self._programs[name]), *map(str, arguments)]
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory, env=os.environ | dict(environment or {})))
+            self._processes.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, cwd=self.directory, env=os.environ | dict(environment or {})
+                )
+            )
 
     def _start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -149,18 +176,39 @@ class Cluster:
         ]
         front += [
             f"--requestheader-{part}=X-Remote-{name}"
-            for part, name in (("username-headers", "User"), ("group-headers", "Group"), ("extra-headers-prefix", "Extra-"))
+            for part, name in (
+                ("username-headers", "User"),
+                ("group-headers", "Group"),
+                ("extra-headers-prefix", "Extra-"),
+            )
         ]
         # Debian's etcd 3.4 cannot stream lists; clients that are promised it try for half a minute before they list in the old way.
-        self.spawn("kube-apiserver", f"--etcd-servers={client}", "--feature-gates=WatchList=false", *serving, *keys, *access, *front)
+        self.spawn(
+            "kube-apiserver",
+            f"--etcd-servers={client}",
+            "--feature-gates=WatchList=false",
+            *serving,
+            *keys,
+            *access,
+            *front,
+        )
         self._wait("the API server", lambda: self.kubectl("get", "--raw", "/readyz", check=False).returncode == 0)
         own = [f"--kubeconfig={self.kubeconfig}", "--bind-address=127.0.0.1", "--leader-elect=false"]
-        account = ["--service-account-private-key-file=sa.key", "--root-ca-file=ca.crt", "--use-service-account-credentials=false"]
+        account = [
+            "--service-account-private-key-file=sa.key",
+            "--root-ca-file=ca.crt",
+            "--use-service-account-credentials=false",
+        ]
         self.spawn("kube-controller-manager", *own, f"--secure-port={controllers}", *account, *self._controller_flags)
         self.spawn("kube-scheduler", *own, f"--secure-port={scheduler}")
         # Without leases of its own the nodes would flap.
         stages = self._stages()
-        leases = ["--manage-all-nodes=true", "--node-lease-duration-seconds=40", "--node-ip=127.0.0.1", f"--server-address=127.0.0.1:{kwok}"]
+        leases = [
+            "--manage-all-nodes=true",
+            "--node-lease-duration-seconds=40",
+            "--node-ip=127.0.0.1",
+            f"--server-address=127.0.0.1:{kwok}",
+        ]
         self.spawn("kwok", f"--kubeconfig={self.kubeconfig}", f"--config={stages}", *leases)
         self._furnish()
 
@@ -168,7 +216,10 @@ class Cluster:
         """kwok's stages, with READY_AFTER."""
         stages = list(yaml.safe_load_all(self._programs["kwok"].with_name("stages.yaml").read_text()))
         ready = next(stage for stage in stages if stage["metadata"]["name"] == "pod-ready")
-        ready["spec"]["delay"] = {"durationMilliseconds": 0, "durationFrom": {"expressionFrom": f'.metadata.annotations["{READY_AFTER}"]'}}
+        ready["spec"]["delay"] = {
+            "durationMilliseconds": 0,
+            "durationFrom": {"expressionFrom": f'.metadata.annotations["{READY_AFTER}"]'},
+        }
         path = self.directory / "stages.yaml"
         path.write_text(yaml.safe_dump_all(stages))
         return path
@@ -184,7 +235,12 @@ class Cluster:
 
     def _write_kubeconfig(self, port: int) -> None:
         cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(self.directory / "ca.crt")}
-        config = {"apiVersion": "v1", "kind": "Config", "current-context": "test", "users": [{"name": "admin", "user": {"token": TOKEN}}]}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "users": [{"name": "admin", "user": {"token": TOKEN}}],
+        }
         config |= {
             "clusters": [{"name": "test", "cluster": cluster}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
@@ -195,7 +251,11 @@ class Cluster:
         """Nodes in three zones with every kind of GPU, the CRDs, and what the values files refer to."""
         room = {"cpu": "512", "memory": "2Ti", "pods": "250", "ephemeral-storage": "2Ti", **dict.fromkeys(GPUS, "64")}
         for number in range(NODES):
-            labels = {"kubernetes.io/hostname": f"n{number}", "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": f"z{number % 3}"}
+            labels = {
+                "kubernetes.io/hostname": f"n{number}",
+                "kubernetes.io/os": "linux",
+                "topology.kubernetes.io/zone": f"z{number % 3}",
+            }
             labels |= {"node.kubernetes.io/instance-type": "gpu-1x"}
             self.apply(
                 {
@@ -205,13 +265,30 @@ class Cluster:
                     "status": {"allocatable": room, "capacity": room},
                 }
             )
-            self.kubectl("patch", "node", f"n{number}", "--subresource=status", "-p", json.dumps({"status": {"allocatable": room, "capacity": room}}))
+            self.kubectl(
+                "patch",
+                "node",
+                f"n{number}",
+                "--subresource=status",
+                "-p",
+                json.dumps({"status": {"allocatable": room, "capacity": room}}),
+            )
         self.kubectl("create", "-f", str(self._crds))
         established = ("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
         self._wait("the CRDs", lambda: self.kubectl(*established, check=False).returncode == 0)
         self.apply(
-            {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "moderation"}, "value": 1000},
-            {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"},
+            {
+                "apiVersion": "scheduling.k8s.io/v1",
+                "kind": "PriorityClass",
+                "metadata": {"name": "moderation"},
+                "value": 1000,
+            },
+            {
+                "apiVersion": "node.k8s.io/v1",
+                "kind": "RuntimeClass",
+                "metadata": {"name": "nvidia"},
+                "handler": "nvidia",
+            },
         )
 
     def _wait(self, what: str, ready: Callable[[], bool], timeout_s: float = 120) -> None:
@@ -219,5 +296,7 @@ class Cluster:
         while not ready():
             ended = [process.args for process in self._processes if process.poll() is not None]
             assert not ended, f"{ended} ended; see the logs in {self.directory}"
-            assert time.monotonic() < deadline, f"{what} is not up within {timeout_s:.0f} s; see the logs in {self.directory}"
+            assert time.monotonic() < deadline, (
+                f"{what} is not up within {timeout_s:.0f} s; see the logs in {self.directory}"
+            )
             time.sleep(0.3)

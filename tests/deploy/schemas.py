@@ -32,7 +32,11 @@ def custom(crds: Path, out: Path) -> None:
             kind, group = document["spec"]["names"]["kind"].lower(), document["spec"]["group"].split(".")[0]
             for version in document["spec"]["versions"]:
                 schema = _strict(version["schema"]["openAPIV3Schema"])
-                schema["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+                schema["properties"] |= {
+                    "apiVersion": {"type": "string"},
+                    "kind": {"type": "string"},
+                    "metadata": {"type": "object"},
+                }
                 (out / f"{kind}-{group}-{version['name']}.json").write_text(json.dumps(schema))
 
 

@@ -25,7 +25,11 @@ each_installation = pytest.mark.parametrize("name", chart.NAMES)
 
 
 def _worker(items: list[chart.Object]) -> chart.Object:
-    return next(item for item in chart.of_kind(items, "Deployment") if item["metadata"]["labels"]["app.kubernetes.io/component"] == "worker")
+    return next(
+        item
+        for item in chart.of_kind(items, "Deployment")
+        if item["metadata"]["labels"]["app.kubernetes.io/component"] == "worker"
+    )
 
 
 def _settings(items: list[chart.Object], root: Path) -> settings.Settings:
@@ -35,7 +39,12 @@ def _settings(items: list[chart.Object], root: Path) -> settings.Settings:
 
 def test_generated_files_are_current() -> None:
     """values.schema.json and README.md of the chart follow the worker's settings and the values."""
-    assert subprocess.run([sys.executable, "-m", "deploy.helm.generate", "--check"], cwd=paths.CHECKOUT, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "deploy.helm.generate", "--check"], cwd=paths.CHECKOUT, check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_every_value_has_a_schema_and_every_own_value_a_default() -> None:
@@ -57,7 +66,11 @@ def test_every_setting_of_the_worker_can_be_set() -> None:
     schema = generate.schema()["properties"]
     for group, name, _ in settings.fields():
         in_settings = name in schema["settings"]["properties"].get(group, {}).get("properties", {})
-        assert in_settings or generate.is_owned(group, name) or f"{group}.{name}" in schema["secrets"]["properties"]["values"]["properties"]
+        assert (
+            in_settings
+            or generate.is_owned(group, name)
+            or f"{group}.{name}" in schema["secrets"]["properties"]["values"]["properties"]
+        )
 
 
 @each_installation
@@ -109,11 +122,19 @@ def test_no_secret_outside_a_secret(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"settings": {"log": {"level": "debug"}}}, {"policy": {"toml": 'name = "strict"'}}, {"secrets": {"values": {"redis.password": "w"}}}]
+    "change",
+    [
+        {"settings": {"log": {"level": "debug"}}},
+        {"policy": {"toml": 'name = "strict"'}},
+        {"secrets": {"values": {"redis.password": "w"}}},
+    ],
 )
 def test_a_changed_setting_rolls_the_pods(change: dict[str, Any]) -> None:
     """Settings are read at start, so a change of a setting, the policy or an inline secret changes the pods' template."""
-    before, after = (_worker(chart.objects(chart.template(values=values)))["spec"]["template"]["metadata"]["annotations"] for values in ({}, change))
+    before, after = (
+        _worker(chart.objects(chart.template(values=values)))["spec"]["template"]["metadata"]["annotations"]
+        for values in ({}, change)
+    )
     assert before["checksum/settings"] != after["checksum/settings"]
 
 
@@ -124,7 +145,11 @@ def test_labels_and_annotations_of_the_chart_win() -> None:
     text = chart.template("--show-only", "templates/worker.yaml", values={"worker": more})
     found = _worker(chart.objects(text))["spec"]["template"]["metadata"]
     assert found["annotations"]["kubectl.kubernetes.io/default-container"] == "worker" and "mine" not in text
-    assert all(text.count(name) == 1 for name in taken) and found["annotations"]["a"] == "b" and found["labels"]["c"] == "d"
+    assert (
+        all(text.count(name) == 1 for name in taken)
+        and found["annotations"]["a"] == "b"
+        and found["labels"]["c"] == "d"
+    )
 
 
 @each_installation
@@ -132,12 +157,18 @@ def test_pods_are_restricted(name: str) -> None:
     """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory limit."""
     for where, pod in chart.pod_specs(chart.objects(chart.manifest(name))):
         assert pod["automountServiceAccountToken"] is False, where
-        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {
+            "type": "RuntimeDefault"
+        }, where
         for container in chart.containers(pod):
             security = container["securityContext"]
             assert security["readOnlyRootFilesystem"] and security["runAsNonRoot"] and security["runAsUser"] > 0, where
-            assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}, where
-            assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and "memory" in container["resources"]["limits"], where
+            assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}, (
+                where
+            )
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and "memory" in container["resources"][
+                "limits"
+            ], where
         assert not [volume for volume in pod["volumes"] if "hostPath" in volume], where
 
 
@@ -154,15 +185,23 @@ def test_drain_fits_into_the_grace_period(name: str, tmp_path: Path) -> None:
 def test_partitions_stay_served(name: str) -> None:
     """No drain may take every pod of a Deployment that has more than one, and no roll-out more than the budget allows a drain."""
     items = chart.objects(chart.manifest(name))
-    scalers = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in chart.of_kind(items, "HorizontalPodAutoscaler", "ScaledObject")}
-    budgets = {json.dumps(item["spec"]["selector"]): item["spec"]["maxUnavailable"] for item in chart.of_kind(items, "PodDisruptionBudget")}
+    scalers = {
+        item["spec"]["scaleTargetRef"]["name"]: item["spec"]
+        for item in chart.of_kind(items, "HorizontalPodAutoscaler", "ScaledObject")
+    }
+    budgets = {
+        json.dumps(item["spec"]["selector"]): item["spec"]["maxUnavailable"]
+        for item in chart.of_kind(items, "PodDisruptionBudget")
+    }
     for deployment in chart.of_kind(items, "Deployment"):
         spec, scaler = deployment["spec"], scalers.get(deployment["metadata"]["name"])
         least = (scaler.get("minReplicas") or scaler["minReplicaCount"]) if scaler else spec["replicas"]
         rolling = spec["strategy"]["rollingUpdate"]
         assert least >= 1 and ("replicas" not in spec) == bool(scaler)
         assert budgets[json.dumps(spec["selector"])] < max(least, 2)
-        assert rolling["maxUnavailable"] <= budgets[json.dumps(spec["selector"])] and (rolling["maxUnavailable"] or rolling["maxSurge"])
+        assert rolling["maxUnavailable"] <= budgets[json.dumps(spec["selector"])] and (
+            rolling["maxUnavailable"] or rolling["maxSurge"]
+        )
 
 
 @each_installation
@@ -171,10 +210,17 @@ def test_sidecar_outlives_the_worker(name: str) -> None:
     pod = _worker(chart.objects(chart.manifest(name)))["spec"]["template"]["spec"]
     sidecars = [container for container in pod.get("initContainers", []) if container.get("restartPolicy") == "Always"]
     variables = chart.objects(chart.manifest(name))
-    url = next(item["data"]["ASSAY_TRITON__URL"] for item in chart.of_kind(variables, "ConfigMap") if "ASSAY_TRITON__URL" in item.get("data", {}))
+    url = next(
+        item["data"]["ASSAY_TRITON__URL"]
+        for item in chart.of_kind(variables, "ConfigMap")
+        if "ASSAY_TRITON__URL" in item.get("data", {})
+    )
     assert bool(sidecars) == (url == "127.0.0.1:8001")
     for sidecar in sidecars:
-        mounts = [{mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]} for container in (sidecar, pod["containers"][0])]
+        mounts = [
+            {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            for container in (sidecar, pod["containers"][0])
+        ]
         assert mounts[0]["/dev/shm"] == mounts[1]["/dev/shm"]
         assert "runAsUser" in sidecar["securityContext"]
         assert sidecar["securityContext"]["runAsUser"] == pod["containers"][0]["securityContext"]["runAsUser"]
@@ -190,7 +236,9 @@ def test_pods_talk_only_to_what_is_named(name: str) -> None:
         assert all("ports" in rule or "to" in rule for rule in item["spec"]["egress"])
     for item in chart.of_kind(items, "Deployment", "Job", "CronJob", "Pod"):
         holder = item["spec"]["jobTemplate"] if item["kind"] == "CronJob" else item
-        labels = holder["metadata"]["labels"] if item["kind"] == "Pod" else holder["spec"]["template"]["metadata"]["labels"]
+        labels = (
+            holder["metadata"]["labels"] if item["kind"] == "Pod" else holder["spec"]["template"]["metadata"]["labels"]
+        )
         assert [selector for selector in selectors if selector.items() <= labels.items()], item["metadata"]["name"]
 
 
@@ -205,18 +253,25 @@ def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
     topics = {item["metadata"]["name"]: item["spec"] for item in chart.of_kind(kafka, "KafkaTopic")}
     wanted = (found.kafka.incoming_topic, found.kafka.verdicts_topic, found.kafka.rejected_topic)
     assert tuple(topics) == wanted
-    assert {item["metadata"]["labels"]["strimzi.io/cluster"] for item in chart.of_kind(kafka, "KafkaTopic", "KafkaNodePool")} == {name}
+    assert {
+        item["metadata"]["labels"]["strimzi.io/cluster"] for item in chart.of_kind(kafka, "KafkaTopic", "KafkaNodePool")
+    } == {name}
     partitions = yaml.safe_load((EXAMPLES / "values.yaml").read_text())["topic"]["partitions"]
     assert topics[wanted[0]]["partitions"] == partitions
     largest = [topics[topic]["config"]["max.message.bytes"] for topic in (wanted[0], wanted[2])]
     assert found.limits.max_image_bytes < largest[0] < largest[1] == found.kafka.max_request_bytes
     service = chart.of_kind(chart.objects((EXAMPLES / "redis.yaml").read_text()), "Service")[0]
-    assert found.redis.url.get_secret_value() == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/0"
+    assert (
+        found.redis.url.get_secret_value()
+        == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/0"
+    )
 
 
 def test_values_in_the_docs_are_accepted(tmp_path: Path) -> None:
     """Every piece of values that docs/deploy.md shows renders, and the worker takes what comes of it."""
-    shown = re.findall(r"^```yaml\n(.+?)^```", (paths.CHECKOUT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL)
+    shown = re.findall(
+        r"^```yaml\n(.+?)^```", (paths.CHECKOUT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert len(shown) >= 2
     for number, text in enumerate(shown):
         (tmp_path / str(number)).mkdir()
@@ -234,7 +289,11 @@ def test_values_and_metrics_in_the_docs_exist(page: str) -> None:
             return not path or "additionalProperties" in node
         return path[0] in node["properties"] and exists(path[1:], node["properties"][path[0]])
 
-    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\b[a-zA-Z]+(?:\.[A-Za-z0-9_]+)+", code)]
+    words = [
+        word
+        for code in re.findall(r"`([^`\n]+)`", text)
+        for word in re.findall(r"\b[a-zA-Z]+(?:\.[A-Za-z0-9_]+)+", code)
+    ]
     values = [word for word in words if word.split(".")[0] in schema["properties"] and "Dockerfile" not in word]
     assert values and [word for word in values if not exists(word.split("."), schema)] == []
     assert set(re.findall(r"\bassay_[a-z_]+", text)) <= {doc.name for doc in metric_docs()}
@@ -254,40 +313,76 @@ REFUSED = {
     "bad digest": ({"worker": {"image": {"digest": "sha256:12"}}}, "digest"),
     "plans without a GPU": ({"gpu": {"enabled": False}}, "triton.flavour=cpu"),
     "external without address": ({"triton": {"mode": "external"}}, "settings.triton.url"),
-    "more workers than partitions": ({"worker": {"replicas": 8}, "topic": {"partitions": 8}}, "one without a partition never gets ready"),
+    "more workers than partitions": (
+        {"worker": {"replicas": 8}, "topic": {"partitions": 8}},
+        "one without a partition never gets ready",
+    ),
     "KEDA beyond the partitions": (
         {"autoscaling": {"mode": "keda", "maxReplicas": 12}, "topic": {"partitions": 12}},
         "topic.partitions=12: 12 workers and 1 more during a roll-out",
     ),
-    "HPA beyond the partitions": ({"autoscaling": {"mode": "hpa", "maxReplicas": 9}, "topic": {"partitions": 8}}, "topic.partitions=8: 9 workers"),
+    "HPA beyond the partitions": (
+        {"autoscaling": {"mode": "hpa", "maxReplicas": 9}, "topic": {"partitions": 8}},
+        "topic.partitions=8: 9 workers",
+    ),
     "a surge in per cent beyond the partitions": (
         {"worker": {"replicas": 10, "rollout": {"maxSurge": "25%"}}, "topic": {"partitions": 12}},
         "10 workers and 3 more",
     ),
-    "roll-out takes all": ({"worker": {"rollout": {"maxUnavailable": "100%"}}}, "worker.rollout.maxUnavailable=100%: with 2 pods"),
-    "roll-out takes every Triton": ({"triton": {"mode": "service", "rollout": {"maxUnavailable": 2}}}, "triton.rollout.maxUnavailable=2"),
+    "roll-out takes all": (
+        {"worker": {"rollout": {"maxUnavailable": "100%"}}},
+        "worker.rollout.maxUnavailable=100%: with 2 pods",
+    ),
+    "roll-out takes every Triton": (
+        {"triton": {"mode": "service", "rollout": {"maxUnavailable": 2}}},
+        "triton.rollout.maxUnavailable=2",
+    ),
     "SASL without password": ({"settings": {"kafka": {"security_protocol": "SASL_SSL"}}}, "kafka.sasl_password"),
     "budget takes all": ({"pdb": {"maxUnavailable": 2}}, "a drain could take them all"),
     "unpinned hub": ({"models": {"source": "hub", "uri": "a/b"}}, "models.revision"),
     "shadow without traffic": ({"models": {"shadow": "/opt/assay/candidate"}}, "settings.shadow.share"),
     "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
-    "scheduled on two nodes": ({"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}}, "training.nodes"),
-    "password in a query of the URL": ({"settings": {"redis": {"url": "redis://redis:6379/0?password=word"}}}, "must hold no user or password"),
+    "scheduled on two nodes": (
+        {"training": {"enabled": True, "dataClaimName": "d", "schedule": "@daily", "nodes": 2}},
+        "training.nodes",
+    ),
+    "password in a query of the URL": (
+        {"settings": {"redis": {"url": "redis://redis:6379/0?password=word"}}},
+        "must hold no user or password",
+    ),
     "password of a key in a query of the URL": (
         {"settings": {"redis": {"url": "rediss://redis:6379/0?ssl_check_hostname=true&ssl_password=word"}}},
         "must hold no user or password",
     ),
-    "password in the S3 endpoint": ({"settings": {"references": {"s3_endpoint_url": "https://u:word@s3.example.org"}}}, "s3_endpoint_url: becomes"),
+    "password in the S3 endpoint": (
+        {"settings": {"references": {"s3_endpoint_url": "https://u:word@s3.example.org"}}},
+        "s3_endpoint_url: becomes",
+    ),
     "password in the models' address": (
         {"models": {"source": "s3", "uri": "s3://u:word@bucket/prefix"}},
         "models.uri: stands in the pod's specification",
     ),
-    "setting as a variable": ({"worker": {"extraEnv": [{"name": "ASSAY_RUN__DRAIN_TIMEOUT_S", "value": "900"}]}}, "write it under settings"),
-    "certificates without TLS to Kafka": ({"tls": {"kafka": {"secretName": "s"}}}, "tls.kafka.secretName: the connection is not encrypted"),
-    "certificates without TLS to Redis": ({"tls": {"redis": {"secretName": "s"}}}, "tls.redis.secretName: the connection is not encrypted"),
-    "roll-out beyond the budget": ({"worker": {"replicas": 8, "rollout": {"maxUnavailable": 3}}}, "up to 3 of 8 workers"),
+    "setting as a variable": (
+        {"worker": {"extraEnv": [{"name": "ASSAY_RUN__DRAIN_TIMEOUT_S", "value": "900"}]}},
+        "write it under settings",
+    ),
+    "certificates without TLS to Kafka": (
+        {"tls": {"kafka": {"secretName": "s"}}},
+        "tls.kafka.secretName: the connection is not encrypted",
+    ),
+    "certificates without TLS to Redis": (
+        {"tls": {"redis": {"secretName": "s"}}},
+        "tls.redis.secretName: the connection is not encrypted",
+    ),
+    "roll-out beyond the budget": (
+        {"worker": {"replicas": 8, "rollout": {"maxUnavailable": 3}}},
+        "up to 3 of 8 workers",
+    ),
     "sentinel without sentinels": ({"settings": {"redis": {"mode": "sentinel"}}}, "settings.redis.sentinels"),
-    "memory shared between pods": ({"triton": {"mode": "service"}, "settings": {"triton": {"shared_memory": "system"}}}, "share no memory"),
+    "memory shared between pods": (
+        {"triton": {"mode": "service"}, "settings": {"triton": {"shared_memory": "system"}}},
+        "share no memory",
+    ),
     "name too long for training": (
         {"fullnameOverride": "a" * 42, "training": {"enabled": True, "dataClaimName": "d"}},
         "41 characters at most",
@@ -305,10 +400,18 @@ REFUSED = {
         r"worker.extraVolumes: name=tmp is there already",
     ),
     "a place of the chart": (
-        {"worker": {"extraVolumes": [{"name": "a", "emptyDir": {}}], "extraVolumeMounts": [{"name": "a", "mountPath": "/dev/shm"}]}},
+        {
+            "worker": {
+                "extraVolumes": [{"name": "a", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "a", "mountPath": "/dev/shm"}],
+            }
+        },
         "worker.extraVolumeMounts: mountPath=/dev/shm is there already",
     ),
-    "a variable of the chart": ({"worker": {"extraEnv": [{"name": "HOME", "value": "/"}]}}, "worker.extraEnv: name=HOME is there already"),
+    "a variable of the chart": (
+        {"worker": {"extraEnv": [{"name": "HOME", "value": "/"}]}},
+        "worker.extraEnv: name=HOME is there already",
+    ),
     "a variable twice": (
         {"worker": {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
         "worker.extraEnv: name=A is there already",
@@ -379,16 +482,31 @@ def test_a_finished_training_job_stays() -> None:
     found = []
     for more in ({}, {"ttlSecondsAfterFinished": 0}):
         values = {"training": {"enabled": True, "dataClaimName": "d", **more}}
-        found.append(chart.of_kind(chart.objects(chart.template(values=values)), "Job")[0]["spec"].get("ttlSecondsAfterFinished"))
+        found.append(
+            chart.of_kind(chart.objects(chart.template(values=values)), "Job")[0]["spec"].get("ttlSecondsAfterFinished")
+        )
     assert found == [None, 0]
 
 
 MILLIONS = 3_060_000
 MODES: list[dict[str, Any]] = [
     {"autoscaling": {"mode": "hpa", "maxReplicas": MILLIONS}, "worker": {"rollout": {"maxSurge": MILLIONS}}},
-    {"autoscaling": {"mode": "keda", "lagPerReplica": MILLIONS, "pollingSeconds": MILLIONS, "maxReplicas": MILLIONS, "minReplicas": MILLIONS}},
     {
-        "triton": {"mode": "service", "replicas": MILLIONS, "startupSeconds": MILLIONS, "rollout": {"maxSurge": MILLIONS}},
+        "autoscaling": {
+            "mode": "keda",
+            "lagPerReplica": MILLIONS,
+            "pollingSeconds": MILLIONS,
+            "maxReplicas": MILLIONS,
+            "minReplicas": MILLIONS,
+        }
+    },
+    {
+        "triton": {
+            "mode": "service",
+            "replicas": MILLIONS,
+            "startupSeconds": MILLIONS,
+            "rollout": {"maxSurge": MILLIONS},
+        },
         "worker": {"replicas": MILLIONS, "preStopSeconds": MILLIONS, "drainMarginSeconds": MILLIONS},
         "helmTest": {"timeoutSeconds": MILLIONS},
         "models": {"buildSeconds": MILLIONS},
@@ -398,7 +516,9 @@ MODES: list[dict[str, Any]] = [
         "training": {
             "enabled": True,
             "dataClaimName": "d",
-            **dict.fromkeys(("nodes", "gpusPerNode", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"), MILLIONS),
+            **dict.fromkeys(
+                ("nodes", "gpusPerNode", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"), MILLIONS
+            ),
         }
     },
 ]
@@ -414,8 +534,14 @@ def test_large_numbers_are_written_out(values: dict[str, Any]) -> None:
 def test_as_many_workers_as_partitions_are_accepted() -> None:
     """Without a surge there may be a worker for every partition: the advice of the refusal above works."""
     rollout = {"maxSurge": 0, "maxUnavailable": 1}
-    values = {"worker": {"rollout": rollout}, "topic": {"partitions": 12}, "autoscaling": {"mode": "keda", "maxReplicas": 12}}
-    assert chart.of_kind(chart.objects(chart.template(values=values)), "ScaledObject")[0]["spec"]["maxReplicaCount"] == 12
+    values = {
+        "worker": {"rollout": rollout},
+        "topic": {"partitions": 12},
+        "autoscaling": {"mode": "keda", "maxReplicas": 12},
+    }
+    assert (
+        chart.of_kind(chart.objects(chart.template(values=values)), "ScaledObject")[0]["spec"]["maxReplicaCount"] == 12
+    )
 
 
 def test_all_contradictions_are_told_at_once() -> None:

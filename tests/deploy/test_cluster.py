@@ -49,7 +49,16 @@ def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
     pods = cluster.get("pods", "-n", namespace, "-l", SELECTOR)["items"]
     assert pods and all(pod["status"]["phase"] == "Running" for pod in pods)
     _install(
-        cluster, "upgrade", namespace, *values, "--set", "worker.image.digest=", "--set", "worker.image.tag=next", "--set", "settings.log.level=debug"
+        cluster,
+        "upgrade",
+        namespace,
+        *values,
+        "--set",
+        "worker.image.digest=",
+        "--set",
+        "worker.image.tag=next",
+        "--set",
+        "settings.log.level=debug",
     )
     cluster.helm("rollback", "assay", "1", "-n", namespace, "--wait", "--timeout", PATIENCE)
     original = chart.of_kind(chart.objects(chart.manifest(name)), "Deployment")
@@ -67,7 +76,12 @@ def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
 def test_names_of_digits_are_installed(cluster: Cluster) -> None:
     """Release 007 in namespace 123, with a claim named 789, installs and gets ready: no name becomes a number on its way."""
     cluster.namespace("123", ("789",))
-    named = ("--set-string", "fullnameOverride=0123,models.cacheClaimName=789,serviceAccount.name=456", "--set", "autoscaling.mode=hpa")
+    named = (
+        "--set-string",
+        "fullnameOverride=0123,models.cacheClaimName=789,serviceAccount.name=456",
+        "--set",
+        "autoscaling.mode=hpa",
+    )
     cluster.helm("install", "007", str(chart.CHART), "-n", "123", "--wait", "--timeout", PATIENCE, *named)
     assert cluster.get("deployment", "0123", "-n", "123")["metadata"]["labels"]["app.kubernetes.io/instance"] == "007"
 
@@ -77,7 +91,9 @@ def test_the_development_redis_runs_restricted(cluster: Cluster) -> None:
     cluster.namespace("t-redis")
     cluster.kubectl("apply", "-n", "t-redis", "-f", str(paths.CHECKOUT / "deploy" / "examples" / "redis.yaml"))
     cluster.kubectl("rollout", "status", "deployment/redis", "-n", "t-redis", "--timeout=60s")
-    wait_until(lambda: cluster.get("endpoints", "redis", "-n", "t-redis").get("subsets"), "an address behind the Service")
+    wait_until(
+        lambda: cluster.get("endpoints", "redis", "-n", "t-redis").get("subsets"), "an address behind the Service"
+    )
 
 
 def test_the_namespace_does_enforce(cluster: Cluster) -> None:
@@ -99,8 +115,13 @@ def test_a_roll_out_never_drops_below_the_budget(cluster: Cluster, surge: int, a
         options.append(f"{part}.podAnnotations.{READY_AFTER.replace('.', chr(92) + '.')}=2s")
     given = [part for option in options for part in ("--set", option)]
     _install(cluster, "install", namespace, *given)
-    with _watch(cluster, namespace, "deployments") as deployments, _watch(cluster, namespace, "poddisruptionbudgets") as budgets:
-        _install(cluster, "upgrade", namespace, *given, "--set", "worker.image.tag=next", "--set", "triton.image.tag=next")
+    with (
+        _watch(cluster, namespace, "deployments") as deployments,
+        _watch(cluster, namespace, "poddisruptionbudgets") as budgets,
+    ):
+        _install(
+            cluster, "upgrade", namespace, *given, "--set", "worker.image.tag=next", "--set", "triton.image.tag=next"
+        )
         wait_until(lambda: all(_rolled(cluster, namespace, name) for name in ("assay", "assay-triton")), "the roll-out")
     for name in ("assay", "assay-triton"):
         states = [state["status"] for state in deployments if state["metadata"]["name"] == name]
@@ -117,7 +138,10 @@ def test_a_drain_stops_at_the_budget(cluster: Cluster) -> None:
     cluster.namespace("t-drain")
     _install(cluster, "install", "t-drain", "--set", "worker.replicas=3")
     names = [pod["metadata"]["name"] for pod in cluster.get("pods", "-n", "t-drain", "-l", SELECTOR)["items"]]
-    wait_until(lambda: cluster.get("pdb", "assay", "-n", "t-drain")["status"].get("disruptionsAllowed") == 1, "the budget to be known")
+    wait_until(
+        lambda: cluster.get("pdb", "assay", "-n", "t-drain")["status"].get("disruptionsAllowed") == 1,
+        "the budget to be known",
+    )
     nodes = [node["metadata"]["name"] for node in cluster.get("nodes")["items"]]
     cluster.kubectl("cordon", *nodes)  # the replacement stays pending
     try:
@@ -137,7 +161,12 @@ def test_a_node_is_drained_by_kubectl(cluster: Cluster) -> None:
     node = cluster.get("pods", "-n", "t-node", "-l", SELECTOR)["items"][0]["spec"]["nodeName"]
     try:
         cluster.kubectl(
-            "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/instance=assay", "--timeout=120s"
+            "drain",
+            node,
+            "--ignore-daemonsets",
+            "--delete-emptydir-data",
+            "--pod-selector=app.kubernetes.io/instance=assay",
+            "--timeout=120s",
         )
         cluster.kubectl("rollout", "status", "deployment/assay", "-n", "t-node", "--timeout=60s")
         pods = cluster.get("pods", "-n", "t-node", "-l", SELECTOR)["items"]
@@ -149,7 +178,9 @@ def test_a_node_is_drained_by_kubectl(cluster: Cluster) -> None:
 def test_the_pods_account_may_do_nothing(cluster: Cluster) -> None:
     """The service account has no rights of its own: it cannot even read the Secret that the kubelet mounts for it."""
     for verb, resource in (("get", "secrets"), ("list", "pods"), ("create", "pods")):
-        done = cluster.kubectl("auth", "can-i", verb, resource, "-n", "t-node", "--as=system:serviceaccount:t-node:assay", check=False)
+        done = cluster.kubectl(
+            "auth", "can-i", verb, resource, "-n", "t-node", "--as=system:serviceaccount:t-node:assay", check=False
+        )
         assert done.stdout.strip() == "no"
 
 
@@ -159,7 +190,9 @@ def test_an_inline_secret_goes_when_it_is_taken_out(cluster: Cluster) -> None:
     kept, removed = (r"secrets.values.redis\.password=word", r"secrets.values.kafka\.ssl_key_password=word")
     _install(cluster, "install", "t-secret", "--set-string", f"{kept},{removed}")
     _install(cluster, "upgrade", "t-secret", "--set-string", kept)
-    assert cluster.get("secret", "assay", "-n", "t-secret")["data"] == {"redis.password": base64.b64encode(b"word").decode()}
+    assert cluster.get("secret", "assay", "-n", "t-secret")["data"] == {
+        "redis.password": base64.b64encode(b"word").decode()
+    }
 
 
 def test_a_failed_upgrade_takes_the_settings_back(cluster: Cluster) -> None:
@@ -179,9 +212,15 @@ def test_another_release_takes_over_from_a_pool_of_tritons(cluster: Cluster) -> 
     _install(cluster, "install", "t-pool", "--set", "triton.mode=service")
     cluster.helm("install", "assay-b", str(chart.CHART), "-n", "t-pool", "--wait", "--timeout", PATIENCE)
     for release in ("assay", "assay-b"):
-        wait_until(lambda r=release: cluster.get("pdb", r, "-n", "t-pool")["status"].get("expectedPods") == 2, "a budget for two workers")
+        wait_until(
+            lambda r=release: cluster.get("pdb", r, "-n", "t-pool")["status"].get("expectedPods") == 2,
+            "a budget for two workers",
+        )
     change = ("--set", "triton.mode=sidecar", "--dry-run=server")
-    assert "deploy/assay-triton was deleted" in cluster.helm("upgrade", "assay", str(chart.CHART), "-n", "t-pool", *change).stdout
+    assert (
+        "deploy/assay-triton was deleted"
+        in cluster.helm("upgrade", "assay", str(chart.CHART), "-n", "t-pool", *change).stdout
+    )
     cluster.helm("uninstall", "assay", "-n", "t-pool", "--wait", "--timeout", PATIENCE)
     assert [item["metadata"]["name"] for item in cluster.get("deployments", "-n", "t-pool")["items"]] == ["assay-b"]
     assert cluster.get("deployment", "assay-b", "-n", "t-pool")["status"]["availableReplicas"] == 2
@@ -196,7 +235,13 @@ def _kubectl(cluster: Cluster) -> list[str]:
 def _evict(cluster: Cluster, namespace: str, pod: str) -> subprocess.CompletedProcess[str]:
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
     return cluster.kubectl(
-        "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(eviction), check=False
+        "create",
+        "--raw",
+        f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction",
+        "-f",
+        "-",
+        stdin=json.dumps(eviction),
+        check=False,
     )
 
 

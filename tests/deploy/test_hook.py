@@ -22,7 +22,12 @@ def test_the_hook_sends_an_image_and_gets_its_verdict(worker_env: dict[str, str]
     with running_worker(worker_env, tmp_path / "worker.log"):
         for source in ("model", "cache"):
             done = subprocess.run(
-                [sys.executable, "-m", "worker", *arguments], env=worker_env, capture_output=True, text=True, cwd=tmp_path, check=False
+                [sys.executable, "-m", "worker", *arguments],
+                env=worker_env,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                check=False,
             )
             assert done.returncode == 0, done.stderr
             verdict = json.loads(done.stdout)

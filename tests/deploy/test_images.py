@@ -63,14 +63,20 @@ def test_the_image_checks_and_gives_verdicts(image: Path, worker_env: dict[str, 
     """`check` is content, and images sent become verdicts, in the image as its user on a read-only root; SIGTERM ends it with 0."""
     environment = _environment(worker_env) | {"ASSAY_TRITON__SHARED_MEMORY": "off"}
     # A file system that can be written to would hide what the chart forbids.
-    probe = subprocess.run(inside(image, "touch", "/opt/assay/x"), env=environment, capture_output=True, text=True, check=False)
+    probe = subprocess.run(
+        inside(image, "touch", "/opt/assay/x"), env=environment, capture_output=True, text=True, check=False
+    )
     assert probe.returncode != 0 and "Read-only file system" in probe.stderr
-    check = subprocess.run(inside(image, "python", "-m", "worker", "check"), env=environment, capture_output=True, text=True, check=False)
+    check = subprocess.run(
+        inside(image, "python", "-m", "worker", "check"), env=environment, capture_output=True, text=True, check=False
+    )
     assert check.returncode == 0, check.stdout + check.stderr
 
     outside = Outside(worker_env)
     with (tmp_path / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(inside(image, "python", "-m", "worker", "run"), env=environment, stdout=log, stderr=log)
+        worker = subprocess.Popen(
+            inside(image, "python", "-m", "worker", "run"), env=environment, stdout=log, stderr=log
+        )
         try:
             for image_id, data in samples(6).items():
                 outside.send(image_id, data)
@@ -99,10 +105,23 @@ def test_tritons_image_builds_the_models(triton_image: Path, tmp_path: Path, pre
     volume = tmp_path / "models"
     shutil.copytree(triton_image / "models", volume)
     os.chown(volume, *((triton_image / "models").stat().st_uid, (triton_image / "models").stat().st_gid))
-    command = ["python3", "/opt/assay/prepare_models.py", "--source=/opt/assay/weights", "--flavour=cpu", f"--precision={precision}"]
-    environment = {"PATH": "/opt/python/bin:/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": "/opt/assay", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [
+        "python3",
+        "/opt/assay/prepare_models.py",
+        "--source=/opt/assay/weights",
+        "--flavour=cpu",
+        f"--precision={precision}",
+    ]
+    environment = {
+        "PATH": "/opt/python/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "PYTHONPATH": "/opt/assay",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     for outcome in ("built", "from the cache"):
-        line = inside(triton_image, *command, "--out=/models/repository", "--cache=/models/cache", binds=[(volume, "/models")])
+        line = inside(
+            triton_image, *command, "--out=/models/repository", "--cache=/models/cache", binds=[(volume, "/models")]
+        )
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and outcome in done.stdout, done.stderr
     assert build.check(volume / "repository")["precision"] == precision
@@ -114,7 +133,12 @@ WEIGHTS = paths.CHECKOUT / "triton_models" / "weights" / "demo"
 def _prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(DOCKER / "prepare_models.py"), "--flavour", "cpu", *arguments]
     return subprocess.run(
-        command, cwd=paths.CHECKOUT, env=os.environ | {"PYTHONPATH": str(paths.CHECKOUT)}, capture_output=True, text=True, check=False
+        command,
+        cwd=paths.CHECKOUT,
+        env=os.environ | {"PYTHONPATH": str(paths.CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -127,7 +151,12 @@ def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
     assert second.returncode == 0 and "from the cache" in second.stdout, second.stderr
     next((tmp_path / "cache").rglob("model.onnx")).write_bytes(b"not it")
     third = _prepare(*options, "--out", str(tmp_path / "c"))
-    assert third.returncode == 0 and "built" in third.stdout and f"{tmp_path / 'cache'}" in third.stderr and "damaged" in third.stderr
+    assert (
+        third.returncode == 0
+        and "built" in third.stdout
+        and f"{tmp_path / 'cache'}" in third.stderr
+        and "damaged" in third.stderr
+    )
     build.check(tmp_path / "c")
     assert "from the cache" in _prepare(*options, "--out", str(tmp_path / "d")).stdout
 
@@ -143,7 +172,9 @@ def test_a_cache_that_cannot_be_used_stops_no_pod(tmp_path: Path) -> None:
 def test_another_version_of_the_code_does_not_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an older image built is not served by a newer one: the key follows the code."""
     before = prepare_models.cache_key("0123456789ab", "cpu", "fp32")
-    copy = shutil.copytree(Path(build.__file__).parent, tmp_path / "triton_models", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    copy = shutil.copytree(
+        Path(build.__file__).parent, tmp_path / "triton_models", ignore=shutil.ignore_patterns("weights", "__pycache__")
+    )
     (copy / "python_backend.py").write_text((copy / "python_backend.py").read_text() + "# mended\n")
     monkeypatch.setattr(build, "__file__", str(copy / "build.py"))
     assert prepare_models.cache_key("0123456789ab", "cpu", "fp32") != before
@@ -172,14 +203,20 @@ def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
 def test_a_shadow_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:
     """It decides nothing, and must not keep the model that does from being served; the line names its source."""
     done = _prepare("--source", str(WEIGHTS), "--shadow", str(tmp_path / "nothing"), "--out", str(tmp_path / "a"))
-    assert done.returncode == 0 and "no shadow model is served" in done.stderr and str(tmp_path / "nothing") in done.stderr
+    assert (
+        done.returncode == 0 and "no shadow model is served" in done.stderr and str(tmp_path / "nothing") in done.stderr
+    )
     assert build.check(tmp_path / "a") and not (tmp_path / "a" / "code_shadow").exists()
 
 
 def test_unexpected_weights_are_refused(tmp_path: Path) -> None:
     """Weights of another version than the one pinned do not get served, and the message names both values."""
     done = _prepare("--source", str(WEIGHTS), "--expect", "0123456789ab", "--out", str(tmp_path / "a"))
-    assert done.returncode == 1 and "models.expectedVersion is 0123456789ab" in done.stderr and not (tmp_path / "a").exists()
+    assert (
+        done.returncode == 1
+        and "models.expectedVersion is 0123456789ab" in done.stderr
+        and not (tmp_path / "a").exists()
+    )
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -188,7 +225,9 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert done.returncode == 1 and "encoder.safetensors" in done.stderr
 
 
-@pytest.mark.parametrize(("source", "says"), [("hub://org/repo", "names no commit"), ("hub://org/repo/more@abc", "look at models.uri")])
+@pytest.mark.parametrize(
+    ("source", "says"), [("hub://org/repo", "names no commit"), ("hub://org/repo/more@abc", "look at models.uri")]
+)
 def test_a_hub_source_that_is_none_is_told(tmp_path: Path, source: str, says: str) -> None:
     """Without a commit, or with a name that no hub has: one line that names the source, before anything is asked."""
     done = _prepare("--source", source, "--out", str(tmp_path / "a"))

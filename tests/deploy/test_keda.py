@@ -21,7 +21,9 @@ from tests.integration.harness import wait_until
 from worker.local.server import free_port
 
 pytestmark = [
-    pytest.mark.skipif(not os.environ.get("TEST_KEDA"), reason="KEDA takes twenty minutes to build; `make test-keda` runs it"),
+    pytest.mark.skipif(
+        not os.environ.get("TEST_KEDA"), reason="KEDA takes twenty minutes to build; `make test-keda` runs it"
+    ),
     pytest.mark.integration,
     pytest.mark.timeout(900),
 ]
@@ -47,14 +49,26 @@ def _start_keda(cluster: Cluster, operator: Path, adapter: Path) -> None:
     leaf.private_key_pem.write_to_path(certificates / "tls.key")
     leaf.cert_chain_pems[0].write_to_path(certificates / "tls.crt")
     cluster.namespace("keda")
-    environment = {"KUBECONFIG": str(cluster.kubeconfig), "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda", "POD_NAMESPACE": "keda", "WATCH_NAMESPACE": ""}
+    environment = {
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda",
+        "POD_NAMESPACE": "keda",
+        "WATCH_NAMESPACE": "",
+    }
     metrics, health, service, secure, own = (free_port() for _ in range(5))
     rotation = ("--enable-cert-rotation=false", "--enable-webhook-patching=false", "--enable-apiservice-patching=false")
     addresses = (f"--metrics-bind-address=127.0.0.1:{metrics}", f"--health-probe-bind-address=127.0.0.1:{health}")
     service_address = f"--metrics-service-bind-address=127.0.0.1:{service}"
     directory = f"--cert-dir={certificates}"
     cluster.spawn(
-        "keda-operator", "--leader-elect=false", *addresses, service_address, *rotation, directory, environment=environment, program=operator
+        "keda-operator",
+        "--leader-elect=false",
+        *addresses,
+        service_address,
+        *rotation,
+        directory,
+        environment=environment,
+        program=operator,
     )
     access = [f"--{kind}-kubeconfig={cluster.kubeconfig}" for kind in ("lister", "authentication", "authorization")]
     tls = [
@@ -63,13 +77,28 @@ def _start_keda(cluster: Cluster, operator: Path, adapter: Path) -> None:
         f"--tls-private-key-file={certificates}/tls.key",
         directory,
     ]
-    where = [f"--secure-port={secure}", "--bind-address=127.0.0.1", f"--port={own}", f"--metrics-service-address=127.0.0.1:{service}"]
+    where = [
+        f"--secure-port={secure}",
+        "--bind-address=127.0.0.1",
+        f"--port={own}",
+        f"--metrics-service-address=127.0.0.1:{service}",
+    ]
     cluster.spawn("keda-adapter", *where, *access, *tls, environment=environment, program=adapter)
     name = {"name": "keda-metrics-apiserver", "namespace": "keda"}
     authority = base64.b64encode((certificates / "ca.crt").read_bytes()).decode()
-    registration = {"group": "external.metrics.k8s.io", "version": "v1beta1", "groupPriorityMinimum": 100, "versionPriority": 100}
+    registration = {
+        "group": "external.metrics.k8s.io",
+        "version": "v1beta1",
+        "groupPriorityMinimum": 100,
+        "versionPriority": 100,
+    }
     cluster.apply(
-        {"apiVersion": "v1", "kind": "Service", "metadata": name, "spec": {"type": "ExternalName", "externalName": "localhost"}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": name,
+            "spec": {"type": "ExternalName", "externalName": "localhost"},
+        },
         {
             "apiVersion": "apiregistration.k8s.io/v1",
             "kind": "APIService",
@@ -82,7 +111,9 @@ def _start_keda(cluster: Cluster, operator: Path, adapter: Path) -> None:
 
 def test_lag_brings_workers_and_their_work_sends_them_home(cluster: Cluster, worker_env: dict[str, str]) -> None:
     """300 waiting records bring one worker per partition and no more; once they are committed one is left."""
-    servers, topic, group = (worker_env[f"ASSAY_KAFKA__{name}"] for name in ("BOOTSTRAP_SERVERS", "INCOMING_TOPIC", "GROUP_ID"))
+    servers, topic, group = (
+        worker_env[f"ASSAY_KAFKA__{name}"] for name in ("BOOTSTRAP_SERVERS", "INCOMING_TOPIC", "GROUP_ID")
+    )
     producer = KafkaProducer(bootstrap_servers=servers)
     for number in range(300):
         producer.send(topic, value=b"image", partition=number % PARTITIONS)
@@ -91,10 +122,20 @@ def test_lag_brings_workers_and_their_work_sends_them_home(cluster: Cluster, wor
 
     cluster.namespace("app")
     kafka = {"bootstrap_servers": [servers], "group_id": group, "incoming_topic": topic}
-    options = [f"settings.kafka.{name}={value if name != 'bootstrap_servers' else '{' + servers + '}'}" for name, value in kafka.items()]
-    options += ["autoscaling.mode=keda", "autoscaling.minReplicas=1", "autoscaling.maxReplicas=8", "autoscaling.lagPerReplica=20"]
+    options = [
+        f"settings.kafka.{name}={value if name != 'bootstrap_servers' else '{' + servers + '}'}"
+        for name, value in kafka.items()
+    ]
+    options += [
+        "autoscaling.mode=keda",
+        "autoscaling.minReplicas=1",
+        "autoscaling.maxReplicas=8",
+        "autoscaling.lagPerReplica=20",
+    ]
     options += ["autoscaling.pollingSeconds=3", "autoscaling.stabilizationSeconds=5", "pdb.maxUnavailable=1"]
-    cluster.helm("install", "assay", str(chart.CHART), "-n", "app", *(part for option in options for part in ("--set", option)))
+    cluster.helm(
+        "install", "assay", str(chart.CHART), "-n", "app", *(part for option in options for part in ("--set", option))
+    )
     cluster.kubectl("wait", "--for=condition=Ready", "scaledobject/assay", "-n", "app", "--timeout=90s")
     wait_until(lambda: _ready(cluster) == PARTITIONS, "a worker for each partition", 180)
 

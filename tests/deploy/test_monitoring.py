@@ -60,7 +60,12 @@ def _worker_series() -> set[str]:
 
 def test_dashboards_are_current() -> None:
     """The JSON in the chart is what build.py writes."""
-    assert subprocess.run([sys.executable, "-m", "deploy.grafana.build", "--check"], cwd=paths.CHECKOUT, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "deploy.grafana.build", "--check"], cwd=paths.CHECKOUT, check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_dashboards_can_be_read() -> None:
@@ -98,13 +103,20 @@ def test_every_alert_tells_whom_and_what_to_do() -> None:
     headings = re.findall(r"^## (Assay\w+)$", (paths.CHECKOUT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert headings == [rule["alert"] for rule in RULES]
     for rule in RULES:
-        assert rule["labels"]["severity"] in ("warning", "critical") and set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
+        assert rule["labels"]["severity"] in ("warning", "critical") and set(rule["annotations"]) == {
+            "summary",
+            "description",
+        }, rule["alert"]
 
 
 def test_log_events_of_the_runbook_exist() -> None:
     """What the runbook tells to look for in the worker's log is an event that the worker logs."""
     page = (paths.CHECKOUT / "docs" / "runbook.md").read_text()
-    named = {event for group in re.findall(r"log \(([^)]*`[a-z]+_[a-z_]+`[^)]*)\)", page) for event in re.findall(r"`([a-z]+_[a-z_]+)`", group)}
+    named = {
+        event
+        for group in re.findall(r"log \(([^)]*`[a-z]+_[a-z_]+`[^)]*)\)", page)
+        for event in re.findall(r"`([a-z]+_[a-z_]+)`", group)
+    }
     code = "".join(path.read_text() for path in (paths.CHECKOUT / "worker").rglob("*.py"))
     logged = set(re.findall(r'\blog\.(?:debug|info|warning|error|exception)\(\s*"(\w+)"', code))
     assert "partitions_assigned" in named and named - logged == set()
@@ -112,7 +124,11 @@ def test_log_events_of_the_runbook_exist() -> None:
 
 def test_every_alert_is_tested_both_ways() -> None:
     """The unit tests have a case in which each alert fires and one in which it does not."""
-    cases = [case for test in yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"] for case in test["alert_rule_test"]]
+    cases = [
+        case
+        for test in yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
+        for case in test["alert_rule_test"]
+    ]
     names = {rule["alert"] for rule in RULES}
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == names
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == names
@@ -120,7 +136,13 @@ def test_every_alert_is_tested_both_ways() -> None:
 
 def test_alerts_fire_when_they_should(promtool: Path) -> None:
     """promtool's unit tests of the rules pass."""
-    done = subprocess.run([str(promtool), "test", "rules", "alerts_test.yaml"], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(promtool), "test", "rules", "alerts_test.yaml"],
+        cwd=PROMETHEUS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -129,7 +151,9 @@ def test_every_expression_parses(promtool: Path, tmp_path: Path) -> None:
     rules = [{"record": f"dashboards:e{number}", "expr": expr} for number, expr in enumerate(_expressions())]
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
-    done = subprocess.run([str(promtool), "check", "rules", "--lint=none", str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(promtool), "check", "rules", "--lint=none", str(file)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -138,7 +162,9 @@ def test_rules_of_the_chart_are_the_same(helm: Path, promtool: Path, tmp_path: P
     rule = chart.of_kind(chart.objects(chart.manifest("everything")), "PrometheusRule")[0]
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump(rule["spec"]))
-    assert subprocess.run([str(promtool), "check", "rules", str(file)], capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run([str(promtool), "check", "rules", str(file)], capture_output=True, check=False).returncode == 0
+    )
     alerts = {alert["alert"]: alert for group in rule["spec"]["groups"] for alert in group["rules"]}
     assert list(alerts) == [alert["alert"] for alert in RULES if alert["alert"] != "AssayScoreDrift"]
     for original in RULES:
@@ -192,7 +218,10 @@ def test_real_prometheus_finds_every_metric(promtool: Path, worker_env: dict[str
                 raise
             for expr in _expressions():
                 assert api.get("/query", params={"query": expr}).json()["status"] == "success", expr
-            wait_until(lambda: all(rule["health"] == "ok" for rule in _rules(api)) and len(_rules(api)) == len(RULES), "every alert evaluated")
+            wait_until(
+                lambda: all(rule["health"] == "ok" for rule in _rules(api)) and len(_rules(api)) == len(RULES),
+                "every alert evaluated",
+            )
         finally:
             server.terminate()
             server.wait(20)
@@ -219,7 +248,11 @@ def _rules(api: httpx.Client) -> list[dict[str, Any]]:
 def _triton_metrics_address(env: dict[str, str]) -> str:
     """Triton's metrics port of the shared stack: beside its gRPC port in the ports file."""
     grpc = int(env["ASSAY_TRITON__URL"].rsplit(":", 1)[1])
-    pid = next(path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if f"--grpc-port={grpc}".encode() in path.read_bytes())
+    pid = next(
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"--grpc-port={grpc}".encode() in path.read_bytes()
+    )
     arguments = (pid / "cmdline").read_bytes().decode().split("\0")
     port = next(argument.split("=")[1] for argument in arguments if argument.startswith("--metrics-port="))
     return f"127.0.0.1:{port}"

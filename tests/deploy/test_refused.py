@@ -27,7 +27,11 @@ EXTERNAL = {"triton": {"mode": "external"}, "gpu": {"enabled": False}}
 
 def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
     """The worker's settings from `settings`, `secrets.values` and `policy` of the values, through all that judges them at start. Raises SettingsError."""
-    environ = {settings.variable(group, name): _text(value) for group, names in values.get("settings", {}).items() for name, value in names.items()}
+    environ = {
+        settings.variable(group, name): _text(value)
+        for group, names in values.get("settings", {}).items()
+        for name, value in names.items()
+    }
     for name, value in values.get("secrets", {}).get("values", {}).items():
         environ[settings.variable(*name.split("."))] = value
     if policy := values.get("policy"):
@@ -54,7 +58,18 @@ def _references(**fields: Any) -> dict[str, Any]:
     return {"settings": {"references": {"schemes": ["s3", "https", "file"], **fields}}}
 
 
-SERVERS = ["kafka", "kafka:", "kafka:0", "kafka:65536", "kafka:http", "PLAINTEXT://kafka:9092", "::1:9092", "[::1]", ":9092", ""]
+SERVERS = [
+    "kafka",
+    "kafka:",
+    "kafka:0",
+    "kafka:65536",
+    "kafka:http",
+    "PLAINTEXT://kafka:9092",
+    "::1:9092",
+    "[::1]",
+    ":9092",
+    "",
+]
 REDIS = [
     "redis:6379",
     "http://redis:6379",
@@ -102,11 +117,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
         ({"settings": {"redis": {"mode": "cluster", "url": url}}}, "settings.redis.mode")
         for url in ("redis://redis:6379/1", "unix:///run/redis.sock")
     ),
-    ({"settings": {"redis": {"mode": "cluster"}}, "secrets": {"values": {"redis.url": "rediss://:word@redis:6379/1"}}}, "settings.redis.mode"),
+    (
+        {
+            "settings": {"redis": {"mode": "cluster"}},
+            "secrets": {"values": {"redis.url": "rediss://:word@redis:6379/1"}},
+        },
+        "settings.redis.mode",
+    ),
     (_one("redis", "verdict_ttl", "90 days"), "verdict_ttl"),
     *(
         (_one("triton", "url", url, **EXTERNAL), "settings.triton.url")
-        for url in ("triton", "triton:0", "http://triton:8000", "grpcs://triton:8443/v2", "grpc://triton", "grpc://grpc://triton:1")
+        for url in (
+            "triton",
+            "triton:0",
+            "http://triton:8000",
+            "grpcs://triton:8443/v2",
+            "grpc://triton",
+            "grpc://grpc://triton:1",
+        )
     ),
     (_one("intake", "id_sources", ["ce_id", "user"]), "id_sources"),
     (_one("intake", "id_sources", []), "id_sources"),
@@ -124,16 +152,32 @@ BAD: list[tuple[dict[str, Any], str]] = [
 GOOD: list[dict[str, Any]] = [
     _one("kafka", "bootstrap_servers", ["[::1]:9092", "kafka-0.example.org:65535"]),
     {"settings": {"kafka": {"heartbeat_interval_ms": 1_000, "session_timeout_ms": 2_000}}},
-    *(_one("redis", "url", url) for url in ("redis://redis", "rediss://[::1]:6380/1?ssl_check_hostname=true", "unix:///run/redis.sock")),
-    *({"settings": {"redis": {"mode": "cluster", "url": url}}} for url in ("redis://redis", "rediss://[::1]:6379/0?health_check_interval=30")),
+    *(
+        _one("redis", "url", url)
+        for url in ("redis://redis", "rediss://[::1]:6380/1?ssl_check_hostname=true", "unix:///run/redis.sock")
+    ),
+    *(
+        {"settings": {"redis": {"mode": "cluster", "url": url}}}
+        for url in ("redis://redis", "rediss://[::1]:6379/0?health_check_interval=30")
+    ),
     {"secrets": {"values": {"redis.url": "rediss://user:p%40ss:word@redis:6380/0\n"}}},
-    *(_one("triton", "url", url, **EXTERNAL) for url in ("triton:8001", "grpc://[::1]:8001", "grpcs://triton.example.org:443")),
-    _references(https_hosts=["example.org", "*.example.org:8443", "[2001:db8::1]:443", "2001:db8::1"], file_roots=["/archive"]),
+    *(
+        _one("triton", "url", url, **EXTERNAL)
+        for url in ("triton:8001", "grpc://[::1]:8001", "grpcs://triton.example.org:443")
+    ),
+    _references(
+        https_hosts=["example.org", "*.example.org:8443", "[2001:db8::1]:443", "2001:db8::1"], file_roots=["/archive"]
+    ),
     _references(s3_endpoint_url="http://minio.storage.svc:9000"),
     {**_references(s3_access_key_id="k"), "secrets": {"values": {"references.s3_secret_access_key": "s"}}},
     *(
         {"policy": {"toml": text}}
-        for text in ("", "# the default", "fake_from = 1\nreal_below = 0", 'head = "svm"\nfake_from = 0.5\nreal_below = 0.5')
+        for text in (
+            "",
+            "# the default",
+            "fake_from = 1\nreal_below = 0",
+            'head = "svm"\nfake_from = 0.5\nreal_below = 0.5',
+        )
     ),
 ]
 
@@ -167,7 +211,12 @@ def _judged_by_code() -> Iterator[str]:
 
 def test_every_check_of_the_worker_has_a_case() -> None:
     """A new check in worker/settings.py fails here until the chart is tested against it."""
-    tried = {place for values, _ in BAD for group, names in values.get("settings", {}).items() for place in (group, *(f"{group}.{n}" for n in names))}
+    tried = {
+        place
+        for values, _ in BAD
+        for group, names in values.get("settings", {}).items()
+        for place in (group, *(f"{group}.{n}" for n in names))
+    }
     found = set(_judged_by_code())
     assert "kafka.bootstrap_servers" in found and "kafka" in found
     assert found - tried == set()
@@ -179,34 +228,55 @@ STOPPED_LATER = {
     "no Redis": (_one("redis", "url", None), "settings.redis.url"),
     "a number that no float holds": (_one("limits", "max_image_bytes", 1e20), "max_image_bytes"),
     "a GPU to decode on": (_one("decode", "device", "gpu"), "settings.decode.device"),
-    "bf16 on a CPU": ({"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}, "models": {"precision": "bf16"}}, "models.precision"),
+    "bf16 on a CPU": (
+        {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}, "models": {"precision": "bf16"}},
+        "models.precision",
+    ),
     "a model that is not served": (_one("triton", "model_name", "detector"), "settings.triton.model_name"),
     "a shadow model that is not served": (_one("shadow", "model_name", "candidate"), "settings.shadow.model_name"),
     "too little shared memory": (
-        {"triton": {"sharedMemory": "64Mi"}, "settings": {"triton": {"calls_in_flight": 3}, "intake": {"batch_max_items": 256}}},
+        {
+            "triton": {"sharedMemory": "64Mi"},
+            "settings": {"triton": {"calls_in_flight": 3}, "intake": {"batch_max_items": 256}},
+        },
         rf"triton.sharedMemory=64Mi: .*batch_max_items=256 .*calls_in_flight=3 calls take up to {4 * 256 * CROP_BYTES // 2**20}Mi",
     ),
     "too little shared memory for the CPU's model": (
         {"triton": {"flavour": "cpu", "sharedMemory": "32Mi"}, "gpu": {"enabled": False}},
         r"triton.sharedMemory=32Mi: .*take up to 44Mi",
     ),
-    "more shared memory than memory": ({"triton": {"sharedMemory": "4.5Gi"}}, "triton.sharedMemory=4.5Gi: .*limits.memory=4Gi"),
+    "more shared memory than memory": (
+        {"triton": {"sharedMemory": "4.5Gi"}},
+        "triton.sharedMemory=4.5Gi: .*limits.memory=4Gi",
+    ),
     "no bucket": ({"models": {"source": "s3", "uri": "s3://"}}, "models.uri"),
     "weights of no place": ({"models": {"path": "weights"}}, "models.path"),
-    "weights outside of the claim": ({"models": {"source": "pvc", "claimName": "c", "path": "../../etc"}}, "models.path=../../etc: .* without"),
-    "the image's folder in a claim": ({"models": {"source": "pvc", "claimName": "c"}}, "models.path: is the folder of Triton's image"),
+    "weights outside of the claim": (
+        {"models": {"source": "pvc", "claimName": "c", "path": "../../etc"}},
+        "models.path=../../etc: .* without",
+    ),
+    "the image's folder in a claim": (
+        {"models": {"source": "pvc", "claimName": "c"}},
+        "models.path: is the folder of Triton's image",
+    ),
     "a hub's address twice": (
         {"models": {"source": "hub", "uri": "hub://a/b", "revision": "c0" * 20}},
         "models.uri=hub://a/b: models.source=hub needs organisation/repository",
     ),
     "a branch of the hub": ({"models": {"source": "hub", "uri": "a/b", "revision": "main"}}, "/models/revision"),
-    "a branch of a shadow": ({"models": {"shadow": "hub://a/b@main"}, "settings": {"shadow": {"share": 0.1}}}, "models.shadow"),
+    "a branch of a shadow": (
+        {"models": {"shadow": "hub://a/b@main"}, "settings": {"shadow": {"share": 0.1}}},
+        "models.shadow",
+    ),
     "a Secret without keys": ({"secrets": {"existingSecret": "s"}}, "secrets.existingSecret: nothing of it"),
     "CPU use of no request": (
         {"autoscaling": {"mode": "hpa"}, "worker": {"resources": {"requests": {"cpu": None}, "limits": {"cpu": None}}}},
         "worker.resources.requests.cpu",
     ),
-    "an unpinned shadow": ({"models": {"shadow": "hub://a/b"}, "settings": {"shadow": {"share": 0.1}}}, "models.shadow"),
+    "an unpinned shadow": (
+        {"models": {"shadow": "hub://a/b"}, "settings": {"shadow": {"share": 0.1}}},
+        "models.shadow",
+    ),
     "a port of an endpoint": (_references(s3_endpoint_url="http://minio:port"), "s3_endpoint_url"),
     "certificates without TLS to Triton": (
         {**_one("triton", "url", "triton:8001", **EXTERNAL), "tls": {"triton": {"secretName": "s"}}},
@@ -262,13 +332,22 @@ NOT_KUBERNETES: list[tuple[str, dict[str, Any]]] = [
     ("/fullnameOverride", {"fullnameOverride": "a.b"}),
     ("/commonLabels/team", {"commonLabels": {"team": "trust and safety"}}),
     ("/commonLabels", {"commonLabels": {"the team": "a"}}),
-    *(("/training/schedule", {"training": {"schedule": cron}}) for cron in ("weekly", "0 3 * *", "61 * * * *", "0 3 * * 7", "*/0 * * * *")),
-    *(("/monitoring/podMonitor/interval", {"monitoring": {"podMonitor": {"interval": time}}}) for time in ("15seconds", "15", "")),
+    *(
+        ("/training/schedule", {"training": {"schedule": cron}})
+        for cron in ("weekly", "0 3 * *", "61 * * * *", "0 3 * * 7", "*/0 * * * *")
+    ),
+    *(
+        ("/monitoring/podMonitor/interval", {"monitoring": {"podMonitor": {"interval": time}}})
+        for time in ("15seconds", "15", "")
+    ),
     ("/monitoring/rules/disabled/0", {"monitoring": {"rules": {"disabled": ["AssayNope"]}}}),
     ("/monitoring/rules/alertLabels", {"monitoring": {"rules": {"alertLabels": {"the-team": "a"}}}}),
     *(("/gpu/resource", {"gpu": {"resource": resource}}) for resource in ("nvidia.com/ gpu", "gpu")),
     ("/worker/rollout/maxUnavailable", {"worker": {"rollout": {"maxUnavailable": "150%"}}}),
-    *(("/worker/image/repository", {"worker": {"image": {"repository": name}}}) for name in ("r.example.org/assay:1", "r.example.org/Assay", "")),
+    *(
+        ("/worker/image/repository", {"worker": {"image": {"repository": name}}})
+        for name in ("r.example.org/assay:1", "r.example.org/Assay", "")
+    ),
     ("/worker/image/tag", {"worker": {"image": {"tag": "a tag"}}}),
     ("/serviceAccount/name", {"serviceAccount": {"name": "Bad Name"}}),
     ("/secrets/existingSecret", {"secrets": {"existingSecret": "Mine", "keys": {"redis.url": "u"}}}),
@@ -278,10 +357,24 @@ NOT_KUBERNETES: list[tuple[str, dict[str, Any]]] = [
 ]
 KUBERNETES: list[dict[str, Any]] = [
     {"commonLabels": {"example.org/team": "Trust_and.Safety", "empty": ""}, "serviceAccount": {"name": "a.b-c"}},
-    *({"training": {"schedule": cron}} for cron in ("@daily", "@every 12h30m", "*/5 0-6,22 1,15 JAN-mar 1-5", "0  3 ? * sun")),
-    {"monitoring": {"podMonitor": {"interval": "1m30s"}, "rules": {"disabled": ["AssayScoreDrift"], "alertLabels": {"team": "Trust & Safety"}}}},
-    {"gpu": {"resource": "nvidia.com/mig-1g.10gb"}, "worker": {"rollout": {"maxSurge": "150%"}, "podAnnotations": {"a.b/c": "any text: {}"}}},
-    *({"worker": {"image": {"repository": name}}} for name in ("localhost:5000/assay/worker", "R.example.org/a__b/c-d.e", "assay")),
+    *(
+        {"training": {"schedule": cron}}
+        for cron in ("@daily", "@every 12h30m", "*/5 0-6,22 1,15 JAN-mar 1-5", "0  3 ? * sun")
+    ),
+    {
+        "monitoring": {
+            "podMonitor": {"interval": "1m30s"},
+            "rules": {"disabled": ["AssayScoreDrift"], "alertLabels": {"team": "Trust & Safety"}},
+        }
+    },
+    {
+        "gpu": {"resource": "nvidia.com/mig-1g.10gb"},
+        "worker": {"rollout": {"maxSurge": "150%"}, "podAnnotations": {"a.b/c": "any text: {}"}},
+    },
+    *(
+        {"worker": {"image": {"repository": name}}}
+        for name in ("localhost:5000/assay/worker", "R.example.org/a__b/c-d.e", "assay")
+    ),
     {"models": {"source": "pvc", "claimName": "c", "path": "/"}},
     {"models": {"source": "hub", "uri": "an-Organisation/a_repository.v1", "revision": "c0" * 20}},
 ]

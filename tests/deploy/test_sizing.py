@@ -74,7 +74,10 @@ def test_redis_takes_what_the_docs_say(server: RedisServer) -> None:
     used.append(_used(client))
     for start in range(0, IMAGES, 500):
         part = verdicts[start : start + 500]
-        store.save([], [ScoredImage(verdict.sha256, verdict.image_id, MODEL, verdict.scores, verdict.image) for verdict in part])
+        store.save(
+            [],
+            [ScoredImage(verdict.sha256, verdict.image_id, MODEL, verdict.scores, verdict.image) for verdict in part],
+        )
     used.append(_used(client))
     client.close()
     store.close()

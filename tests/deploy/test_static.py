@@ -25,7 +25,9 @@ DECIDED = {
 
 
 def _run(*command: str | Path, cwd: Path | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, input=stdin, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,19 +51,37 @@ def test_helm_lint_is_strictly_content(helm: Path, name: str) -> None:
 @pytest.mark.parametrize("name", chart.NAMES)
 def test_manifests_follow_the_schemas(helm: Path, tool: Tool, schema_folder: Path, name: str, version: str) -> None:
     """Every object is valid, unknown fields refused, for the oldest, the newest and two Kubernetes versions between."""
-    locations = [f"{schema_folder}/{{{{.NormalizedKubernetesVersion}}}}-local{{{{.StrictSuffix}}}}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"]
+    locations = [
+        f"{schema_folder}/{{{{.NormalizedKubernetesVersion}}}}-local{{{{.StrictSuffix}}}}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    ]
     locations.append(f"{schema_folder}/custom/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json")
     options = [option for location in locations for option in ("-schema-location", location)]
-    done = _run(tool("kubeconform"), "-strict", "-kubernetes-version", f"{version}.0", *options, stdin=chart.manifest(name))
+    done = _run(
+        tool("kubeconform"), "-strict", "-kubernetes-version", f"{version}.0", *options, stdin=chart.manifest(name)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_misspelt_field_is_found(tool: Tool, schema_folder: Path) -> None:
     """The schemas do refuse: a wrong field in a Kubernetes kind and in a CRD is reported."""
-    text = chart.manifest("everything").replace("minReplicaCount:", "minReplicasCount:").replace("terminationGracePeriodSeconds:", "gracePeriod:")
+    text = (
+        chart.manifest("everything")
+        .replace("minReplicaCount:", "minReplicasCount:")
+        .replace("terminationGracePeriodSeconds:", "gracePeriod:")
+    )
     location = f"{schema_folder}/custom/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
     own = f"{schema_folder}/{{{{.NormalizedKubernetesVersion}}}}-local{{{{.StrictSuffix}}}}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    done = _run(tool("kubeconform"), "-strict", "-kubernetes-version", "1.36.0", "-schema-location", own, "-schema-location", location, stdin=text)
+    done = _run(
+        tool("kubeconform"),
+        "-strict",
+        "-kubernetes-version",
+        "1.36.0",
+        "-schema-location",
+        own,
+        "-schema-location",
+        location,
+        stdin=text,
+    )
     assert "minReplicasCount" in done.stdout and "gracePeriod" in done.stdout
 
 
@@ -69,7 +89,17 @@ def test_a_misspelt_field_is_found(tool: Tool, schema_folder: Path) -> None:
 def test_kube_score_has_no_finding(helm: Path, tool: Tool, name: str) -> None:
     """kube-score has nothing to say, beyond what is decided above."""
     ignored = [option for test in DECIDED for option in ("--ignore-test", test)]
-    done = _run(tool("kube_score"), "score", "--kubernetes-version", "v1.30", "--output-format", "ci", *ignored, "-", stdin=chart.manifest(name))
+    done = _run(
+        tool("kube_score"),
+        "score",
+        "--kubernetes-version",
+        "v1.30",
+        "--output-format",
+        "ci",
+        *ignored,
+        "-",
+        stdin=chart.manifest(name),
+    )
     findings = [line for line in done.stdout.splitlines() if not line.startswith(("[OK]", "[SKIPPED]"))]
     assert findings == []
 

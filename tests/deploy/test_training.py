@@ -29,7 +29,9 @@ DEFAULTS = {"training": {"enabled": True, "dataClaimName": "d"}}
 
 
 def _container(text: str) -> chart.Object:
-    return next(pod for where, pod in chart.pod_specs(chart.objects(text)) if where.split("/")[0] in ("Job", "CronJob"))["containers"][0]
+    return next(
+        pod for where, pod in chart.pod_specs(chart.objects(text)) if where.split("/")[0] in ("Job", "CronJob")
+    )["containers"][0]
 
 
 def _parse(arguments: list[str]) -> tuple[Any, dict[str, Any], Recipe]:
@@ -85,14 +87,27 @@ def test_another_chart_version_is_no_other_run(tmp_path: Path) -> None:
     shutil.copytree(chart.CHART, copy)
     meta = copy / "Chart.yaml"
     meta.write_text(re.sub(r"^version: .*$", "version: 9.9.9", meta.read_text(), flags=re.MULTILINE))
-    command = [str(tools.helm()), "template", "assay", str(copy), "--kube-version", "1.36.3", "--set=training.enabled=true,training.dataClaimName=d"]
-    after = chart.of_kind(chart.objects(subprocess.run(command, capture_output=True, text=True, check=True).stdout), "Job")[0]
+    command = [
+        str(tools.helm()),
+        "template",
+        "assay",
+        str(copy),
+        "--kube-version",
+        "1.36.3",
+        "--set=training.enabled=true,training.dataClaimName=d",
+    ]
+    after = chart.of_kind(
+        chart.objects(subprocess.run(command, capture_output=True, text=True, check=True).stdout), "Job"
+    )[0]
     before = _job()
     assert after["metadata"]["labels"]["helm.sh/chart"] == "assay-9.9.9"
     assert (after["metadata"]["name"], after["spec"]) == (before["metadata"]["name"], before["spec"])
 
 
-@pytest.mark.parametrize(("argument", "refusal"), [("--out=/data/runs/paper", "No such option: --out"), ("--set=data.sauce=/data", "data.sauce")])
+@pytest.mark.parametrize(
+    ("argument", "refusal"),
+    [("--out=/data/runs/paper", "No such option: --out"), ("--set=data.sauce=/data", "data.sauce")],
+)
 def test_a_wrong_argument_is_found(argument: str, refusal: str) -> None:
     """The parsers above do refuse: an option that `fit` has not, a field that the recipe has not."""
     values = {"training": {**DEFAULTS["training"], "args": ["fit", "--recipe=paper", argument]}}
@@ -105,12 +120,34 @@ def test_a_wrong_argument_is_found(argument: str, refusal: str) -> None:
 def test_a_drained_pod_fails_and_the_next_one_goes_on(tmp_path: Path) -> None:
     """The Job's own command: SIGTERM saves and is no success (the Job would be over), and the same command then finishes the run."""
     write_synthetic_folder(tmp_path / "images", 8, size=64)
-    short = ["data.source=images", "data.workers=0", "data.validation_fraction=0.4", "loss.terms=global_only", "training.device=cpu"]
-    short += ["training.batch_size=2", "training.steps_per_epoch=2", "optimisation.warmup_epochs=0", "optimisation.epochs=3"]
-    arguments = ["fit", "--recipe=smoke", "--restartable", "--run=runs/$(JOB_NAME)", *(f"--set={value}" for value in short)]
+    short = [
+        "data.source=images",
+        "data.workers=0",
+        "data.validation_fraction=0.4",
+        "loss.terms=global_only",
+        "training.device=cpu",
+    ]
+    short += [
+        "training.batch_size=2",
+        "training.steps_per_epoch=2",
+        "optimisation.warmup_epochs=0",
+        "optimisation.epochs=3",
+    ]
+    arguments = [
+        "fit",
+        "--recipe=smoke",
+        "--restartable",
+        "--run=runs/$(JOB_NAME)",
+        *(f"--set={value}" for value in short),
+    ]
     values = {"training": {**DEFAULTS["training"], "args": arguments, "gpusPerNode": 0}}
     container = _container(chart.template(values=values))
-    command = [sys.executable, "-m", "torch.distributed.run", *(part.replace("$(JOB_NAME)", "job") for part in container["args"])]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *(part.replace("$(JOB_NAME)", "job") for part in container["args"]),
+    ]
     # The fixed port of the rendezvous belongs to the pod; here any free one will do.
     command = [":0".join(part.rsplit(":29400", 1)) for part in command]
     environment = os.environ | {"PYTHONPATH": str(paths.CHECKOUT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

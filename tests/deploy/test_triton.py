@@ -33,9 +33,14 @@ def _told(container: chart.Object, directory: Path) -> list[str]:
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    argv = [part.replace("/dev/shm", str(directory)).replace("/models/repository", str(directory / "repository")) for part in container["command"]]
+    argv = [
+        part.replace("/dev/shm", str(directory)).replace("/models/repository", str(directory / "repository"))
+        for part in container["command"]
+    ]
     environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
-    return subprocess.run([*argv, *container["args"]], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        [*argv, *container["args"]], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def _containers(text: str, name: str) -> list[chart.Object]:
@@ -81,7 +86,11 @@ class AsDeployed(TritonServer):
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         own, environment = super().command()
-        here = {option.split("=")[0]: option for option in own if "-port=" in option or "-address=" in option or "model-repository" in option}
+        here = {
+            option.split("=")[0]: option
+            for option in own
+            if "-port=" in option or "-address=" in option or "model-repository" in option
+        }
         given = [here.pop(argument.split("=")[0], argument) for argument in self.arguments]
         backends = [option for option in own if option.startswith("--backend-")]
         return [own[0], *backends, *given, *(option for option in here.values() if "-address=" in option)], environment
@@ -100,13 +109,17 @@ class AsDeployed(TritonServer):
 @pytest.mark.parametrize("shadow", ["", "there", "left out"])
 def test_triton_starts_as_the_chart_starts_it(tmp_path: Path, shadow: str) -> None:
     """The real tritonserver takes what the CPU flavour's container hands it and answers; a shadow model is served where the init container left one."""
-    values = CPU | ({"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}} if shadow else {})
+    values = CPU | (
+        {"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}} if shadow else {}
+    )
     repository = tmp_path / "repository"
     build.build(WEIGHTS, "cpu", repository)
     if shadow == "there":
         build.build(WEIGHTS, "cpu", tmp_path / "candidate")
         prepare_models.add_shadow(repository, tmp_path / "candidate")
-    server = AsDeployed(tmp_path / "server", repository, _told(_containers(chart.template(values=values), "triton")[0], tmp_path))
+    server = AsDeployed(
+        tmp_path / "server", repository, _told(_containers(chart.template(values=values), "triton")[0], tmp_path)
+    )
     server.start()
     try:
         wait_until(server.serves, "an answer from the model")

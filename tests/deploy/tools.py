@@ -48,7 +48,12 @@ def kubectl() -> Path:
 
 def promtool() -> Path:
     """promtool; `prometheus` itself lies beside it."""
-    return _install("prometheus-debian", lambda out: _debian("prometheus", ("usr/bin/promtool", "usr/bin/prometheus"), out)) / "promtool"
+    return (
+        _install(
+            "prometheus-debian", lambda out: _debian("prometheus", ("usr/bin/promtool", "usr/bin/prometheus"), out)
+        )
+        / "promtool"
+    )
 
 
 def redis_server() -> Path:
@@ -72,7 +77,10 @@ def hadolint() -> Path:
 
 def schemas() -> Path:
     """JSON schemas of Kubernetes' own kinds, as kubernetes-validate ships them for many versions."""
-    return _install("kubernetes-validate-1.37.0", lambda out: _wheel("kubernetes-validate==1.37.0", out)) / "kubernetes_validate"
+    return (
+        _install("kubernetes-validate-1.37.0", lambda out: _wheel("kubernetes-validate==1.37.0", out))
+        / "kubernetes_validate"
+    )
 
 
 def kubeconform() -> Path:
@@ -105,7 +113,11 @@ def crds() -> Path:
 
     def make(out: Path) -> None:
         keda = _module("github.com/kedacore/keda/v2", KEDA) / "config" / "crd" / "bases"
-        operator = _module("github.com/prometheus-operator/prometheus-operator", PROMETHEUS_OPERATOR) / "example" / "prometheus-operator-crd"
+        operator = (
+            _module("github.com/prometheus-operator/prometheus-operator", PROMETHEUS_OPERATOR)
+            / "example"
+            / "prometheus-operator-crd"
+        )
         kinds = [operator / f"monitoring.coreos.com_{kind}.yaml" for kind in ("podmonitors", "prometheusrules")]
         for file in (*keda.glob("keda.sh_*.yaml"), *kinds):
             (out / file.name).write_bytes(file.read_bytes())
@@ -140,7 +152,9 @@ def kwok() -> Path:
 
 def keda(component: str) -> Path:
     """`operator` or `adapter` of KEDA; a cold build of the two takes about fifteen minutes."""
-    return _go_tool("keda", f"github.com/kedacore/keda/v2/cmd/{component}", f"keda-{component}-{KEDA}", binary=component)
+    return _go_tool(
+        "keda", f"github.com/kedacore/keda/v2/cmd/{component}", f"keda-{component}-{KEDA}", binary=component
+    )
 
 
 def debian_base() -> Path:
@@ -178,7 +192,12 @@ def _install(name: str, make: Callable[[Path], None]) -> Path:
 def _run(command: list[str], cwd: Path | None = None, extra: Mapping[str, str] | None = None) -> str:
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=paths.environment_for_downloads() | dict(extra or {}), capture_output=True, text=True, check=False
+            command,
+            cwd=cwd,
+            env=paths.environment_for_downloads() | dict(extra or {}),
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError as error:
         raise Missing(f"{command[0]} cannot be run: {error.strerror}") from error
@@ -190,7 +209,11 @@ def _run(command: list[str], cwd: Path | None = None, extra: Mapping[str, str] |
 
 def _wheel(requirement: str, out: Path) -> None:
     uv = interpreter.uv()
-    installer = [str(uv), "pip", "install", "-q", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install", "-q"]
+    installer = (
+        [str(uv), "pip", "install", "-q", "--python", sys.executable]
+        if uv
+        else [sys.executable, "-m", "pip", "install", "-q"]
+    )
     _run([*installer, "--no-deps", "--target", str(out), requirement])
 
 
@@ -234,7 +257,11 @@ def _go_program() -> str:
 
 def _go(arguments: list[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     # One core of a shared machine, and a module cache that `make clean` can remove.
-    own = {"CGO_ENABLED": "0", "GOMAXPROCS": os.environ.get("GOMAXPROCS", "1"), "GOFLAGS": "-modcacherw -trimpath -buildvcs=false"}
+    own = {
+        "CGO_ENABLED": "0",
+        "GOMAXPROCS": os.environ.get("GOMAXPROCS", "1"),
+        "GOFLAGS": "-modcacherw -trimpath -buildvcs=false",
+    }
     own |= {"GOPATH": str(HOME / "go"), "GOCACHE": str(HOME / "go-build")}
     return _run(["nice", "-n", "15", _go_program(), *arguments], cwd=cwd, extra=own | dict(extra or {}))
 
@@ -264,7 +291,12 @@ def _module(path: str, version: str) -> Path:
 SETS: dict[str, tuple[Callable[[], Path], ...]] = {
     "quick": (helm, promtool),
     "static": (helm, promtool, hadolint, schemas, kubeconform, kube_score, helm_unittest, compose_spec, crds),
-    "cluster": (etcd, *(lambda c=c: kubernetes(f"kube-{c}") for c in ("apiserver", "controller-manager", "scheduler")), kwok, crds),
+    "cluster": (
+        etcd,
+        *(lambda c=c: kubernetes(f"kube-{c}") for c in ("apiserver", "controller-manager", "scheduler")),
+        kwok,
+        crds,
+    ),
     "keda": (lambda: keda("operator"), lambda: keda("adapter")),
 }
 

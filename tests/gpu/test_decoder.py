@@ -27,7 +27,10 @@ def gpu_count() -> int:
     return backend.GetCUDADeviceCount()
 
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu_count() == 0, reason="no NVIDIA GPU that DALI sees; run it on a machine with one")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(gpu_count() == 0, reason="no NVIDIA GPU that DALI sees; run it on a machine with one"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,8 @@ def test_the_crop_is_not_shifted(decoder):
         whole = np.asarray(image.convert("RGB")).astype(np.int16)
     top, left = round((whole.shape[0] - 224) / 2), round((whole.shape[1] - 224) / 2)
     errors = {
-        (dy, dx): np.abs(pixels - whole[top + dy : top + dy + 224, left + dx : left + dx + 224]).mean() for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+        (dy, dx): np.abs(pixels - whole[top + dy : top + dy + 224, left + dx : left + dx + 224]).mean()
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
     }
     assert min(errors, key=errors.get) == (0, 0)

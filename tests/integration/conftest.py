@@ -52,6 +52,8 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "worker", *arguments]
-        return subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False, timeout=240, cwd=harness.REPO)
+        return subprocess.run(
+            command, env=dict(env), capture_output=True, text=True, check=False, timeout=240, cwd=harness.REPO
+        )
 
     return run

@@ -55,7 +55,9 @@ class Worker:
         self.port = int(env["ASSAY_HTTP__PORT"])
         self.log_path = log_path
         self._log = log_path.open("ab")
-        self.process = subprocess.Popen([sys.executable, "-m", "worker", "run"], env=self.env, stdout=self._log, stderr=self._log, cwd=REPO)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "run"], env=self.env, stdout=self._log, stderr=self._log, cwd=REPO
+        )
 
     def get(self, path: str) -> httpx.Response | None:
         try:
@@ -131,14 +133,22 @@ class Outside:
         self._records: dict[str, list[object]] = defaultdict(list)
         self._consumers: dict[str, KafkaConsumer] = {}
 
-    def send(self, image_id: str | None, value: bytes | None, headers: Iterable[tuple[str, bytes]] = (), key: bytes | None = None) -> None:
+    def send(
+        self,
+        image_id: str | None,
+        value: bytes | None,
+        headers: Iterable[tuple[str, bytes]] = (),
+        key: bytes | None = None,
+    ) -> None:
         """One record; `image_id` goes into ce_id."""
         all_headers = [*([("ce_id", image_id.encode())] if image_id is not None else []), *headers]
         if key is None and image_id is not None:
             key = image_id.encode()
         self._producer.send(self.incoming, value=value, key=key, headers=all_headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> None:
+    def send_raw(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
+    ) -> None:
         """One record as it is, null header values and a null value without a key included: kafka-python's own checks refuse them."""
         produce_raw(self.servers, topic, key, value, list(headers))
 
@@ -154,7 +164,9 @@ class Outside:
         """All records of `topic` so far."""
         consumer = self._consumers.get(topic)
         if consumer is None:
-            consumer = KafkaConsumer(bootstrap_servers=self.servers, enable_auto_commit=False, auto_offset_reset="earliest")
+            consumer = KafkaConsumer(
+                bootstrap_servers=self.servers, enable_auto_commit=False, auto_offset_reset="earliest"
+            )
             consumer.assign([TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())])
             consumer.seek_to_beginning()
             self._consumers[topic] = consumer
@@ -168,7 +180,9 @@ class Outside:
 
     def rejections(self) -> dict[str, object]:
         """The rejected records by image id."""
-        return {dict(record.headers).get("image_id", b"").decode(): record for record in self.records(self.rejected_topic)}
+        return {
+            dict(record.headers).get("image_id", b"").decode(): record for record in self.records(self.rejected_topic)
+        }
 
     def wait_verdicts(self, ids: Iterable[str], timeout_s: float = PATIENCE_S) -> dict[str, dict[str, object]]:
         """The latest verdict record of each id."""
@@ -179,7 +193,9 @@ class Outside:
             found.update({str(verdict["image_id"]): verdict for verdict in self.verdicts()})
             return wanted <= found.keys()
 
-        wait_until(all_there, f"verdicts on {len(wanted)} images (missing {sorted(wanted - found.keys())[:5]})", timeout_s)
+        wait_until(
+            all_there, f"verdicts on {len(wanted)} images (missing {sorted(wanted - found.keys())[:5]})", timeout_s
+        )
         return {image_id: found[image_id] for image_id in wanted}
 
     def stored(self, image_id: str) -> dict[str, str]:
@@ -187,7 +203,9 @@ class Outside:
 
     def committed(self) -> dict[int, int | None]:
         """The group's committed offset of each partition."""
-        consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=self.env["ASSAY_KAFKA__GROUP_ID"], enable_auto_commit=False)
+        consumer = KafkaConsumer(
+            bootstrap_servers=self.servers, group_id=self.env["ASSAY_KAFKA__GROUP_ID"], enable_auto_commit=False
+        )
         try:
             partitions = sorted(consumer.partitions_for_topic(self.incoming) or ())
             return {p: consumer.committed(TopicPartition(self.incoming, p)) for p in partitions}

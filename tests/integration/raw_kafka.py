@@ -36,7 +36,13 @@ def _batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[bytes
     return struct.pack(">qiibI", 0, len(after_crc) + 9, -1, 2, crc32c(after_crc)) + after_crc
 
 
-def produce_raw(servers: str, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str | bytes, bytes | None]]) -> None:
+def produce_raw(
+    servers: str,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str | bytes, bytes | None]],
+) -> None:
     """One record to partition 0 of `topic` of a single-node broker. Raises AssertionError with the broker's error code."""
     raw_headers = [(name.encode() if isinstance(name, str) else name, content) for name, content in headers]
     batch = _batch(key, value, raw_headers)

@@ -33,13 +33,16 @@ class Certificates:
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self.ca, self.foreign_ca, self.server, self.client_cert, self.client_key, self.locked_key = (
-            directory / f"{name}.pem" for name in ("ca", "foreign-ca", "server", "client", "client-key", "client-key-locked")
+            directory / f"{name}.pem"
+            for name in ("ca", "foreign-ca", "server", "client", "client-key", "client-key-locked")
         )
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(self.ca)
         trustme.CA().cert_pem.write_to_path(self.foreign_ca)
         issued = self._authority.issue_cert("localhost")
-        self.server.write_bytes(_pkcs8(issued.private_key_pem.bytes()) + b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        self.server.write_bytes(
+            _pkcs8(issued.private_key_pem.bytes()) + b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+        )
         self.renew_client()
 
     def renew_client(self) -> None:
@@ -53,7 +56,9 @@ class Certificates:
 
 def _pkcs8(key: bytes, encryption: pem.KeySerializationEncryption | None = None) -> bytes:
     """The form that Java reads."""
-    return pem.load_pem_private_key(key, None).private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption or pem.NoEncryption())
+    return pem.load_pem_private_key(key, None).private_bytes(
+        pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption or pem.NoEncryption()
+    )
 
 
 class SecuredKafka(KafkaServer):
@@ -98,7 +103,12 @@ class SecuredKafka(KafkaServer):
         """Allow the user `worker` these operations on a `topic` or `group`."""
         with self._admin() as admin:
             pattern = ResourcePattern(ResourceType[kind.upper()], name)
-            admin.create_acls([ACL("User:worker", "*", ACLOperation[operation], ACLPermissionType.ALLOW, pattern) for operation in operations])
+            admin.create_acls(
+                [
+                    ACL("User:worker", "*", ACLOperation[operation], ACLPermissionType.ALLOW, pattern)
+                    for operation in operations
+                ]
+            )
 
     def forbid(self, kind: str, name: str, operation: str) -> None:
         """Take one permission back."""
@@ -186,7 +196,10 @@ class Sentinel(Server):
         own = {"bind": HOST, "port": self.port, "dir": f'"{self.directory}"', "requirepass": "sentinels"}
         return {
             "sentinel.conf": lines(
-                own | {f"sentinel {name}": value for name, value in watched.items()} | {"sentinel sentinel-pass": "sentinels"}, " "
+                own
+                | {f"sentinel {name}": value for name, value in watched.items()}
+                | {"sentinel sentinel-pass": "sentinels"},
+                " ",
             )
         }
 
@@ -253,10 +266,16 @@ def join(nodes: list[Redis]) -> None:
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
     for node in nodes[1:]:
         clients[0].execute_command("CLUSTER", "MEET", HOST, node.port, int(str(node.more["cluster-port"])))
-    wait_until(lambda: all(len(client.cluster("NODES")) == len(nodes) for client in clients), "the nodes know each other", 20)
+    wait_until(
+        lambda: all(len(client.cluster("NODES")) == len(nodes) for client in clients), "the nodes know each other", 20
+    )
     clients[3].execute_command("CLUSTER", "REPLICATE", clients[0].cluster("MYID"))
     ready = lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients)  # noqa: E731
-    wait_until(lambda: ready() and clients[3].info("replication").get("master_link_status") == "up", "slots and replica are served", 20)
+    wait_until(
+        lambda: ready() and clients[3].info("replication").get("master_link_status") == "up",
+        "slots and replica are served",
+        20,
+    )
     for client in clients:
         client.close()
 
@@ -287,5 +306,7 @@ def _serves(server: Server) -> bool:
 
 def documented_redis_user(password: str) -> str:
     """The ACL user of docs/deploy.md, as a line of redis.conf."""
-    line = next(line for line in (REPO / "docs" / "deploy.md").read_text().splitlines() if line.startswith("ACL SETUSER "))
+    line = next(
+        line for line in (REPO / "docs" / "deploy.md").read_text().splitlines() if line.startswith("ACL SETUSER ")
+    )
     return line.removeprefix("ACL SETUSER ").replace(">PASSWORD", "#" + hashlib.sha256(password.encode()).hexdigest())

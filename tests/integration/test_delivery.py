@@ -48,7 +48,9 @@ def test_two_thousand_images_survive_a_kill(outside, start_worker):
     outside.send_all(images)
     wait_until(lambda: len(outside.verdicts()) > 200, "some verdicts")
     first.kill()
-    assert len({verdict["image_id"] for verdict in outside.verdicts()}) < len(images), "killed too late to prove anything"
+    assert len({verdict["image_id"] for verdict in outside.verdicts()}) < len(images), (
+        "killed too late to prove anything"
+    )
     start_worker()
     outside.wait_verdicts(images, timeout_s=240)
     check_accounts(outside, images)
@@ -149,6 +151,9 @@ def test_killed_workers_leave_no_memory_with_triton(outside, start_worker):
         second = start_worker(ASSAY_TRITON__SHARED_MEMORY="system")
         wait_until(lambda: held(second), "the second worker's regions")
         mine = held(second)
-        wait_until(lambda: not killed & set(triton.get_system_shared_memory_status().regions), "the killed worker's regions are given up")
+        wait_until(
+            lambda: not killed & set(triton.get_system_shared_memory_status().regions),
+            "the killed worker's regions are given up",
+        )
         assert second.terminate() == 0
         assert not mine & set(triton.get_system_shared_memory_status().regions)

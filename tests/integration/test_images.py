@@ -23,9 +23,14 @@ def test_every_odd_image_gets_its_verdict_or_its_reason(outside, start_worker):
     for image_id, image in odd.items():
         outside.send(image_id, image.data)
     outside.flush()
-    wait_until(lambda: len(outside.rejections()) + len({v["image_id"] for v in outside.verdicts()}) >= len(odd), "an end for every image")
+    wait_until(
+        lambda: len(outside.rejections()) + len({v["image_id"] for v in outside.verdicts()}) >= len(odd),
+        "an end for every image",
+    )
     judged = {verdict["image_id"] for verdict in outside.verdicts()}
-    rejected = {image_id: dict(record.headers)["reject_reason"].decode() for image_id, record in outside.rejections().items()}
+    rejected = {
+        image_id: dict(record.headers)["reject_reason"].decode() for image_id, record in outside.rejections().items()
+    }
     assert not judged & rejected.keys()
     for image_id, image in odd.items():
         got = "ok" if image_id in judged else rejected.get(image_id)
@@ -56,7 +61,9 @@ def test_a_verdict_is_complete_and_stored_before_its_record(outside, start_worke
             assert stored["model"] == verdict["model"]["version"] and stored["policy"] == verdict["policy"]["version"]
             assert record.key.decode() == verdict["image_id"]
             jsonschema.validate(verdict, schema)
-            name = "\n".join([verdict["image_id"], verdict["sha256"], verdict["model"]["version"], verdict["policy"]["version"]])
+            name = "\n".join(
+                [verdict["image_id"], verdict["sha256"], verdict["model"]["version"], verdict["policy"]["version"]]
+            )
             assert verdict["verdict_id"] == str(uuid.uuid5(uuid.NAMESPACE_URL, "assay:" + name))
             assert verdict["sha256"] == hashlib.sha256(images[verdict["image_id"]]).hexdigest()
             missing.discard(verdict["image_id"])
@@ -103,7 +110,11 @@ def test_a_rejection_carries_the_record_and_replay_brings_it_back(outside, start
     record = outside.rejections()["the-key"]
     headers = dict(record.headers)
     assert record.value == image and record.key == b"the-key"
-    received = [(name, value) for name, value in record.headers if name in ("traceparent", "x-user", "x-null") or value == b"their own"]
+    received = [
+        (name, value)
+        for name, value in record.headers
+        if name in ("traceparent", "x-user", "x-null") or value == b"their own"
+    ]
     assert received == [(name, value or b"") for name, value in theirs]
     assert headers["reject_reason"] == b"too_large" and b"ASSAY_LIMITS__MAX_IMAGE_BYTES" in headers["reject_detail"]
     assert headers["original_topic"].decode() == outside.incoming and headers["image_id"] == b"the-key"
@@ -135,7 +146,9 @@ def test_empty_records_are_rejected_and_do_not_stop_the_worker(outside, start_wo
     outside.wait_verdicts(["fine"])
     wait_until(lambda: len(outside.records(outside.rejected_topic)) == 4, "four rejections")
     assert {dict(record.headers)["reject_reason"] for record in outside.records(outside.rejected_topic)} == {b"empty"}
-    (tombstone,) = [record for record in outside.records(outside.rejected_topic) if dict(record.headers).get("mark") == b"null-null"]
+    (tombstone,) = [
+        record for record in outside.records(outside.rejected_topic) if dict(record.headers).get("mark") == b"null-null"
+    ]
     assert tombstone.key is None and tombstone.value is None
     wait_until(outside.all_committed, "commit")
 
@@ -160,11 +173,16 @@ def test_the_same_bytes_are_not_inferred_twice(outside, start_worker):
     ) + worker.metric("assay_verdicts_total", decision="review", source="cache") == len(images)
     assert worker.metric("assay_triton_calls_total", outcome="ok") <= calls + 2, "at most a canary"
     broken = next(iter(images))
-    outside.redis.hset(f"{outside.prefix}image:{first[broken]['sha256']}", first[broken]["model"]["version"], b"\xff\xfe")
+    outside.redis.hset(
+        f"{outside.prefix}image:{first[broken]['sha256']}", first[broken]["model"]["version"], b"\xff\xfe"
+    )
     outside.send_all({"after-damage": images[broken]})
     assert outside.wait_verdicts(["after-damage"])["after-damage"]["source"] == "model", "an unreadable entry is a miss"
     outside.send_all({f"again/{broken}": images[broken]})
-    wait_until(lambda: outside.redis.hget(f"{outside.prefix}image:{first[broken]['sha256']}", "image_id") == f"again/{broken}", "the latest id")
+    wait_until(
+        lambda: outside.redis.hget(f"{outside.prefix}image:{first[broken]['sha256']}", "image_id") == f"again/{broken}",
+        "the latest id",
+    )
     entry = outside.redis.hgetall(f"{outside.prefix}image:{first[next(iter(images))]['sha256']}")
     assert entry["image_id"].startswith("again/")
 
@@ -179,5 +197,7 @@ def test_the_later_record_of_an_id_wins(outside, start_worker):
     for image in [*images[1:], images[0]]:
         outside.send("same", image)
     outside.flush()
-    wait_until(lambda: len({v["sha256"] for v in outside.verdicts() if v["image_id"] == "same"}) == 6, "a verdict per content")
+    wait_until(
+        lambda: len({v["sha256"] for v in outside.verdicts() if v["image_id"] == "same"}) == 6, "a verdict per content"
+    )
     assert outside.stored("same")["sha256"] == hashlib.sha256(images[0]).hexdigest()

@@ -33,9 +33,15 @@ def test_the_commands_of_the_page_work_in_order(private_stack: Path, tmp_path: P
     for name in ("triton_models", "tests"):
         (tmp_path / name).symlink_to(REPO / name)
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASSAY_")}
-    env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(REPO), "ASSAY_STACK__DIR": str(private_stack)}
+    env |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
+        "PYTHONPATH": str(REPO),
+        "ASSAY_STACK__DIR": str(private_stack),
+    }
     script = "\n".join(block for _, block in BLOCK.findall(PAGE))
-    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=850, check=False)
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=850, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     places = dict(line.split() for line in done.stdout.strip().splitlines()[-4:])
     assert places["shadow"] == "-"
@@ -51,14 +57,28 @@ def test_a_worker_follows_a_roll_out_and_a_roll_back(private_stack: Path, tmp_pa
     new_version = build.build(None, "null", new)["model_version"]
     status = local_stack.up(private_stack, models=live)
     names = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
-    names |= {"ASSAY_KAFKA__GROUP_ID": "models", "ASSAY_REDIS__KEY_PREFIX": "assay:", "ASSAY_HTTP__PORT": str(free_port())}
+    names |= {
+        "ASSAY_KAFKA__GROUP_ID": "models",
+        "ASSAY_REDIS__KEY_PREFIX": "assay:",
+        "ASSAY_HTTP__PORT": str(free_port()),
+    }
     env = {**os.environ, **status.env, **SHORT_SESSION, **names, "ASSAY_SHADOW__SHARE": "0.5"}
     outside = Outside(env)
     image = next(data for name, data in samples().items() if name.endswith(".jpg"))
     sent: list[bytes] = []
 
     def rollout(action: str, *options: str) -> None:
-        command = [sys.executable, "-m", "triton_models.rollout", action, "--repository", str(live), "--server", env["ASSAY_TRITON__URL"], *options]
+        command = [
+            sys.executable,
+            "-m",
+            "triton_models.rollout",
+            action,
+            "--repository",
+            str(live),
+            "--server",
+            env["ASSAY_TRITON__URL"],
+            *options,
+        ]
         subprocess.run(command, check=True, capture_output=True, cwd=REPO)
 
     def judged_by(count: int = 8) -> set[str]:
@@ -71,14 +91,20 @@ def test_a_worker_follows_a_roll_out_and_a_roll_back(private_stack: Path, tmp_pa
     with running_worker(outside.env, tmp_path / "worker.log") as worker:
         assert judged_by() == {old_version}
         rollout("load", "--new", str(new))
-        wait_until(lambda: [event["version"] for event in worker.events("model_version")] == [old_version, new_version], "the worker follows")
+        wait_until(
+            lambda: [event["version"] for event in worker.events("model_version")] == [old_version, new_version],
+            "the worker follows",
+        )
         assert judged_by() == {new_version}
         rollout("back")
         wait_until(lambda: len(worker.events("model_version")) == 3, "the worker follows back")
         assert judged_by() == {old_version}
         sampled = sum(is_sampled(hashlib.sha256(content).hexdigest(), 0.5) for content in sent)
         assert 0 < sampled < len(sent)
-        wait_until(lambda: worker.metric("assay_shadow_images_total", outcome="compared") == sampled, "every sampled image compared")
+        wait_until(
+            lambda: worker.metric("assay_shadow_images_total", outcome="compared") == sampled,
+            "every sampled image compared",
+        )
         assert outside.redis.xlen(f"{outside.prefix}shadow:code_shadow") == sampled
         assert worker.terminate() == 0
     outside.close()

@@ -140,7 +140,13 @@ def test_a_drain_ends_within_the_grace_period_whatever_hangs(env, private_stack,
 
 def test_servers_may_come_after_the_worker(private_stack, tmp_path):
     """Started before its servers the worker waits, alive and not ready, names them, and works once they are there."""
-    env = {**os.environ, **local_stack.up(private_stack).env, **SHORT_SESSION, **_names(), "ASSAY_HTTP__PORT": str(free_port())}
+    env = {
+        **os.environ,
+        **local_stack.up(private_stack).env,
+        **SHORT_SESSION,
+        **_names(),
+        "ASSAY_HTTP__PORT": str(free_port()),
+    }
     local_stack.down(private_stack)
     worker = Worker(env, tmp_path / "worker.log")
     wait_until(lambda: worker.events("waiting_for"), "the worker says for whom it waits")
@@ -177,12 +183,21 @@ def test_the_topics_may_come_late(private_stack, tmp_path):
     """A broker without the incoming topic is no error: the worker judges once the topic is made."""
     status = local_stack.up(private_stack)
     names = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"late.{kind}" for kind in ("incoming", "verdicts", "rejected")}
-    env = {**os.environ, **status.env, **SHORT_SESSION, **names, "ASSAY_KAFKA__GROUP_ID": "late", "ASSAY_REDIS__KEY_PREFIX": "late:"}
+    env = {
+        **os.environ,
+        **status.env,
+        **SHORT_SESSION,
+        **names,
+        "ASSAY_KAFKA__GROUP_ID": "late",
+        "ASSAY_REDIS__KEY_PREFIX": "late:",
+    }
     env["ASSAY_HTTP__PORT"] = str(free_port())
     worker = Worker(env, tmp_path / "worker.log")
     try:
         wait_until(lambda: worker.events("model_version"), "the worker has started")
-        kafka_topics.create_topics(KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2)
+        kafka_topics.create_topics(
+            KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2
+        )
         worker.wait_ready()
         outside = Outside(env)
         feed = Feed(outside)
@@ -225,7 +240,18 @@ def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path,
     for folder, flavour in ((live, "cpu"), (new, "null")):
         subprocess.run([*build, "--flavour", flavour, "--out", str(folder)], check=True, capture_output=True, cwd=REPO)
     address = local_stack.up(private_stack, models=live).env["ASSAY_TRITON__URL"]
-    rollout = [sys.executable, "-m", "triton_models.rollout", "shadow", "--repository", str(live), "--server", address, "--new", str(new)]
+    rollout = [
+        sys.executable,
+        "-m",
+        "triton_models.rollout",
+        "shadow",
+        "--repository",
+        str(live),
+        "--server",
+        address,
+        "--new",
+        str(new),
+    ]
     subprocess.run(rollout, check=True, capture_output=True, cwd=REPO)
     outside = Outside(env)
     images = samples(20)
@@ -236,13 +262,18 @@ def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path,
     with running_worker(env, tmp_path / "worker.log", ASSAY_SHADOW__SHARE="1") as worker:
         outside.send_all(images)
         verdicts = outside.wait_verdicts(images)
-        wait_until(lambda: worker.metric("assay_shadow_images_total", outcome="compared") == len(images), "every image compared")
+        wait_until(
+            lambda: worker.metric("assay_shadow_images_total", outcome="compared") == len(images),
+            "every image compared",
+        )
         assert len({verdict["model"]["version"] for verdict in verdicts.values()}) == 1
         entries = [fields for _, fields in outside.redis.xrange(f"{outside.prefix}shadow:code_shadow")]
         assert {entry["image_id"] for entry in entries} == set(images)
         for entry in entries:
             verdict = verdicts[entry["image_id"]]
-            assert float(entry["score_linear"]) == verdict["scores"]["linear"] and entry["decision"] == verdict["decision"]
+            assert (
+                float(entry["score_linear"]) == verdict["scores"]["linear"] and entry["decision"] == verdict["decision"]
+            )
             assert entry["model"] == verdict["model"]["version"] != entry["shadow_model"]
         assert worker.terminate() == 0
     outside.close()

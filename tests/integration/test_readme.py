@@ -56,9 +56,15 @@ def started() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 @pytest.mark.integration
-def test_the_commands_work_in_order(worker_env: dict[str, str], folder: Path, started: list[subprocess.Popen[bytes]]) -> None:
+def test_the_commands_work_in_order(
+    worker_env: dict[str, str], folder: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
     """Every block ends with 0; the worker that one of them started is ready for the next and ends with 0 on SIGTERM."""
-    env = {**worker_env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{worker_env['PATH']}", "PYTHONPATH": str(REPO)}
+    env = {
+        **worker_env,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{worker_env['PATH']}",
+        "PYTHONPATH": str(REPO),
+    }
     url = f"http://127.0.0.1:{env['ASSAY_HTTP__PORT']}"
 
     def is_ready() -> bool:
@@ -74,10 +80,14 @@ def test_the_commands_work_in_order(worker_env: dict[str, str], folder: Path, st
         script = CURL.sub("true", MAKE.sub("true", block))
         if background:
             with (folder / "log").open("wb") as log:
-                started.append(subprocess.Popen(["bash", "-ec", f"exec {script}"], cwd=folder, env=env, stdout=log, stderr=log))
+                started.append(
+                    subprocess.Popen(["bash", "-ec", f"exec {script}"], cwd=folder, env=env, stdout=log, stderr=log)
+                )
             wait_until(is_ready, "the worker is ready")
             continue
-        done = subprocess.run(["bash", "-euc", script], cwd=folder, env=env, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            ["bash", "-euc", script], cwd=folder, env=env, capture_output=True, text=True, timeout=180, check=False
+        )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     for process in started:
         process.terminate()

@@ -63,7 +63,9 @@ def s3() -> Iterator[tuple[str, str]]:
     server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s"
+    )
     client.create_bucket(Bucket="bucket")
     client.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
     version = client.put_object(Bucket="bucket", Key="image.jpg", Body=IMAGE)["VersionId"]
@@ -124,7 +126,9 @@ def test_references_lead_to_verdicts_or_to_the_right_reason(outside, start_worke
     assert len({json.dumps(verdict["scores"]) for verdict in verdicts.values()}) == 1
     assert {verdict["sha256"] for verdict in verdicts.values()} == {hashlib.sha256(IMAGE).hexdigest()}
     assert {verdict["image"]["bytes"] for verdict in verdicts.values()} == {len(IMAGE)}
-    reasons = {image_id: dict(record.headers)["reject_reason"].decode() for image_id, record in outside.rejections().items()}
+    reasons = {
+        image_id: dict(record.headers)["reject_reason"].decode() for image_id, record in outside.rejections().items()
+    }
     assert reasons.keys() == bad.keys()
     for image_id, (reference, expected) in bad.items():
         assert reasons[image_id] in expected.split(), image_id

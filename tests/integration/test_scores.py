@@ -27,7 +27,9 @@ def outside_scores(images: dict[str, bytes], weights: Path) -> dict[str, np.ndar
     encoder = load_encoder(weights).eval()
     heads = Heads.load(weights)
     crops = [F.center_crop(Image.open(io.BytesIO(data)).convert("RGB"), [224, 224]) for data in images.values()]
-    tensor = torch.stack([F.normalize(F.to_tensor(crop), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) for crop in crops])
+    tensor = torch.stack(
+        [F.normalize(F.to_tensor(crop), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) for crop in crops]
+    )
     with torch.inference_mode():
         embeddings = encoder(tensor).double().numpy()
     return dict(zip(images, np.asarray(heads.scores(embeddings)), strict=True))

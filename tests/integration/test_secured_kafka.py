@@ -41,7 +41,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates)
 
 def grant(kafka: SecuredKafka, principal: str) -> None:
     """What docs/deploy.md lists for `principal`."""
-    rows = [row for row in ROW.findall((REPO / "docs" / "deploy.md").read_text()) if row[0].split(",")[0].strip("`") == principal]
+    rows = [
+        row
+        for row in ROW.findall((REPO / "docs" / "deploy.md").read_text())
+        if row[0].split(",")[0].strip("`") == principal
+    ]
     assert rows
     for _, kind, names, operations in rows:
         for name in re.findall(r"`(.+?)`", names):
@@ -50,14 +54,24 @@ def grant(kafka: SecuredKafka, principal: str) -> None:
 
 def by_password(kafka: SecuredKafka, certificates: Certificates, **change: Any) -> KafkaSettings:
     """The settings of a user with a password; a fault is a `change` of one of them."""
-    own: dict[str, Any] = {"bootstrap_servers": kafka.sasl, "security_protocol": "SASL_SSL", "ssl_ca_path": certificates.ca}
+    own: dict[str, Any] = {
+        "bootstrap_servers": kafka.sasl,
+        "security_protocol": "SASL_SSL",
+        "ssl_ca_path": certificates.ca,
+    }
     return KafkaSettings(**{**own, "sasl_username": "worker", "sasl_password": PASSWORD, **change})
 
 
 def by_certificate(kafka: SecuredKafka, certificates: Certificates, **change: Any) -> KafkaSettings:
     """The settings of a user with a certificate."""
-    own: dict[str, Any] = {"bootstrap_servers": kafka.mutual, "security_protocol": "SSL", "ssl_ca_path": certificates.ca}
-    return KafkaSettings(**{**own, "ssl_cert_path": certificates.client_cert, "ssl_key_path": certificates.client_key, **change})
+    own: dict[str, Any] = {
+        "bootstrap_servers": kafka.mutual,
+        "security_protocol": "SSL",
+        "ssl_ca_path": certificates.ca,
+    }
+    return KafkaSettings(
+        **{**own, "ssl_cert_path": certificates.client_cert, "ssl_key_path": certificates.client_key, **change}
+    )
 
 
 def test_every_way_in(broker, certificates):
@@ -68,10 +82,16 @@ def test_every_way_in(broker, certificates):
         "plain": lambda: by_password(broker, certificates, sasl_mechanism="PLAIN", sasl_password="plain secret"),
         "certificate": lambda: by_certificate(broker, certificates),
         "locked key": lambda: by_certificate(broker, certificates, **locked),
-        "another name": lambda: by_password(broker, certificates, bootstrap_servers=f"127.0.0.1:{broker.ports['sasl']}", ssl_check_hostname=False),
+        "another name": lambda: by_password(
+            broker, certificates, bootstrap_servers=f"127.0.0.1:{broker.ports['sasl']}", ssl_check_hostname=False
+        ),
     }
     for name, settings in ways.items():
-        assert {topic.name for topic in kafka_topics.topics(settings())} == {"images.incoming", "images.verdicts", "images.rejected"}, name
+        assert {topic.name for topic in kafka_topics.topics(settings())} == {
+            "images.incoming",
+            "images.verdicts",
+            "images.rejected",
+        }, name
     producer = Producer(by_certificate(broker, certificates))
     certificates.renew_client()
     assert producer.produce([Outgoing("images.rejected", None, b"x", [])]) == []
@@ -93,7 +113,10 @@ def test_every_way_in(broker, certificates):
         ({"security_protocol": "SASL_PLAINTEXT"}, "ASSAY_KAFKA__SECURITY_PROTOCOL=SASL_PLAINTEXT"),
         ({"security_protocol": "SSL"}, "wants SASL .* ASSAY_KAFKA__SECURITY_PROTOCOL=SSL"),
         ({"bootstrap_servers": "plain door"}, "no TLS there .* ASSAY_KAFKA__SECURITY_PROTOCOL=SASL_SSL"),
-        ({"bootstrap_servers": "plain door", "security_protocol": "SASL_PLAINTEXT"}, "wants no SASL .* ASSAY_KAFKA__SECURITY_PROTOCOL"),
+        (
+            {"bootstrap_servers": "plain door", "security_protocol": "SASL_PLAINTEXT"},
+            "wants no SASL .* ASSAY_KAFKA__SECURITY_PROTOCOL",
+        ),
         ({"bootstrap_servers": "mutual door"}, "refuses our certificate .* ASSAY_KAFKA__SSL_CERT_PATH"),
         ({"bootstrap_servers": "localhost:1"}, "Connection refused"),
     ],
@@ -107,7 +130,9 @@ def test_a_refusal_names_the_setting(broker, certificates, change, expected):
         "plain door": broker.address,
         "mutual door": broker.mutual,
     }
-    settings = by_password(broker, certificates, **{name: real.get(value, value) if value else value for name, value in change.items()})
+    settings = by_password(
+        broker, certificates, **{name: real.get(value, value) if value else value for name, value in change.items()}
+    )
     said = diagnose(settings)
     assert re.search(expected, said), said
     assert "\n" not in said
@@ -146,7 +171,9 @@ def test_a_missing_permission_is_named(broker, certificates):
 
     consume("group", "assay-worker")
     consume("topic", "images.incoming")  # DESCRIBE is left
-    hidden = Consumer(by_password(broker, certificates, incoming_topic="images.hidden"), lambda _new: None, lambda _gone: None)
+    hidden = Consumer(
+        by_password(broker, certificates, incoming_topic="images.hidden"), lambda _new: None, lambda _gone: None
+    )
     assert "images.hidden is not there, or hidden by ACLs" in hidden.obstacle()
     hidden.close()
     producer = Producer(settings)
@@ -190,7 +217,9 @@ def test_a_worker_behind_locks(broker, certificates, stack, redis_tls_binary, ru
         }
         worker = Worker(env, tmp_path / "worker.log")
         try:
-            wait_until(lambda: _told(worker, "waiting_for", "error", "ASSAY_KAFKA__SASL_PASSWORD"), "it says what it waits for")
+            wait_until(
+                lambda: _told(worker, "waiting_for", "error", "ASSAY_KAFKA__SASL_PASSWORD"), "it says what it waits for"
+            )
             checked = run_cli("check", "--json", env=worker.env)
             assert checked.returncode == 3
             finding = next(finding for finding in json.loads(checked.stdout)["findings"] if finding["name"] == "kafka")
@@ -199,12 +228,18 @@ def test_a_worker_behind_locks(broker, certificates, stack, redis_tls_binary, ru
             for operation in ("READ", "DESCRIBE"):
                 broker.forbid("topic", "images.incoming", operation)
             broker.set_password("not yet set")
-            wait_until(lambda: _told(worker, "nothing_to_consume", "reason", "hidden by ACLs"), "it says why it has no partitions")
+            wait_until(
+                lambda: _told(worker, "nothing_to_consume", "reason", "hidden by ACLs"),
+                "it says why it has no partitions",
+            )
             grant(broker, "worker")
             worker.wait_ready()
             images = [unlike(data, 1) for data in samples(6).values()]
             producer = Producer(outside)
-            sent = [Outgoing("images.incoming", b"%d" % number, data, []) for number, data in enumerate([*images, b"no image"])]
+            sent = [
+                Outgoing("images.incoming", b"%d" % number, data, [])
+                for number, data in enumerate([*images, b"no image"])
+            ]
             assert producer.produce(sent) == []
             producer.close()
             wait_until(lambda: {b"%d" % number for number in range(6)} <= _keys(outside, "images.verdicts"), "verdicts")

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import samples, unlike, wait_until
-from tests.integration.secured import Certificates, TlsRedis, TlsSentinel, cluster_nodes, documented_redis_user, join, serving, watched
+from tests.integration.secured import (
+    Certificates,
+    TlsRedis,
+    TlsSentinel,
+    cluster_nodes,
+    documented_redis_user,
+    join,
+    serving,
+    watched,
+)
 from tests.twins import scores
 from worker.clients.redis import ScoredImage, Store
 from worker.contract import ImageInfo
@@ -36,8 +45,16 @@ def locked(tmp_path_factory: pytest.TempPathFactory, redis_tls_binary: Path) -> 
 def by_tls(locked: tuple[TlsRedis, Certificates], **change: Any) -> RedisSettings:
     """The settings of the documented user; a fault is a `change` of one of them."""
     server, certificates = locked
-    own: dict[str, Any] = {"url": f"rediss://localhost:{server.port}/0", "username": "assay-worker", "password": "secret"}
-    own |= {"ssl_ca_path": certificates.ca, "ssl_cert_path": certificates.client_cert, "ssl_key_path": certificates.client_key}
+    own: dict[str, Any] = {
+        "url": f"rediss://localhost:{server.port}/0",
+        "username": "assay-worker",
+        "password": "secret",
+    }
+    own |= {
+        "ssl_ca_path": certificates.ca,
+        "ssl_cert_path": certificates.client_cert,
+        "ssl_key_path": certificates.client_key,
+    }
     return RedisSettings(**{**own, **change})
 
 
@@ -48,7 +65,11 @@ def image(number: int) -> ScoredImage:
 def test_the_documented_user_may_do_what_the_worker_does(locked):
     """Over TLS and over a Unix socket, user in the settings or in the URL: writing, reading, replacing a foreign key; nothing outside the prefix."""
     server, _ = locked
-    ways = [{}, {"url": f"unix://{server.socket}"}, {"url": f"unix://assay-worker:secret@{server.socket}", "username": None, "password": None}]
+    ways = [
+        {},
+        {"url": f"unix://{server.socket}"},
+        {"url": f"unix://assay-worker:secret@{server.socket}", "username": None, "password": None},
+    ]
     for number, way in enumerate(ways):
         for lifetime_s in (0, 60):
             with closing(Store(by_tls(locked, hash_ttl=lifetime_s, **way))) as store:
@@ -60,7 +81,10 @@ def test_the_documented_user_may_do_what_the_worker_does(locked):
         store.add_comparisons(f"image:{image(9).sha256}", [{"a": "b"}], 10)  # a stream where the other has its hash
         other.save([], [image(9)])
         assert other.latest_id(image(9).sha256) == "id/9"
-    with closing(Store(by_tls(locked, key_prefix="elsewhere:"))) as store, pytest.raises(Unavailable, match=r"docs/deploy\.md"):
+    with (
+        closing(Store(by_tls(locked, key_prefix="elsewhere:"))) as store,
+        pytest.raises(Unavailable, match=r"docs/deploy\.md"),
+    ):
         store.verdict("a")
 
 
@@ -93,7 +117,10 @@ def behind_sentinel(directory: Path) -> Iterator[tuple[dict[str, str], list[Serv
     """Variables, and whom to kill: the master and the sentinel that is asked first."""
     with watched(directory) as (master, sentinels):
         own = {"MODE": "sentinel", "SENTINELS": ",".join(s.address for s in sentinels), "SENTINEL_SERVICE": "verdicts"}
-        yield {f"ASSAY_REDIS__{name}": value for name, value in {**own, "SENTINEL_PASSWORD": "sentinels"}.items()}, [master, sentinels[0]]
+        yield (
+            {f"ASSAY_REDIS__{name}": value for name, value in {**own, "SENTINEL_PASSWORD": "sentinels"}.items()},
+            [master, sentinels[0]],
+        )
 
 
 @contextmanager
@@ -141,7 +168,12 @@ def test_sentinels_are_asked_over_tls_too(locked, tmp_path):
     server, _ = locked
     sentinel = TlsSentinel(tmp_path, server)
     with serving(sentinel):
-        own = {"url": "rediss://localhost/0", "mode": "sentinel", "sentinels": f"localhost:{sentinel.port}", "sentinel_service": "verdicts"}
+        own = {
+            "url": "rediss://localhost/0",
+            "mode": "sentinel",
+            "sentinels": f"localhost:{sentinel.port}",
+            "sentinel_service": "verdicts",
+        }
         with closing(Store(by_tls(locked, **own, sentinel_password="sentinels"))) as store:
             store.save([], [image(20)])
             assert store.latest_id(image(20).sha256) == "id/20"
@@ -153,9 +185,15 @@ def test_sentinels_are_asked_over_tls_too(locked, tmp_path):
 def test_sentinels_that_refuse_are_told(tmp_path):
     """A wrong password of the sentinels, a name that they do not watch: one line with their addresses and the settings."""
     with behind_sentinel(tmp_path) as (variables, _):
-        for change, expected in (({"SENTINEL_PASSWORD": "wrong"}, "AuthenticationError"), ({"SENTINEL_SERVICE": "other"}, "watch no master")):
+        for change, expected in (
+            ({"SENTINEL_PASSWORD": "wrong"}, "AuthenticationError"),
+            ({"SENTINEL_SERVICE": "other"}, "watch no master"),
+        ):
             changed = {**variables, **{f"ASSAY_REDIS__{name}": value for name, value in change.items()}}
-            with closing(Store(load(environ=changed).redis)) as store, pytest.raises(Unavailable, match=expected) as refused:
+            with (
+                closing(Store(load(environ=changed).redis)) as store,
+                pytest.raises(Unavailable, match=expected) as refused,
+            ):
                 store.ping()
             assert f"sentinels {HOST}:" in refused.value.detail
             assert "ASSAY_REDIS__SENTINEL_PASSWORD" in refused.value.detail

@@ -52,9 +52,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("code_heads", 'backend: "python"', _EMBEDDING, _SCORES),
     ):
         (repository / name / "1").mkdir(parents=True)
-        (repository / name / "config.pbtxt").write_text(f'name: "{name}" {kind} max_batch_size: 64 input [{inputs}] output [{outputs}]')
-    (repository / "code_encoder" / "1" / "model.py").write_text(_MODEL % {"input": "images", "output": "embedding", "width": 192})
-    (repository / "code_heads" / "1" / "model.py").write_text(_MODEL % {"input": "embedding", "output": "scores", "width": 3})
+        (repository / name / "config.pbtxt").write_text(
+            f'name: "{name}" {kind} max_batch_size: 64 input [{inputs}] output [{outputs}]'
+        )
+    (repository / "code_encoder" / "1" / "model.py").write_text(
+        _MODEL % {"input": "images", "output": "embedding", "width": 192}
+    )
+    (repository / "code_heads" / "1" / "model.py").write_text(
+        _MODEL % {"input": "embedding", "output": "scores", "width": 3}
+    )
     return repository
 
 
@@ -136,7 +142,9 @@ def test_a_killed_model_process_is_healed(private_stack, models):
 def test_a_killed_triton_leaves_no_orphans(private_stack, models):
     """The model processes and shared memory of a Triton that was killed are gone after `down`, those of others are not touched."""
     status = stack.up(private_stack, services=["triton"], models=models)
-    server = TritonServer(private_stack.resolve(), json.loads((private_stack / "stack.json").read_text())["ports"], models)
+    server = TritonServer(
+        private_stack.resolve(), json.loads((private_stack / "stack.json").read_text())["ports"], models
+    )
     assert list(Path("/dev/shm").glob(f"{server.shared_memory_prefix}*"))
     foreign = Path(f"/dev/shm/assay_other_{os.getpid()}")
     foreign.touch()
@@ -193,11 +201,16 @@ def test_a_record_of_25_megabytes_goes_through(stack, worker_env):
     """The broker takes and gives back the largest image that the worker's default limit allows."""
     image = os.urandom(25_000_000)
     topic = worker_env["ASSAY_KAFKA__INCOMING_TOPIC"]
-    producer = KafkaProducer(bootstrap_servers=worker_env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"], max_request_size=32 * 1024 * 1024, acks="all")
+    producer = KafkaProducer(
+        bootstrap_servers=worker_env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"], max_request_size=32 * 1024 * 1024, acks="all"
+    )
     producer.send(topic, image, partition=0).get(timeout=60)
     producer.close()
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=worker_env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"], auto_offset_reset="earliest", consumer_timeout_ms=60_000
+        topic,
+        bootstrap_servers=worker_env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"],
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=60_000,
     )
     assert next(consumer).value == image
     consumer.close()

@@ -30,7 +30,10 @@ def test_down_where_nothing_ever_ran_is_no_error(tmp_path):
 def test_a_running_service_has_pid_and_address(tmp_path):
     """The JSON of a running service holds its own pid and `host:port`."""
     status = stack.StackStatus(services={"redis": stack.ServiceStatus(pid=7, address="127.0.0.1:6379")}, env={"A": "b"})
-    assert json.loads(status.to_json()) == {"services": {"redis": {"pid": 7, "address": "127.0.0.1:6379"}}, "env": {"A": "b"}}
+    assert json.loads(status.to_json()) == {
+        "services": {"redis": {"pid": 7, "address": "127.0.0.1:6379"}},
+        "env": {"A": "b"},
+    }
 
 
 def test_an_unreadable_plan_names_the_directory_to_remove(tmp_path):

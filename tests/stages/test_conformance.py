@@ -162,7 +162,9 @@ def test_a_stop_ends_the_wait_for_room(name: str) -> None:
     assert bench.tracker.committable() == {}
 
 
-WAITS = pytest.mark.parametrize(("name", "client"), [("intake", "store"), ("infer", "triton"), ("publish", "store"), ("publish", "producer")])
+WAITS = pytest.mark.parametrize(
+    ("name", "client"), [("intake", "store"), ("infer", "triton"), ("publish", "store"), ("publish", "producer")]
+)
 
 
 @WAITS
@@ -199,7 +201,9 @@ def test_a_stop_ends_the_wait_for_a_dependency(name: str, client: str) -> None:
 def test_the_whole_line_ends_every_record_exactly_once() -> None:
     """Good, bad, repeated and poisonous images in random order, with every server away now and then: one outcome each."""
     rng = random.Random(7)
-    bench = Workbench(settings(intake={"batch_max_items": 8}, triton={"max_attempts": 2}), decode_capacity=2, infer_capacity=1)
+    bench = Workbench(
+        settings(intake={"batch_max_items": 8}, triton={"max_attempts": 2}), decode_capacity=2, infer_capacity=1
+    )
     bench.triton.poison, bench.triton.nan = {66}, {77}
     pool = {
         GOOD: None,
@@ -228,20 +232,27 @@ def test_the_whole_line_ends_every_record_exactly_once() -> None:
     assert (bench.flow.items, bench.flow.bytes) == (0, 0)
     verdicts, rejected = bench.producer.to("images.verdicts"), bench.producer.to("images.rejected")
     assert len(verdicts) == sum(pool[value] is None for value in values)
-    assert sorted((dict(one.headers)["reject_reason"] or b"").decode() for one in rejected) == sorted(why for value in values if (why := pool[value]))
+    assert sorted((dict(one.headers)["reject_reason"] or b"").decode() for one in rejected) == sorted(
+        why for value in values if (why := pool[value])
+    )
     assert len({id(one) for one in bench.producer.sent}) == 120
     origins = [(dict(one.headers)["original_partition"], dict(one.headers)["original_offset"]) for one in rejected]
     assert len(set(origins)) == len(origins)
     assert bench.metric("assay_records_consumed_total") == 0  # counted by the poll loop, which is not part of the line
-    assert sum(bench.metric("assay_rejections_total", reason=reason.value, stage=stage) for reason in RejectReason for stage in STAGES) == len(
-        rejected
-    )
+    assert sum(
+        bench.metric("assay_rejections_total", reason=reason.value, stage=stage)
+        for reason in RejectReason
+        for stage in STAGES
+    ) == len(rejected)
 
 
 def test_the_later_record_of_an_id_wins() -> None:
     """Two images under one id: both verdicts are published, Redis keeps that of the later record."""
     bench = Workbench(settings(intake={"batch_max_items": 1}))
-    records = [record(offset, value, headers=[("ce_id", b"same")]) for offset, value in enumerate([image(red) for red in (250, 1, 200, 30)])]
+    records = [
+        record(offset, value, headers=[("ce_id", b"same")])
+        for offset, value in enumerate([image(red) for red in (250, 1, 200, 30)])
+    ]
     with bench.running(*bench.line()):
         bench.take(*records)
         wait_for(lambda: bench.tracker.unfinished() == 0, "every record ends")
@@ -263,7 +274,9 @@ def test_a_revoked_partition_is_dropped_and_not_committed() -> None:
     assert [item.image_id for item in items if item.image_id in bench.store.verdicts] == [items[1].image_id]
     assert len(bench.producer.sent) == 1
     assert bench.tracker.committable() == {1: 1}
-    assert (items[0].sha256, VERSION) in bench.store.images, "its scores are kept, so that the new owner's redo is cheap"
+    assert (items[0].sha256, VERSION) in bench.store.images, (
+        "its scores are kept, so that the new owner's redo is cheap"
+    )
     assert bench.metric("assay_stale_results_total") == 1
 
 

@@ -30,7 +30,15 @@ def policies(draw: st.DrawFn) -> Policy:
 
 @pytest.mark.parametrize(
     ("score", "decision"),
-    [(0.0, "real"), (0.3499, "real"), (0.35, "review"), (0.5, "review"), (0.6499, "review"), (0.65, "fake"), (1.0, "fake")],
+    [
+        (0.0, "real"),
+        (0.3499, "real"),
+        (0.35, "review"),
+        (0.5, "review"),
+        (0.6499, "review"),
+        (0.65, "fake"),
+        (1.0, "fake"),
+    ],
 )
 def test_default_thresholds(score: float, decision: str) -> None:
     """Fake from 0.65 on, inclusive; real below 0.35, exclusive; review between the two."""
@@ -98,7 +106,11 @@ def test_ordinary_scores_are_shown_short() -> None:
 
 @pytest.mark.parametrize(
     ("epoch_s", "text"),
-    [(0.0, "1970-01-01T00:00:00.000Z"), (1795262400.0, "2026-11-21T12:00:00.000Z"), (1795262400.9996, "2026-11-21T12:00:00.999Z")],
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1795262400.0, "2026-11-21T12:00:00.000Z"),
+        (1795262400.9996, "2026-11-21T12:00:00.999Z"),
+    ],
 )
 def test_timestamp(epoch_s: float, text: str) -> None:
     """UTC with exactly three decimals, cut and not rounded up into the next second."""
@@ -117,7 +129,9 @@ def item(**changes: object) -> Item:
 def test_a_verdict_carries_everything_about_its_item() -> None:
     """A verdict from the model has its times, its versions and the deterministic id."""
     policy = Policy()
-    verdict = make_verdict(item(decode_ms=1.23456, infer_ms=2.0), policy, policy.ref, "code", now_s=0.0, total_ms=30.20049)
+    verdict = make_verdict(
+        item(decode_ms=1.23456, infer_ms=2.0), policy, policy.ref, "code", now_s=0.0, total_ms=30.20049
+    )
     assert verdict.decision == "fake"
     assert (verdict.model.name, verdict.model.version) == ("code", "0123456789ab")
     assert verdict.policy == policy.ref

@@ -27,7 +27,10 @@ def judge(bench: Workbench, *reds: int) -> list[Item]:
 
 
 def outcomes(items: list[Item]) -> list[str]:
-    return [item.rejected.reason.value if item.rejected else f"{item.scores.linear:.2f}" if item.scores else "nothing" for item in items]
+    return [
+        item.rejected.reason.value if item.rejected else f"{item.scores.linear:.2f}" if item.scores else "nothing"
+        for item in items
+    ]
 
 
 @given(arrays.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)))

@@ -75,7 +75,9 @@ def test_an_item_learns_what_it_is() -> None:
         (b"{", [("content-type", REFERENCE_CONTENT_TYPE.encode())], RejectReason.BAD_REFERENCE),
     ],
 )
-def test_what_is_bad_goes_straight_to_the_publisher(value: bytes | None, headers: Headers, reason: RejectReason) -> None:
+def test_what_is_bad_goes_straight_to_the_publisher(
+    value: bytes | None, headers: Headers, reason: RejectReason
+) -> None:
     """Each with its reason; the id is known to the rejection wherever the record has a good one."""
     bench = Workbench(settings(limits={"max_image_bytes": 1_000_000}))
     item, why = rejected(bench, record(0, value, key=b"k", headers=headers))
@@ -174,7 +176,9 @@ def test_one_look_up_for_all_that_came_together() -> None:
 
 
 def allowing(root: Path) -> Workbench:
-    return Workbench(settings(references={"schemes": ["file"], "file_roots": [str(root)]}, limits={"max_image_bytes": 100_000}))
+    return Workbench(
+        settings(references={"schemes": ["file"], "file_roots": [str(root)]}, limits={"max_image_bytes": 100_000})
+    )
 
 
 def test_a_reference_becomes_the_image_behind_it(tmp_path: Path) -> None:
@@ -203,7 +207,9 @@ def test_a_reference_becomes_the_image_behind_it(tmp_path: Path) -> None:
         ({"uri": "ROOT/a.png", "id": "a\nb"}, RejectReason.BAD_IMAGE_ID, None),
     ],
 )
-def test_a_bad_reference_is_rejected(document: dict[str, str], reason: RejectReason, image_id: str | None, tmp_path: Path) -> None:
+def test_a_bad_reference_is_rejected(
+    document: dict[str, str], reason: RejectReason, image_id: str | None, tmp_path: Path
+) -> None:
     """Whatever is wrong with it or behind it, it gets its own reason and costs nobody else anything."""
     (tmp_path / "a.png").write_bytes(image(1))
     (tmp_path / "large.png").write_bytes(image(1).ljust(200_000, b"\0"))

@@ -69,7 +69,9 @@ def test_scores_go_into_the_cache_with_the_latest_id() -> None:
 OWN: Headers = [("ce_id", b"a"), ("x-tenant", b"\x00\xff"), ("x-tenant", None), ("reject_reason", b"too_large")]
 
 
-@pytest.mark.parametrize(("key", "value"), [(b"k", b"\x00bytes\xff"), (None, b"x"), (b"k", None), (None, None), (b"", b"")])
+@pytest.mark.parametrize(
+    ("key", "value"), [(b"k", b"\x00bytes\xff"), (None, b"x"), (b"k", None), (None, None), (b"", b"")]
+)
 def test_a_rejection_is_the_record_as_it_came(key: bytes | None, value: bytes | None) -> None:
     """Key, value and headers byte for byte, with the reason, the stage and the origin added once."""
     bench = Workbench()
@@ -161,7 +163,11 @@ def test_followers_end_with_their_leader() -> None:
     for follower in made[1:]:
         follower.scores, follower.model_version = None, None
     end(bench, made[:1], ended=3)
-    assert {image_id: verdict.source for image_id, verdict in bench.store.verdicts.items()} == {"a": "model", "b": "cache", "c": "cache"}
+    assert {image_id: verdict.source for image_id, verdict in bench.store.verdicts.items()} == {
+        "a": "model",
+        "b": "cache",
+        "c": "cache",
+    }
     assert len({verdict.verdict_id for verdict in bench.store.verdicts.values()}) == 3
     assert {verdict.scores for verdict in bench.store.verdicts.values()} == {scores(0.0)}
 

@@ -24,7 +24,13 @@ class Comparisons:
 def test_a_comparison_carries_the_version_that_gave_its_scores() -> None:
     """When the shadow is replaced during a call, the call is made again: the scores and the version named are the new one's."""
     bench, store = Workbench(settings(shadow={"share": 1.0})), Comparisons()
-    given: dict[str, Any] = {"triton": bench.triton, "store": store, "policy": Policy(), "metrics": bench.metrics, "stop": bench.stop}
+    given: dict[str, Any] = {
+        "triton": bench.triton,
+        "store": store,
+        "policy": Policy(),
+        "metrics": bench.metrics,
+        "stop": bench.stop,
+    }
     shadow = Shadow(bench.settings.shadow, **given)
     items = bench.admit(record(0), record(1))
     for item in items:

@@ -22,7 +22,9 @@ NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "assay")])
 
 
 def certificate(not_after: datetime) -> x509.Certificate:
-    builder = x509.CertificateBuilder(NAME, NAME, KEY.public_key(), x509.random_serial_number(), datetime(1950, 1, 2, tzinfo=UTC), not_after)
+    builder = x509.CertificateBuilder(
+        NAME, NAME, KEY.public_key(), x509.random_serial_number(), datetime(1950, 1, 2, tzinfo=UTC), not_after
+    )
     return builder.sign(KEY, hashes.SHA256())
 
 
@@ -44,7 +46,9 @@ def test_a_real_chain(tmp_path: Path) -> None:
     assert expiry_timestamp(path) == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
 
 
-@pytest.mark.parametrize("content", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
 def test_what_is_no_certificate(tmp_path: Path, content: bytes) -> None:
     """An empty, foreign or broken file is a ValueError."""
     path = tmp_path / "c.pem"

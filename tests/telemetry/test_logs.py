@@ -39,7 +39,9 @@ print("stdout is for the command")
 
 
 def run(level: str, form: str) -> str:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, level, form], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, level, form], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "stdout is for the command\n"
     return done.stderr
 
@@ -83,7 +85,10 @@ def test_the_level_holds_for_libraries_too() -> None:
         ("redis://u:p@ss:w@host/0", "redis://u:***@host/0"),
         ("see 'https://u:p@h/x' and https://v:q@h", "see 'https://u:***@h/x' and https://v:***@h"),
         ("https://h/a?token=x&y=1#f", "https://h/a?token=***&y=1#f"),
-        ("rediss://h/0?db=1&ssl_password=x&X-Amz-Security-Token=y", "rediss://h/0?db=1&ssl_password=***&X-Amz-Security-Token=***"),
+        (
+            "rediss://h/0?db=1&ssl_password=x&X-Amz-Security-Token=y",
+            "rediss://h/0?db=1&ssl_password=***&X-Amz-Security-Token=***",
+        ),
         ("https://h:443/a@b", "https://h:443/a@b"),
         ("user@host: 12:30", "user@host: 12:30"),
     ],
@@ -93,7 +98,11 @@ def test_mask(text: str, masked: str) -> None:
     assert mask(text) == masked
 
 
-@given(st.text(), st.text(alphabet=st.characters(blacklist_characters="/?#'\"", blacklist_categories=["Z", "C"]), min_size=1), st.text())
+@given(
+    st.text(),
+    st.text(alphabet=st.characters(blacklist_characters="/?#'\"", blacklist_categories=["Z", "C"]), min_size=1),
+    st.text(),
+)
 def test_no_password_survives(before: str, password: str, after: str) -> None:
     """Whatever stands around a URL, its password is gone; masking twice changes nothing more."""
     marker = f"<{password}>"

@@ -57,8 +57,12 @@ def test_known_labels_start_at_zero() -> None:
     """Series whose labels are known are there before the first event, so that rates see the first step."""
     samples = exposed(Metrics())
     assert samples["assay_verdicts_total"][("decision", "fake"), ("source", "cache")] == 0
-    assert {dict(labels)["reason"] for labels in samples["assay_rejections_total"]} == {reason.value for reason in RejectReason}
-    assert {dict(labels)["dependency"] for labels in samples["assay_breaker_state"]} == set(DEPENDENCIES) - {"kafka"}  # which has no breaker
+    assert {dict(labels)["reason"] for labels in samples["assay_rejections_total"]} == {
+        reason.value for reason in RejectReason
+    }
+    assert {dict(labels)["dependency"] for labels in samples["assay_breaker_state"]} == set(DEPENDENCIES) - {
+        "kafka"
+    }  # which has no breaker
 
 
 def test_two_workers_do_not_clash() -> None:

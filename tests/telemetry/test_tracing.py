@@ -110,7 +110,11 @@ def test_spans_of_items_and_batches(tracing: Tracing, exporter: InMemorySpanExpo
     assert batch.attributes == {"assay.batch.items": 3}
     assert [link.context.span_id for link in batch.links] == [span.context.span_id for span in spans]
     first, *new = spans
-    assert (first.context.trace_id, first.parent.span_id, first.parent.is_remote) == (TRACE_ID, 0x00F067AA0BA902B7, True)
+    assert (first.context.trace_id, first.parent.span_id, first.parent.is_remote) == (
+        TRACE_ID,
+        0x00F067AA0BA902B7,
+        True,
+    )
     assert first.attributes == {"assay.outcome": "verdict"}
     assert first.resource.attributes["service.name"] == "assay-worker"
     assert len({span.context.trace_id for span in [first, *new, batch]}) == 4
@@ -149,7 +153,9 @@ def test_the_exporter_comes_from_the_environment() -> None:
         "t = Tracing(TracingSettings(enabled=True), '1'); t.item(None).finish('verdict'); t.close()"
     )
     environ = os.environ | {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "mine"}
-    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True, env=environ)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True, env=environ
+    )
     assert '"name": "assay.item"' in done.stdout
     assert '"service.name": "mine"' in done.stdout
 

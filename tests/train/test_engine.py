@@ -44,7 +44,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(images: Path, *overrides: str) -> Recipe:
     """A recipe that takes a few seconds: two epochs of two steps with the global terms alone, on few images."""
     defaults = [f"data.source={images}", "data.workers=0", "data.validation_fraction=0.4", "loss.terms=global_only"]
-    defaults += ["training.batch_size=2", "training.steps_per_epoch=2", "optimisation.epochs=2", "optimisation.warmup_epochs=0"]
+    defaults += [
+        "training.batch_size=2",
+        "training.steps_per_epoch=2",
+        "optimisation.epochs=2",
+        "optimisation.warmup_epochs=0",
+    ]
     return load_recipe("smoke", [*defaults, *overrides])
 
 
@@ -64,7 +69,9 @@ class StopAfter(threading.Event):
         return self.looks < 0
 
 
-def test_resumed_run_equals_the_uninterrupted_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in the middle of an epoch and resumed: weights and losses are the same, bit for bit."""
     recipe = small(images)
     whole = fit(recipe, tmp_path / "whole", console=QUIET)
@@ -81,7 +88,9 @@ def test_resumed_run_equals_the_uninterrupted_one(images: Path, tmp_path: Path, 
     assert fit(recipe, tmp_path / "parts", resume=True, console=QUIET).step == 4
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
-    losses = [[line["total"] for line in read_metrics(tmp_path / run) if line["kind"] == "step"] for run in ("whole", "parts")]
+    losses = [
+        [line["total"] for line in read_metrics(tmp_path / run) if line["kind"] == "step"] for run in ("whole", "parts")
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
@@ -143,13 +152,21 @@ def test_image_that_vanishes_later_is_replaced_and_noted(tmp_path: Path) -> None
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_reduced_precision_and_accumulation_train(precision: str, images: Path, tmp_path: Path) -> None:
     """Half precisions run with the loss in float32, and accumulation makes one update of several micro-batches."""
-    recipe = small(images, f"training.precision={precision}", "training.accumulation_steps=2", "training.steps_per_epoch=1", "optimisation.epochs=1")
+    recipe = small(
+        images,
+        f"training.precision={precision}",
+        "training.accumulation_steps=2",
+        "training.steps_per_epoch=1",
+        "optimisation.epochs=1",
+    )
     result = fit(recipe, tmp_path / "run", console=QUIET)
     assert (result.status, result.step) == ("finished", 1)
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
 
 
-def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step with a NaN loss changes no weight; too many in a row end the run with what to do next."""
     recipe = small(images, "training.max_bad_steps=3", "training.steps_per_epoch=10")
     torch.manual_seed(recipe.training.seed)
@@ -160,7 +177,9 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_
     assert trainer.update(good=True) is False
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.encoder.state_dict().items())
     true_loss = engine.code_loss
-    monkeypatch.setattr(engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * float("nan")})
+    monkeypatch.setattr(
+        engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * float("nan")}
+    )
     with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*lr"):
         fit(recipe, tmp_path / "run", console=QUIET)
 
@@ -168,16 +187,24 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(images: Path, tmp_
 def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, tmp_path: Path) -> None:
     """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed and nothing saved."""
     wild = ["optimisation.lr=1e30", "training.checkpoint_every_steps=1"]
-    with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*lower optimisation\.lr") as error:
+    with pytest.raises(
+        TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*lower optimisation\.lr"
+    ) as error:
         fit(small(images, *wild), tmp_path / "run", console=QUIET)
     assert "start_from" not in str(error.value)
     with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 1\)"):
-        fit(small(images, *wild, "training.steps_per_epoch=1", "validation.every_epochs=9"), tmp_path / "single", console=QUIET)
+        fit(
+            small(images, *wild, "training.steps_per_epoch=1", "validation.every_epochs=9"),
+            tmp_path / "single",
+            console=QUIET,
+        )
     for run in ("run", "single"):
         assert not {"best", "checkpoint.pt"} & {path.name for path in (tmp_path / run).iterdir()}
 
 
-def test_embeddings_that_are_no_numbers_are_not_probed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_that_are_no_numbers_are_not_probed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NaN among the validation images' embeddings ends the run; the advice names `best`, kept as it was, and the checkpoint before stays."""
     rows = iter([torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], next(rows).numpy(), []))
@@ -188,17 +215,28 @@ def test_embeddings_that_are_no_numbers_are_not_probed(images: Path, tmp_path: P
     assert (tmp_path / "best" / "encoder.safetensors").exists() and not (tmp_path / "best.partial").exists()
 
 
-def test_a_bad_step_at_the_end_of_an_epoch_is_survived(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_step_at_the_end_of_an_epoch_is_survived(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It changes no weight (with fp16 a gradient overflows now and then): the epoch is probed and saved as any other."""
     true_loss, calls = engine.code_loss, iter(range(9))
     monkeypatch.setattr(
-        engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * (float("nan") if next(calls) == 1 else 1.0)}
+        engine,
+        "code_loss",
+        lambda *args, **kwargs: {
+            "total": true_loss(*args, **kwargs)["total"] * (float("nan") if next(calls) == 1 else 1.0)
+        },
     )
-    assert fit(small(images, "training.steps_per_epoch=2", "optimisation.epochs=1"), tmp_path, console=QUIET).status == "finished"
+    assert (
+        fit(small(images, "training.steps_per_epoch=2", "optimisation.epochs=1"), tmp_path, console=QUIET).status
+        == "finished"
+    )
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 2
 
 
-def test_interruption_of_a_wrecked_run_leaves_the_checkpoint_before(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_of_a_wrecked_run_leaves_the_checkpoint_before(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An encoder that gives no numbers any more is not saved over one that did."""
     answers = iter([True])
     monkeypatch.setattr(engine.Trainer, "is_finite", lambda _: next(answers, False))
@@ -229,10 +267,14 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatc
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.value.errno == errno.ENOSPC
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"] and (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"] and (
+        tmp_path / "checkpoint.pt"
+    ).read_bytes() == before
 
 
-def test_training_stops_when_the_probe_does_not_gain(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_when_the_probe_does_not_gain(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it does no step more."""
     values = iter([0.6, 0.8, 0.7, 0.8])
     monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
@@ -283,7 +325,9 @@ def test_two_processes_on_gloo_train_together(images: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
     """A process that gets SIGTERM in training writes its checkpoint and exits 0; the run can be continued."""
-    (tmp_path / "recipe.toml").write_text(recipe_to_toml(small(images, "training.steps_per_epoch=500", "data.workers=1")))
+    (tmp_path / "recipe.toml").write_text(
+        recipe_to_toml(small(images, "training.steps_per_epoch=500", "data.workers=1"))
+    )
     script = tmp_path / "one.py"
     script.write_text(
         "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine import fit\nfrom train.recipe import load_recipe\n"
@@ -292,7 +336,10 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "recipe.toml"), str(run)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), str(tmp_path / "recipe.toml"), str(run)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     waiting = threading.Event()
     while process.poll() is None and not read_metrics(run):
@@ -307,12 +354,30 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_and_ends(images: Path, tmp_path: Path) -> None:
     """A signal to every process of a run, as `timeout` and systemd send it, saves too; no data process stays, and the run resumed is the uninterrupted one."""
-    (tmp_path / "recipe.toml").write_text(recipe_to_toml(small(images, "training.steps_per_epoch=8", "optimisation.epochs=1", "data.workers=2")))
-    environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "recipe.toml").write_text(
+        recipe_to_toml(small(images, "training.steps_per_epoch=8", "optimisation.epochs=1", "data.workers=2"))
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(engine.__file__).parents[1]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def begin(run: Path, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "train.main", "fit", "--recipe", str(tmp_path / "recipe.toml"), "--run", str(run), *options]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, start_new_session=True)
+        command = [
+            sys.executable,
+            "-m",
+            "train.main",
+            "fit",
+            "--recipe",
+            str(tmp_path / "recipe.toml"),
+            "--run",
+            str(run),
+            *options,
+        ]
+        return subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, start_new_session=True
+        )
 
     stopped, whole = begin(tmp_path / "stopped"), begin(tmp_path / "whole")
     waiting = threading.Event()
@@ -346,13 +411,17 @@ def test_a_data_process_ends_when_its_parent_says_so(tmp_path: Path) -> None:
         "os.kill(child, signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     path = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, str(hang)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | path)
+    process = subprocess.Popen(
+        [sys.executable, str(hang)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | path
+    )
     assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
     os.kill(child, signal.SIGTERM)
     waiting = threading.Event()
-    while pending_signals(child) >> (signal.SIGTERM - 1) & 1:  # a second one would be lost while the first waits to be taken
+    while (
+        pending_signals(child) >> (signal.SIGTERM - 1) & 1
+    ):  # a second one would be lost while the first waits to be taken
         waiting.wait(0.01)
     assert process.communicate("go\n", timeout=60)[0] == "0\n0\n"
 
@@ -360,4 +429,6 @@ def test_a_data_process_ends_when_its_parent_says_so(tmp_path: Path) -> None:
 def test_probe_needs_both_classes() -> None:
     """Without both classes in both halves there is no AUC, and no error."""
     images = [Labelled(str(index), Key("x"), 0, "real") for index in range(10)]
-    assert linear_probe(Embedded(images, torch.randn(10, 4).numpy(), [])) != linear_probe(Embedded(images, torch.randn(10, 4).numpy(), []))
+    assert linear_probe(Embedded(images, torch.randn(10, 4).numpy(), [])) != linear_probe(
+        Embedded(images, torch.randn(10, 4).numpy(), [])
+    )

@@ -86,18 +86,30 @@ def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tm
     }
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert len(rows) == len(images) == 49
-    assert json.loads((tmp_path / "results.json").read_text())["images"] == {"real": 25, "fake": 24, "unreadable": 0, "left_out": 0}
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == {
+        "real": 25,
+        "fake": 24,
+        "unreadable": 0,
+        "left_out": 0,
+    }
     assert np.load(tmp_path / "embeddings.npz")["scores"].shape == (49, 3)
     assert len(headline(results)) == len(results["rows"])
 
 
 def test_results_name_the_heads_without_a_calibration(folder: Path, heads: Heads, tmp_path: Path) -> None:
     """Where a head has no calibration, results and page say whose scores are plain."""
-    made = {f"calibration.linear.{name}": np.array([1.0]) for name in ("temperature", "bias", "isotonic_x", "isotonic_y")}
+    made = {
+        f"calibration.linear.{name}": np.array([1.0]) for name in ("temperature", "bias", "isotonic_x", "isotonic_y")
+    }
     images = scan_folder(folder)[0].images
-    results = evaluate(BACKBONE, Heads(heads.arrays, made), images, tmp_path / "results", Options("temperature", resamples=5))
+    results = evaluate(
+        BACKBONE, Heads(heads.arrays, made), images, tmp_path / "results", Options("temperature", resamples=5)
+    )
     assert results["not_calibrated"] == ["knn", "svm"]
-    assert "calibrated (temperature, but for knn and svm)" in write_report(tmp_path / "results", tmp_path / "report").read_text()
+    assert (
+        "calibrated (temperature, but for knn and svm)"
+        in write_report(tmp_path / "results", tmp_path / "report").read_text()
+    )
 
 
 def test_unreadable_images_are_named_not_dropped(folder: Path, heads: Heads, tmp_path: Path) -> None:
@@ -121,14 +133,18 @@ def test_what_the_look_at_the_data_left_out_is_in_results_and_report(heads: Head
     (real / "broken.jpg").write_bytes(b"no image")
     (real / "twin.png").write_bytes((real / "0-00000.png").read_bytes())
     source = open_source(tmp_path / "set")
-    results = evaluate(BACKBONE, heads, source.labelled(), tmp_path / "out", Options(resamples=5), left_out=source.left_out)
+    results = evaluate(
+        BACKBONE, heads, source.labelled(), tmp_path / "out", Options(resamples=5), left_out=source.left_out
+    )
     assert results["images"] == {"real": 6, "fake": 6, "unreadable": 1, "left_out": 1}
     assert "broken.jpg" in results["unreadable"][0] and "twin.png: duplicate" in results["left_out"][0]
     page = write_report(tmp_path / "out", tmp_path / "report").read_text()
     assert "broken.jpg" in page and "twin.png: duplicate" in page
 
 
-def test_a_stopped_evaluation_goes_on_where_it_was(folder: Path, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    folder: Path, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped within a sweep and started again: no image of a finished part is decoded again, the results are those of one go, nothing is left over."""
     images = scan_folder(folder)[0].images
     options = Options(resamples=5, robustness=True, sweep_images=8)
@@ -137,7 +153,9 @@ def test_a_stopped_evaluation_goes_on_where_it_was(folder: Path, heads: Heads, t
     whole = evaluate(BACKBONE, heads, images, tmp_path / "whole", options)
     true_embed, embedded = embed.embed_images, []
 
-    def counted(backbone: Backbone, chunk: list, *rest: object, stop_after: int | None = None, **named: object) -> object:
+    def counted(
+        backbone: Backbone, chunk: list, *rest: object, stop_after: int | None = None, **named: object
+    ) -> object:
         if stop_after is not None and len(embedded) == stop_after:
             raise KeyboardInterrupt
         embedded.append(len(chunk))
@@ -220,7 +238,9 @@ def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 80)
     x = (rng.normal(size=(80, 192)) + y[:, None]).astype(np.float32)
-    Heads.fit(x, y).calibrate(x + rng.normal(size=x.shape) * 6, y).save(folder)  # far enough from the fit that the heads err
+    Heads.fit(x, y).calibrate(x + rng.normal(size=x.shape) * 6, y).save(
+        folder
+    )  # far enough from the fit that the heads err
     return folder
 
 
@@ -230,7 +250,11 @@ def test_export_is_served_as_it_was_trained(half: bool, weights_folder: Path, tm
     card = export(weights_folder, tmp_path / "out", half=half)
     assert card["model_version"] == weights.load(tmp_path / "out").version
     assert (card["model_version"] == weights.load(weights_folder).version) is not half
-    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {"code.onnx", "code_encoder.onnx", "code_heads.onnx"}
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {
+        "code.onnx",
+        "code_encoder.onnx",
+        "code_heads.onnx",
+    }
     assert Heads.load(tmp_path / "out").calibration
     load_encoder(tmp_path / "out")
     with pytest.raises(WeightsError, match="not empty"):
@@ -271,6 +295,16 @@ def test_report_is_one_page_that_needs_nothing_else(folder: Path, heads: Heads, 
     assert page.outside == [] and page.scripts == 0
     assert "&lt;script&gt;" in text
     figures = {path.stem for path in (tmp_path / "report").glob("*.png")}
-    assert figures >= {"tsne_label", "tsne_generator", "roc", "det", "histograms", "reliability", "robustness", "training", "shortcuts"}
+    assert figures >= {
+        "tsne_label",
+        "tsne_generator",
+        "roc",
+        "det",
+        "histograms",
+        "reliability",
+        "robustness",
+        "training",
+        "shortcuts",
+    }
     assert page.images == len(figures)
     assert 'name="viewport"' in text  # how it looks on a phone: tests/browser

@@ -70,7 +70,8 @@ def test_calibration_makes_scores_truer() -> None:
     shifted_x = shifted_x + 0.3
     calibrated = heads.calibrate(shifted_x[:1000], shifted_y[:1000])
     brier = {
-        kind: float(np.mean((calibrated.scores(shifted_x[1000:], kind)[:, 0] - shifted_y[1000:]) ** 2)) for kind in (None, "temperature", "isotonic")
+        kind: float(np.mean((calibrated.scores(shifted_x[1000:], kind)[:, 0] - shifted_y[1000:]) ** 2))
+        for kind in (None, "temperature", "isotonic")
     }
     assert brier["temperature"] < brier[None] - 0.01
     assert brier["isotonic"] < brier[None] - 0.01
@@ -89,7 +90,11 @@ def test_temperature_is_platts() -> None:
 @pytest.mark.parametrize("held_out", ["constant", "reversed", "apart"])
 def test_no_temperature_where_the_data_tell_none(held_out: str) -> None:
     """Constant and reversed scores, and classes fully apart, have no likeliest temperature within the bounds."""
-    scores = {"constant": np.full(40, 0.5), "reversed": np.tile([0.6, 0.7, 0.2, 0.4], 10), "apart": np.tile([0.2, 0.3, 0.6, 0.7], 10)}[held_out]
+    scores = {
+        "constant": np.full(40, 0.5),
+        "reversed": np.tile([0.6, 0.7, 0.2, 0.4], 10),
+        "apart": np.tile([0.2, 0.3, 0.6, 0.7], 10),
+    }[held_out]
     assert fit_temperature(scores, np.tile([0, 0, 1, 1], 10)) is None
 
 
@@ -97,7 +102,9 @@ def test_no_temperature_where_the_data_tell_none(held_out: str) -> None:
 def test_a_head_below_chance_is_left_uncalibrated_and_named() -> None:
     """Heads that rank held-out images the wrong way round keep their plain scores and are named; the rankings of all stay what they were."""
     arrays = Heads.fit(*gaussians(400, 3)).arrays
-    reversed_linear = Heads({**arrays, "linear.coef": -arrays["linear.coef"], "linear.intercept": -arrays["linear.intercept"]})
+    reversed_linear = Heads(
+        {**arrays, "linear.coef": -arrays["linear.coef"], "linear.intercept": -arrays["linear.intercept"]}
+    )
     x, y = gaussians(500, 4)
     told: list[str] = []
     calibrated = reversed_linear.calibrate(x, y, say=told.append)
@@ -112,7 +119,9 @@ def test_a_head_below_chance_is_left_uncalibrated_and_named() -> None:
         assert roc_auc_score(y, scores[:, 1]) >= roc_auc_score(y, plain[:, 1]) - 1e-9
 
 
-@pytest.mark.parametrize(("parameter", "number"), [("temperature", -18.8), ("temperature", np.inf), ("isotonic_y", np.nan), ("bias", None)])
+@pytest.mark.parametrize(
+    ("parameter", "number"), [("temperature", -18.8), ("temperature", np.inf), ("isotonic_y", np.nan), ("bias", None)]
+)
 def test_a_calibration_that_cannot_be_is_refused(
     parameter: str, number: float | None, fitted: tuple[Heads, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

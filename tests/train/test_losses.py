@@ -20,7 +20,11 @@ def assert_gradient(actual: torch.Tensor, expected: np.ndarray, precision: str) 
 
 
 def files(golden: Path, kind: str) -> list[Path]:
-    names = [case["file"] for case in json.loads((golden / "loss" / "cases.json").read_text())["cases"] if case["file"].startswith(kind)]
+    names = [
+        case["file"]
+        for case in json.loads((golden / "loss" / "cases.json").read_text())["cases"]
+        if case["file"].startswith(kind)
+    ]
     assert names
     return [golden / "loss" / name for name in names]
 
@@ -31,7 +35,10 @@ def test_info_nce_matches_the_release(precision: str, golden: Path) -> None:
     dtype = {"f64": torch.float64, "f32": torch.float32}[precision]
     for path in files(golden, "infonce"):
         case = np.load(path)
-        inputs = {name: torch.tensor(case[name], dtype=dtype, requires_grad=True) for name in ("query", "positive", "negatives")}
+        inputs = {
+            name: torch.tensor(case[name], dtype=dtype, requires_grad=True)
+            for name in ("query", "positive", "negatives")
+        }
         loss = info_nce(**inputs, temperature=float(case["tau"]))
         loss.backward()
         assert loss.dtype == dtype and loss.ndim == 0

@@ -22,7 +22,19 @@ from train.recipe import RECIPES
 from train.terminal import GOES_ON, clear_errors
 from triton_models import weights
 
-COMMANDS = ["fit", "heads", "evaluate", "report", "export", "import-release", "bench", "data inspect", "data d3", "data folder", "data equalise"]
+COMMANDS = [
+    "fit",
+    "heads",
+    "evaluate",
+    "report",
+    "export",
+    "import-release",
+    "bench",
+    "data inspect",
+    "data d3",
+    "data folder",
+    "data equalise",
+]
 
 
 @pytest.fixture
@@ -118,11 +130,24 @@ def test_what_the_user_can_put_right_is_exit_2(arguments: str, named: str, runne
     assert "Traceback" not in result.output
 
 
-def test_one_class_alone_is_refused_before_the_work(runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_class_alone_is_refused_before_the_work(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """heads and evaluate say which class is missing, in the data set or a group of it, and embed nothing."""
     write_synthetic_folder(tmp_path / "both", 6, size=64)
     save_encoder(create_encoder(), tmp_path / "encoder")
-    made = runner.invoke(app, ["heads", "--encoder", str(tmp_path / "encoder"), "--data", str(tmp_path / "both"), "--out", str(tmp_path / "w")])
+    made = runner.invoke(
+        app,
+        [
+            "heads",
+            "--encoder",
+            str(tmp_path / "encoder"),
+            "--data",
+            str(tmp_path / "both"),
+            "--out",
+            str(tmp_path / "w"),
+        ],
+    )
     assert made.exit_code == 0, made.output
     shutil.copytree(tmp_path / "both" / "real", tmp_path / "reals" / "real")
     for group in ("augm", "no_augm"):
@@ -163,7 +188,15 @@ def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> N
         "training.batch_size=2",
     ]
     given += ["training.steps_per_epoch=1", "optimisation.warmup_epochs=0", "optimisation.epochs=1"]
-    command = ["fit", "--recipe", "smoke", "--restartable", "--run", str(tmp_path / "run"), *(part for value in given for part in ("--set", value))]
+    command = [
+        "fit",
+        "--recipe",
+        "smoke",
+        "--restartable",
+        "--run",
+        str(tmp_path / "run"),
+        *(part for value in given for part in ("--set", value)),
+    ]
     for _ in range(2):
         result = runner.invoke(app, command)
         assert result.exit_code == 0 and "finished after 1 steps" in result.output, result.output
@@ -174,18 +207,46 @@ def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> N
 def test_a_run_without_validation_images_says_that_it_had_no_probe(runner: CliRunner, tmp_path: Path) -> None:
     """Where no probe was possible `fit` ends with "no probe", not with a number."""
     write_synthetic_folder(tmp_path / "images", 4, size=64)
-    given = [f"data.source={tmp_path / 'images'}", "data.workers=0", "data.validation_fraction=0", "loss.terms=global_only"]
-    given += ["training.batch_size=2", "training.steps_per_epoch=1", "optimisation.warmup_epochs=0", "optimisation.epochs=1"]
-    command = ["fit", "--recipe", "smoke", "--run", str(tmp_path / "run"), *(part for value in given for part in ("--set", value))]
+    given = [
+        f"data.source={tmp_path / 'images'}",
+        "data.workers=0",
+        "data.validation_fraction=0",
+        "loss.terms=global_only",
+    ]
+    given += [
+        "training.batch_size=2",
+        "training.steps_per_epoch=1",
+        "optimisation.warmup_epochs=0",
+        "optimisation.epochs=1",
+    ]
+    command = [
+        "fit",
+        "--recipe",
+        "smoke",
+        "--run",
+        str(tmp_path / "run"),
+        *(part for value in given for part in ("--set", value)),
+    ]
     result = runner.invoke(app, command, env={"COLUMNS": "300"})
-    assert result.exit_code == 0 and "finished after 1 steps, no probe, 0 records replaced" in result.output, result.output
+    assert result.exit_code == 0 and "finished after 1 steps, no probe, 0 records replaced" in result.output, (
+        result.output
+    )
 
 
-@pytest.mark.parametrize("results", ["{}", "[1]", '{"backbone": "", "images": {}, "intervals": "", "protocol": {}, "rows": [{"kind": "all"}]}'])
+@pytest.mark.parametrize(
+    "results",
+    ["{}", "[1]", '{"backbone": "", "images": {}, "intervals": "", "protocol": {}, "rows": [{"kind": "all"}]}'],
+)
 def test_results_of_another_shape_are_one_line(results: str, runner: CliRunner, tmp_path: Path) -> None:
     """`report` on JSON that evaluate did not write: exit 2 and one line that names the file."""
     (tmp_path / "results.json").write_text(results)
-    np.savez(tmp_path / "embeddings.npz", embeddings=np.zeros((2, 8)), labels=[0, 1], generators=["real", "a"], scores=np.zeros((2, 3)))
+    np.savez(
+        tmp_path / "embeddings.npz",
+        embeddings=np.zeros((2, 8)),
+        labels=[0, 1],
+        generators=["real", "a"],
+        scores=np.zeros((2, 3)),
+    )
     result = runner.invoke(app, ["report", "--results", str(tmp_path), "--out", str(tmp_path / "page")])
     assert result.exit_code == 2 and len(result.output.splitlines()) == 1, result.output
     assert f"{tmp_path / 'results.json'} is not what" in result.output and not (tmp_path / "page").exists()
@@ -211,14 +272,32 @@ def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.
 
 
 @pytest.mark.parametrize("command", ["heads", "evaluate"])
-def test_a_stopped_embedding_goes_on(command: str, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_embedding_goes_on(
+    command: str, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped by SIGTERM while images are embedded, `heads` and `evaluate` keep what they said: the same command finishes, with what was embedded."""
     write_synthetic_folder(tmp_path / "images", 4, size=64)
     save_encoder(create_encoder(), tmp_path / "encoder")
-    made = ["heads", "--encoder", str(tmp_path / "encoder"), "--data", str(tmp_path / "images"), "--out", str(tmp_path / "heads")]
+    made = [
+        "heads",
+        "--encoder",
+        str(tmp_path / "encoder"),
+        "--data",
+        str(tmp_path / "images"),
+        "--out",
+        str(tmp_path / "heads"),
+    ]
     if command == "evaluate":
         assert runner.invoke(app, made).exit_code == 0
-        made = ["evaluate", "--weights", str(tmp_path / "heads"), "--data", str(tmp_path / "images"), "--out", str(tmp_path / "results")]
+        made = [
+            "evaluate",
+            "--weights",
+            str(tmp_path / "heads"),
+            "--data",
+            str(tmp_path / "images"),
+            "--out",
+            str(tmp_path / "results"),
+        ]
     monkeypatch.setattr(embed, "KEPT_AT_ONCE", 3)
     true_embed, embedded = embed.embed_images, []
 
@@ -262,7 +341,17 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
     assert facts["images"] == {"real": 14, "fake": 14} and facts["contact_sheet"] == 28
     assert facts["warnings"] == []
     run("data", "equalise", images, tmp_path / "equal", "--held-out", "0.2")
-    run("heads", "--encoder", encoder, "--data", images, "--out", tmp_path / "weights", "--set", "heads.calibration_fraction=0.4")
+    run(
+        "heads",
+        "--encoder",
+        encoder,
+        "--data",
+        images,
+        "--out",
+        tmp_path / "weights",
+        "--set",
+        "heads.calibration_fraction=0.4",
+    )
     (images / "real" / "broken.jpg").write_bytes(b"no image")
     run(
         "evaluate",
@@ -284,13 +373,18 @@ def test_from_a_folder_to_a_served_model(runner: CliRunner, tmp_path: Path) -> N
     run("report", "--results", tmp_path / "results", "--out", tmp_path / "report", "--data", images)
     run("export", "--weights", tmp_path / "weights", "--out", tmp_path / "served", "--half")
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
-    assert json.loads((tmp_path / "served" / "card.json").read_text())["model_version"] == weights.load(tmp_path / "served").version
+    assert (
+        json.loads((tmp_path / "served" / "card.json").read_text())["model_version"]
+        == weights.load(tmp_path / "served").version
+    )
 
 
 def test_contact_sheet_needs_no_extension(runner: CliRunner, tmp_path: Path) -> None:
     """The sheet is a PNG whatever its name."""
     write_synthetic_folder(tmp_path / "set", 2, size=48)
-    result = runner.invoke(app, ["data", "inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet"), "--json"])
+    result = runner.invoke(
+        app, ["data", "inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet"), "--json"]
+    )
     assert result.exit_code == 0 and (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")
 
 
@@ -314,7 +408,12 @@ def test_inspect_warns_of_shortcuts(runner: CliRunner, tmp_path: Path) -> None:
 
     before = shortcuts(tmp_path / "set")
     assert before["format"] > 0.9 and before["short side"] > 0.9
-    assert runner.invoke(app, ["data", "equalise", str(tmp_path / "set"), str(tmp_path / "equal"), "--held-out", "0.1"]).exit_code == 0
+    assert (
+        runner.invoke(
+            app, ["data", "equalise", str(tmp_path / "set"), str(tmp_path / "equal"), "--held-out", "0.1"]
+        ).exit_code
+        == 0
+    )
     after = shortcuts(tmp_path / "equal" / "train")
     assert after["format"] == after["shape"] == 0 and after["short side"] < 0.3
     assert {path.suffix for path in (tmp_path / "equal" / "train").rglob("*") if path.is_file()} == {".jpg"}
@@ -324,7 +423,9 @@ def test_inspect_warns_of_shortcuts(runner: CliRunner, tmp_path: Path) -> None:
 def test_bench_measures_without_augly(runner: CliRunner, tmp_path: Path) -> None:
     """Where augly is not installed the rest is measured, and the command that installs it is named."""
     write_synthetic_folder(tmp_path, 3, size=96)
-    result = runner.invoke(app, ["bench", "--data", str(tmp_path), "--processes", "1", "--records", "2", "--train-steps", "0", "--json"])
+    result = runner.invoke(
+        app, ["bench", "--data", str(tmp_path), "--processes", "1", "--records", "2", "--train-steps", "0", "--json"]
+    )
     measured = json.loads(result.stdout)
     assert measured["views_per_s_cpu"]["views"]["fast"] > 0
     assert ("times_augly" in measured) or "augly==1.0.0" in measured["augly"]
@@ -333,4 +434,7 @@ def test_bench_measures_without_augly(runner: CliRunner, tmp_path: Path) -> None
 def test_kept_ablations_are_those_of_the_paper() -> None:
     """Each ablation the paper's readers ask for is a recipe."""
     kept = {path.stem for path in RECIPES.glob("ablation-*.toml")}
-    assert kept == {f"ablation-{name}" for name in ("global-only", "local-global", "local-96", "crop-ratios", "no-transforms", "released-loss")}
+    assert kept == {
+        f"ablation-{name}"
+        for name in ("global-only", "local-global", "local-96", "crop-ratios", "no-transforms", "released-loss")
+    }

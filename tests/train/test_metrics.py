@@ -75,4 +75,8 @@ def test_one_class_alone_has_no_value() -> None:
 
 def test_accuracies_are_the_authors() -> None:
     """Accuracy on reals, on fakes and overall for hard labels."""
-    assert accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == {"real": pytest.approx(2 / 3), "fake": 1.0, "all": 0.75}
+    assert accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == {
+        "real": pytest.approx(2 / 3),
+        "fake": 1.0,
+        "all": 0.75,
+    }

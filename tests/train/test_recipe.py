@@ -12,7 +12,11 @@ def test_defaults_are_the_paper() -> None:
     """A recipe without a file is the paper's: the values of the released train.sh."""
     recipe = Recipe()
     assert (recipe.optimisation.lr, recipe.optimisation.epochs, recipe.training.batch_size) == (2e-3, 150, 256)
-    assert (recipe.loss.temperature, recipe.views.global_scale, recipe.views.local_scale) == (0.1, (0.4, 1.0), (0.05, 0.4))
+    assert (recipe.loss.temperature, recipe.views.global_scale, recipe.views.local_scale) == (
+        0.1,
+        (0.4, 1.0),
+        (0.05, 0.4),
+    )
     assert load_recipe("paper") == recipe
 
 
@@ -27,8 +31,15 @@ def test_kept_recipes_load_and_survive_a_round_trip(path: Path, tmp_path: Path) 
 
 def test_overrides_win_over_the_file() -> None:
     """section.field=value replaces one value; numbers, booleans, lists and bare strings are understood."""
-    recipe = load_recipe("smoke", ["optimisation.lr=1e-2", "views.fast=false", "views.local_scale=[0.1, 0.3]", "data.source=/some/where"])
-    assert (recipe.optimisation.lr, recipe.views.fast, recipe.views.local_scale, recipe.data.source) == (0.01, False, (0.1, 0.3), "/some/where")
+    recipe = load_recipe(
+        "smoke", ["optimisation.lr=1e-2", "views.fast=false", "views.local_scale=[0.1, 0.3]", "data.source=/some/where"]
+    )
+    assert (recipe.optimisation.lr, recipe.views.fast, recipe.views.local_scale, recipe.data.source) == (
+        0.01,
+        False,
+        (0.1, 0.3),
+        "/some/where",
+    )
     assert recipe.training == load_recipe("smoke").training
 
 
@@ -43,7 +54,9 @@ def test_any_text_and_number_survives_a_round_trip(tmp_path: Path) -> None:
 def test_all_problems_are_named_at_once() -> None:
     """Unknown fields and wrong values each give one line that names the field."""
     with pytest.raises(RecipeError) as caught:
-        load_recipe(None, ["optimisation.speed=3", "loss.variant=best", "training.batch_size=1", "views.local_size_px=100"])
+        load_recipe(
+            None, ["optimisation.speed=3", "loss.variant=best", "training.batch_size=1", "views.local_size_px=100"]
+        )
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 4
     for field in ("optimisation.speed", "loss.variant", "training.batch_size", "views.local_size_px"):
@@ -52,7 +65,13 @@ def test_all_problems_are_named_at_once() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["optimisation.lr=inf", "loss.temperature=nan", "heads.linear_c=inf", "views.global_scale=[0.9, 0.1]", "views.local_scale=[0.0, 0.0]"],
+    [
+        "optimisation.lr=inf",
+        "loss.temperature=nan",
+        "heads.linear_c=inf",
+        "views.global_scale=[0.9, 0.1]",
+        "views.local_scale=[0.0, 0.0]",
+    ],
 )
 def test_values_that_cannot_be_meant_are_refused(override: str) -> None:
     """Numbers without end, and areas of a crop that are reversed or nothing, give one line that names the field."""

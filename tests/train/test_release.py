@@ -60,7 +60,9 @@ def estimators() -> dict[str, object]:
     y = rng.integers(0, 2, 200)
     x = (rng.normal(size=(200, 192)) + 0.3 * y[:, None]).astype(np.float32)
     return {
-        "LogisticRegression": LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced", random_state=42).fit(x, y),
+        "LogisticRegression": LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced", random_state=42).fit(
+            x, y
+        ),
         "KNeighborsClassifier": KNeighborsClassifier(n_neighbors=1, metric="cosine").fit(x, y),
         "OneClassSVM": OneClassSVM(nu=0.1, kernel="poly", gamma="auto").fit(x[y == 0]),
     }
@@ -79,7 +81,9 @@ def published(estimators: dict[str, object], tmp_path: Path) -> Path:
     return folder
 
 
-def test_import_gives_the_encoder_and_heads_that_were_published(published: Path, estimators: dict[str, object], tmp_path: Path) -> None:
+def test_import_gives_the_encoder_and_heads_that_were_published(
+    published: Path, estimators: dict[str, object], tmp_path: Path
+) -> None:
     """The imported folder computes what the published parts computed, and holds arrays only."""
     torch.manual_seed(0)
     original = create_encoder().eval()
@@ -90,7 +94,9 @@ def test_import_gives_the_encoder_and_heads_that_were_published(published: Path,
     x = np.random.default_rng(1).normal(size=(50, 192)).astype(np.float32)
     scores = Heads.load(made).scores(x)
     np.testing.assert_allclose(scores[:, 0], estimators["LogisticRegression"].predict_proba(x)[:, 1], rtol=1e-5)
-    np.testing.assert_allclose(scores[:, 2], 1 / (1 + np.exp(estimators["OneClassSVM"].decision_function(x))), rtol=1e-6)
+    np.testing.assert_allclose(
+        scores[:, 2], 1 / (1 + np.exp(estimators["OneClassSVM"].decision_function(x))), rtol=1e-6
+    )
     assert {path.suffix for path in made.iterdir()} == {".safetensors", ".json"}
     assert {array.dtype for array in load_file(made / "encoder.safetensors").values()} == {np.dtype("float32")}
 
@@ -159,12 +165,24 @@ def poisoned(kind: str, estimators: dict[str, object], trap: Path) -> bytes:
     return {"garbage": b"\x89PNG not a pickle", "empty": b"", "truncated": pickle.dumps(estimator)[:-40]}[kind]
 
 
-KINDS = ["whole", "attribute", "class_weight", "object_array", "joblib_object_array", "appended", "protocol_0", "numpy_function", "dotted_name"]
+KINDS = [
+    "whole",
+    "attribute",
+    "class_weight",
+    "object_array",
+    "joblib_object_array",
+    "appended",
+    "protocol_0",
+    "numpy_function",
+    "dotted_name",
+]
 KINDS += ["other_estimator", "garbage", "empty", "truncated"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pickle_that_is_more_than_data_is_refused(kind: str, published: Path, estimators: dict[str, object], tmp_path: Path) -> None:
+def test_a_pickle_that_is_more_than_data_is_refused(
+    kind: str, published: Path, estimators: dict[str, object], tmp_path: Path
+) -> None:
     """Nothing of it runs, the error is UnsafePickleError, and no weights folder is made."""
     trap = tmp_path / "trap"
     (published / PUBLISHED["LogisticRegression"]).write_bytes(poisoned(kind, estimators, trap))
@@ -267,12 +285,18 @@ def test_golden_release_is_reproduced(golden: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(scores[:, 2], 1 / (1 + np.exp(facts["svm_decision_function"])), rtol=1e-6)
     distances = facts["knn_min_distance_to_real_and_fake"]
     np.testing.assert_allclose(scores[:, 1], distances[:, 0] / distances.sum(axis=1), atol=1e-5)
-    assert np.array_equal(labels, np.stack([facts["linear_predict"], facts["knn_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int))
+    assert np.array_equal(
+        labels,
+        np.stack([facts["linear_predict"], facts["knn_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int),
+    )
     # Beneath the scores: what scikit-learn's own methods answer.
     logit = np.log(scores / (1 - scores))
     np.testing.assert_allclose(logit[:, 0], facts["linear_decision_function"], rtol=1e-6)
     np.testing.assert_allclose(-logit[:, 2], facts["svm_decision_function"], rtol=1e-6)
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (data["test_X"].astype(float), heads.arrays["knn.bank"].astype(float))]
+    unit = [
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (data["test_X"].astype(float), heads.arrays["knn.bank"].astype(float))
+    ]
     to_bank = 1 - unit[0] @ unit[1].T
     assert np.array_equal(to_bank.argmin(axis=1), facts["knn_index"][:, 0])
     np.testing.assert_allclose(to_bank.min(axis=1), facts["knn_distance"][:, 0], atol=2e-6)
@@ -288,6 +312,11 @@ def test_golden_plain_pickles_answer_the_same(golden: Path, tmp_path: Path) -> N
     shutil.copy(golden / "encoder" / "model_fp16.safetensors", folder / "model.safetensors")
     for kind, name in PUBLISHED.items():
         shutil.copy(plain / ("knn_300rows.sav" if kind == "KNeighborsClassifier" else Path(name).name), folder / name)
-    labels = Heads.load(import_release(folder, tmp_path / "made")).labels(np.load(golden / "heads" / "data.npz")["test_X"])
+    labels = Heads.load(import_release(folder, tmp_path / "made")).labels(
+        np.load(golden / "heads" / "data.npz")["test_X"]
+    )
     facts = np.load(golden / "heads" / "expected.npz")
-    assert np.array_equal(labels, np.stack([facts["linear_predict"], facts["knn300_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int))
+    assert np.array_equal(
+        labels,
+        np.stack([facts["linear_predict"], facts["knn300_predict"], (facts["svm_predict"] == -1)], axis=1).astype(int),
+    )

@@ -23,7 +23,11 @@ def test_parameter_groups_are_the_released_ones(golden: Path) -> None:
     assert [(group["weight_decay"], sorted(group["names"])) for group in groups] == [
         (group["weight_decay"], sorted(group["names"])) for group in expected["param_groups"]
     ]
-    assert sum(parameter.numel() for group in groups for parameter in group["params"]) == expected["total_parameters"] == 5_524_416
+    assert (
+        sum(parameter.numel() for group in groups for parameter in group["params"])
+        == expected["total_parameters"]
+        == 5_524_416
+    )
     assert {name: list(parameter.shape) for name, parameter in encoder.named_parameters()} == expected["param_shapes"]
 
 
@@ -31,7 +35,9 @@ def test_parameter_groups_are_the_released_ones(golden: Path) -> None:
 def test_learning_rates_are_the_released_ones(index: int, golden: Path) -> None:
     """Warm-up and cosine give timm's values for each golden schedule, per epoch or per update."""
     plan = facts(golden)["schedules"][index]
-    optimisation = Optimisation(plan["lr_argument"], plan["t_initial"], plan["warmup_t"], plan["warmup_lr_init"], plan["lr_min"])
+    optimisation = Optimisation(
+        plan["lr_argument"], plan["t_initial"], plan["warmup_t"], plan["warmup_lr_init"], plan["lr_min"]
+    )
     arrays = np.load(golden / "schedule" / plan["file"])
     expected = arrays["lr_in_epoch"] if plan["t_in_epochs"] else arrays["lr_in_update"]
     actual = [learning_rate(step, optimisation) for step in range(len(expected))]

@@ -36,7 +36,9 @@ class Serving:
     repository: Path
     client: grpc.InferenceServerClient
 
-    def infer(self, images: np.ndarray, model: str = "code", outputs: tuple[str, ...] = ("embedding", "scores")) -> dict[str, np.ndarray]:
+    def infer(
+        self, images: np.ndarray, model: str = "code", outputs: tuple[str, ...] = ("embedding", "scores")
+    ) -> dict[str, np.ndarray]:
         """The outputs of one request with `images` [N, 224, 224, 3] (or embeddings for code_heads)."""
         name, kind = ("embedding", "FP32") if model.startswith("code_heads") else ("images", "UINT8")
         tensor = grpc.InferInput(name, list(images.shape), kind)
@@ -84,7 +86,9 @@ def small_weights() -> weights.Weights:
 
 def random_arrays(rng: np.random.Generator, bank: int = 20) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Encoder and heads arrays of the right names and shapes."""
-    encoder = {name: (rng.standard_normal(shape) * 0.05).astype(np.float16) for name, shape in weights.ENCODER_SHAPES.items()}
+    encoder = {
+        name: (rng.standard_normal(shape) * 0.05).astype(np.float16) for name, shape in weights.ENCODER_SHAPES.items()
+    }
     vectors = rng.standard_normal((5, weights.WIDTH))
     heads = {
         "linear.coef": rng.standard_normal(weights.WIDTH) * 0.1,

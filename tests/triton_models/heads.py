@@ -13,7 +13,11 @@ def predicted(golden: Path, x: np.ndarray) -> np.ndarray:
     """Fake (True) or real by the published linear head, 1-NN and one-class SVM: bool [N, 3] of embeddings [N, 192]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fitted by an older scikit-learn
-        linear, nearest, svm = (joblib.load(path) for name in ("linear*.sav", "knn*.sav", "ocsvm*.joblib") for path in (golden / "heads").glob(name))
+        linear, nearest, svm = (
+            joblib.load(path)
+            for name in ("linear*.sav", "knn*.sav", "ocsvm*.joblib")
+            for path in (golden / "heads").glob(name)
+        )
     nearest.n_jobs = 1
     return np.stack([linear.predict(x) == 1, nearest.predict(x) == 1, svm.predict(x) == -1], axis=1)
 

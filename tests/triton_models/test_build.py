@@ -19,7 +19,9 @@ from triton_models.weights import ENCODER_FILE, HEADS_FILE, WeightsError
 
 
 def contents(repository: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(repository)): path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(repository)): path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()
+    }
 
 
 def test_same_weights_give_the_same_repository(folder: Path, tmp_path: Path) -> None:
@@ -32,14 +34,18 @@ def test_same_weights_give_the_same_repository(folder: Path, tmp_path: Path) -> 
     assert manifest["model_version"] == version
     assert f"{manifest['version_number']:012x}" == version
     for name in configuration.MODELS:
-        assert f'key: "model_version" value {{ string_value: "{version}" }}' in (tmp_path / "a" / name / "config.pbtxt").read_text()
+        assert (
+            f'key: "model_version" value {{ string_value: "{version}" }}'
+            in (tmp_path / "a" / name / "config.pbtxt").read_text()
+        )
         assert (tmp_path / "a" / name / str(manifest["version_number"]) / "model.onnx").is_file()
 
 
 def test_precision_and_layout_do_not_change_the_version(folder: Path, tmp_path: Path) -> None:
     """The version speaks of the weights: an ensemble, a half-precision build and a fused one share it."""
     made = [
-        build.build(folder, "cpu", tmp_path / "repository", options) for options in (Options(), Options(code="ensemble"), Options(precision="fp16"))
+        build.build(folder, "cpu", tmp_path / "repository", options)
+        for options in (Options(), Options(code="ensemble"), Options(precision="fp16"))
     ]
     assert len({manifest["model_version"] for manifest in made}) == 1
 
@@ -68,7 +74,14 @@ def test_a_failed_build_keeps_the_previous_repository(folder: Path, tmp_path: Pa
 )
 @pytest.mark.parametrize("installed", [True, False], ids=["ONNX Runtime", "onnx alone"])
 def test_weights_that_overflow_together_are_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, name: str, value: float, says: str, installed: bool
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    name: str,
+    value: float,
+    says: str,
+    installed: bool,
 ) -> None:
     """Numbers that are finite one by one and give NaN or infinity in float32: told with file and head before the repository is exchanged."""
     if not installed:
@@ -205,7 +218,10 @@ def test_weights_beyond_float16_are_named(folder: Path, tmp_path: Path) -> None:
     arrays = load_file(folder / ENCODER_FILE)
     arrays["blocks.0.mlp.fc1.weight"] = np.full_like(arrays["blocks.0.mlp.fc1.weight"], 70_000, np.float32)
     save_file(arrays, folder / ENCODER_FILE)
-    with pytest.raises(WeightsError, match=rf"{folder / ENCODER_FILE}: blocks\.0\.mlp\.fc1\.weight holds values beyond float16; build with"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"{folder / ENCODER_FILE}: blocks\.0\.mlp\.fc1\.weight holds values beyond float16; build with",
+    ):
         build.build(folder, "cpu", tmp_path / "models", Options(precision="fp16"))
 
 
@@ -251,7 +267,12 @@ def test_the_command_line_builds_and_checks(folder: Path, tmp_path: Path, comman
     ],
 )
 def test_the_command_line_refuses_in_a_line(
-    folder: Path, options: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    options: tuple[str, ...],
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A place that cannot be written, a count below one: the exit code, and a line that says what is wrong, no traceback."""
     monkeypatch.chdir(folder.parent)

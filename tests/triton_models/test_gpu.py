@@ -44,7 +44,12 @@ def repositories(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The golden weights as plans in each precision, timings shared."""
     base = tmp_path_factory.mktemp("plans")
     for precision in ("fp32", "fp16", "bf16"):
-        build.build(golden_folder, "tensorrt", base / precision, build.Options(precision=precision, timing_cache=base / "timings"))
+        build.build(
+            golden_folder,
+            "tensorrt",
+            base / precision,
+            build.Options(precision=precision, timing_cache=base / "timings"),
+        )
     assert len(list((base / "timings").iterdir())) == 1
     return {precision: base / precision for precision in ("fp32", "fp16", "bf16")}
 
@@ -56,7 +61,12 @@ def tritonserver(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen
     if program is None:
         pytest.skip("no tritonserver on the path: run this inside the serving image")
     ports = {kind: free_port() for kind in ("grpc", "http", "metrics")}
-    argv = [program, f"--model-repository={repository}", "--model-control-mode=explicit", "--disable-auto-complete-config"]
+    argv = [
+        program,
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+    ]
     argv += [f"--load-model={name}" for name in ("code", "code_encoder", "code_heads")]
     argv += [f"--{kind}-{option}" for kind, port in ports.items() for option in ("address=127.0.0.1", f"port={port}")]
     with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as process:
@@ -77,7 +87,10 @@ def serve_plans(tmp_path: Path) -> Callable[[Path], AbstractContextManager[Runni
     @contextmanager
     def serve(repository: Path) -> Iterator[Running]:
         log = tmp_path / "tritonserver.log"
-        with tritonserver(repository, log) as (process, address), closing(grpc.InferenceServerClient(address)) as client:
+        with (
+            tritonserver(repository, log) as (process, address),
+            closing(grpc.InferenceServerClient(address)) as client,
+        ):
             deadline = time.monotonic() + START_S
             while not is_ready(client):
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -115,7 +128,9 @@ def test_served_plans_are_the_model(repositories: dict[str, Path], precision: st
     version = build.check(repositories[precision])["model_version"]
     with serve_plans(repositories[precision]) as (address, client):
         rows = verify.verify(repositories[precision], server=address)
-        assert [row for row in rows if row.skipped.startswith("not loaded") or not row.passes(verify.TOLERANCES[precision])] == []
+        assert [
+            row for row in rows if row.skipped.startswith("not loaded") or not row.passes(verify.TOLERANCES[precision])
+        ] == []
         for count in (1, 2, 33, 256):
             answer = ask(client, reference.images(4)[np.arange(count) % 4])
             assert answer.as_numpy("scores").shape == (count, 3)
@@ -124,16 +139,22 @@ def test_served_plans_are_the_model(repositories: dict[str, Path], precision: st
             ask(client, np.zeros((257, 224, 224, 3), np.uint8))
 
 
-def test_golden_values_through_a_plan(golden: Path, golden_weights: weights.Weights, repositories: dict[str, Path], serve_plans: Callable) -> None:
+def test_golden_values_through_a_plan(
+    golden: Path, golden_weights: weights.Weights, repositories: dict[str, Path], serve_plans: Callable
+) -> None:
     """In float32 without TF32 the served plan gives the golden embeddings and scores."""
     images, expected = (np.load(golden / "encoder" / f"{name}.npz") for name in ("images", "expected"))
     with serve_plans(repositories["fp32"]) as (_, client):
         answer = ask(client, images["images"])
     assert np.abs(answer.as_numpy("embedding") - expected["cls_features"]).max() < 2e-4
-    np.testing.assert_allclose(answer.as_numpy("scores"), weights.reference_scores(golden_weights, expected["cls_features_f64"]), atol=1e-4)
+    np.testing.assert_allclose(
+        answer.as_numpy("scores"), weights.reference_scores(golden_weights, expected["cls_features_f64"]), atol=1e-4
+    )
 
 
-def test_a_roll_out_of_plans_and_back(repositories: dict[str, Path], folder: Path, tmp_path: Path, serve_plans: Callable) -> None:
+def test_a_roll_out_of_plans_and_back(
+    repositories: dict[str, Path], folder: Path, tmp_path: Path, serve_plans: Callable
+) -> None:
     """Another version is loaded beside and in place of the serving one, and taken back, without a restart."""
     old = build.check(repositories["fp16"])["model_version"]
     new = build.build(folder, "tensorrt", tmp_path / "new", build.Options(precision="fp16"))["model_version"]
@@ -146,11 +167,16 @@ def test_a_roll_out_of_plans_and_back(repositories: dict[str, Path], folder: Pat
         assert rollout.versions(client, live) == {"serving": old, "shadow": new, "folder": old, "previous": new}
 
 
-def test_a_rebuild_with_timings_serves_the_same(repositories: dict[str, Path], golden_folder: Path, tmp_path: Path) -> None:
+def test_a_rebuild_with_timings_serves_the_same(
+    repositories: dict[str, Path], golden_folder: Path, tmp_path: Path
+) -> None:
     """With the timing cache of the first build the second gives plans under the same names, which verify passes."""
     cache = repositories["fp16"].parent / "timings"
     build.build(golden_folder, "tensorrt", tmp_path / "again", build.Options(precision="fp16", timing_cache=cache))
-    names = [sorted(path.name for path in repository.rglob("*.plan")) for repository in (repositories["fp16"], tmp_path / "again")]
+    names = [
+        sorted(path.name for path in repository.rglob("*.plan"))
+        for repository in (repositories["fp16"], tmp_path / "again")
+    ]
     assert names[0] == names[1]
     assert all(row.passes(verify.TOLERANCES["fp16"]) for row in verify.verify(tmp_path / "again"))
 
@@ -176,7 +202,15 @@ def test_a_plan_for_another_gpu_is_not_served(repositories: dict[str, Path], tmp
 def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
     """CUDA_VISIBLE_DEVICES decides which GPUs a plan is for: with none visible the build says so in a line."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    failed = command("triton_models.build", "--weights", "triton_models/weights/demo", "--flavour", "tensorrt", "--out", "/nowhere/models")
+    failed = command(
+        "triton_models.build",
+        "--weights",
+        "triton_models/weights/demo",
+        "--flavour",
+        "tensorrt",
+        "--out",
+        "/nowhere/models",
+    )
     assert failed.returncode == 1
     assert "no GPU can be used" in failed.stderr
 
@@ -195,4 +229,6 @@ def test_throughput_is_told(repositories: dict[str, Path], serve_plans: Callable
         with serve_plans(repositories[precision]) as (address, _):
             for load, result in measure.serving(address, rounds=3, seconds=4.0).items():
                 assert min(result.images_per_s) > 0
-                print(f"{precision} {load}: {max(result.images_per_s):.0f} images/s, {min(result.latency_ms):.1f} ms a request")
+                print(
+                    f"{precision} {load}: {max(result.images_per_s):.0f} images/s, {min(result.latency_ms):.1f} ms a request"
+                )

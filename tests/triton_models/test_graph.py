@@ -84,7 +84,10 @@ def test_half_precision_keeps_norms_and_softmax_in_float32(golden: Path, golden_
         if node.op_type == "MatMul" and node.name.startswith(("blocks", "patch")):
             assert kind == {onnx.TensorProto.FLOAT16}, node.name
     images = np.load(golden / "encoder" / "images.npz")["images"]
-    half, full = (session(graph.fused(golden_weights, precision)).run(["scores"], {"images": images})[0] for precision in ("fp16", "fp32"))
+    half, full = (
+        session(graph.fused(golden_weights, precision)).run(["scores"], {"images": images})[0]
+        for precision in ("fp16", "fp32")
+    )
     assert 0 < np.abs(half - full).max() <= 0.01
 
 
@@ -92,7 +95,9 @@ def test_numbers_beyond_float16_are_refused(small_weights: Weights) -> None:
     """A weight that float16 would make infinite is named, with what to build instead."""
     encoder = small_weights.encoder | {"blocks.3.mlp.fc1.bias": np.full(4 * WIDTH, 7e4, np.float32)}
     made = weights.Weights(encoder, small_weights.heads)
-    with pytest.raises(WeightsError, match=r"blocks\.3\.mlp\.fc1\.bias holds values beyond float16; build with --precision bf16"):
+    with pytest.raises(
+        WeightsError, match=r"blocks\.3\.mlp\.fc1\.bias holds values beyond float16; build with --precision bf16"
+    ):
         graph.encoder(made, "fp16")
     graph.encoder(made, "bf16")
 
@@ -130,7 +135,10 @@ def test_no_embedding_gives_nan(small_weights: Weights) -> None:
 def test_large_bank_is_external_data(small_weights: Weights, tmp_path: Path) -> None:
     """A bank of 100,000 embeddings stands in a file beside the graph, and the graph finds it."""
     rng = np.random.default_rng(2)
-    heads = small_weights.heads | {"knn.bank": rng.standard_normal((100_000, WIDTH)).astype(np.float32), "knn.labels": np.arange(100_000) % 2}
+    heads = small_weights.heads | {
+        "knn.bank": rng.standard_normal((100_000, WIDTH)).astype(np.float32),
+        "knn.labels": np.arange(100_000) % 2,
+    }
     made = weights.from_arrays(small_weights.encoder, heads)
     files = graph.write(graph.heads(made), tmp_path / "model.onnx")
     assert [path.name for path in files] == ["model.onnx", graph.DATA_FILE]
@@ -146,4 +154,6 @@ def test_large_bank_is_external_data(small_weights: Weights, tmp_path: Path) -> 
 def test_a_graph_is_the_same_bytes_every_time(name: str, small_weights: Weights) -> None:
     """Two exports of the same weights are equal, so hashes in a manifest mean something."""
     export = getattr(graph, name)
-    assert export(small_weights).SerializeToString(deterministic=True) == export(small_weights).SerializeToString(deterministic=True)
+    assert export(small_weights).SerializeToString(deterministic=True) == export(small_weights).SerializeToString(
+        deterministic=True
+    )

@@ -68,7 +68,10 @@ def test_the_gpus_that_may_be_used_are_of_one_kind(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     assert plan.visible_gpu() == H200
     library.gpus = (L4, L40S, L4)
-    with pytest.raises(PlanError, match=r"NVIDIA L4 \(58 .* 8\.9 \(GPU 0 2\), NVIDIA L40S \(142 .* 8\.9 \(GPU 1\); set CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(
+        PlanError,
+        match=r"NVIDIA L4 \(58 .* 8\.9 \(GPU 0 2\), NVIDIA L40S \(142 .* 8\.9 \(GPU 1\); set CUDA_VISIBLE_DEVICES",
+    ):
         plan.visible_gpu()
     library.code = 100
     with pytest.raises(PlanError, match=r"no GPU can be used \(cuInit: no CUDA-capable device is detected \(100\)\)"):
@@ -77,7 +80,9 @@ def test_the_gpus_that_may_be_used_are_of_one_kind(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["encoder", "fused"])
-def test_image_graphs_become_plans(rtx: ModuleType, small_weights: Weights, tmp_path: Path, name: str, precision: graph.Precision) -> None:
+def test_image_graphs_become_plans(
+    rtx: ModuleType, small_weights: Weights, tmp_path: Path, name: str, precision: graph.Precision
+) -> None:
     """Parsed and built with a dynamic batch of 1 to 256; half precision makes a smaller plan of the same weights."""
     graph.write(getattr(graph, name)(small_weights, precision), tmp_path / "model.onnx")
     made = plan.compile_plan(rtx, tmp_path / "model.onnx", IMAGE, target="SM89")
@@ -88,14 +93,19 @@ def test_image_graphs_become_plans(rtx: ModuleType, small_weights: Weights, tmp_
 def test_heads_become_a_plan(rtx: ModuleType, small_weights: Weights, tmp_path: Path) -> None:
     """So do the heads, also with a bank that stands in its own file."""
     rng = np.random.default_rng(0)
-    heads = small_weights.heads | {"knn.bank": rng.standard_normal((48_000, WIDTH)), "knn.labels": np.arange(48_000) % 2}
+    heads = small_weights.heads | {
+        "knn.bank": rng.standard_normal((48_000, WIDTH)),
+        "knn.labels": np.arange(48_000) % 2,
+    }
     files = graph.write(graph.heads(weights.from_arrays(small_weights.encoder, heads)), tmp_path / "model.onnx")
     assert len(files) == 2
     made = plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), target="SM89")
     assert len(made) > 48_000 * WIDTH * 4
 
 
-def test_a_foreign_graph_is_refused_with_the_parsers_words(rtx: ModuleType, small_weights: Weights, tmp_path: Path) -> None:
+def test_a_foreign_graph_is_refused_with_the_parsers_words(
+    rtx: ModuleType, small_weights: Weights, tmp_path: Path
+) -> None:
     """An operator nobody knows is named in the error."""
     model = graph.heads(small_weights)
     model.graph.node[0].op_type = "Divination"
@@ -104,12 +114,19 @@ def test_a_foreign_graph_is_refused_with_the_parsers_words(rtx: ModuleType, smal
         plan.compile_plan(rtx, tmp_path / "model.onnx", (WIDTH,), target="SM89")
 
 
-def test_a_repository_of_plans_is_keyed(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_of_plans_is_keyed(
+    rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tensorrt flavour holds one plan per model, named by its key and found by Triton for that GPU alone; another machine is refused."""
     compiler = Compiler(rtx, L4, "SM89")
     options = build.Options(precision="fp16", timing_cache=tmp_path / "timings")
     manifest = build.build(folder, "tensorrt", tmp_path / "models", options, compiler)
-    assert manifest["plans"] == {"tensorrt": rtx.__version__, "capability": "8.9", "name": "NVIDIA L4", "processors": 58}
+    assert manifest["plans"] == {
+        "tensorrt": rtx.__version__,
+        "capability": "8.9",
+        "name": "NVIDIA L4",
+        "processors": 58,
+    }
     assert len(list((tmp_path / "timings").iterdir())) == 1
     for name in ("code", "code_encoder", "code_heads"):
         folder = tmp_path / "models" / name / str(manifest["version_number"])
@@ -133,16 +150,28 @@ def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
     """Only the exact version and kind of GPU pass (a slice is another kind), and every part of the key is in the file's name."""
     key = Key("10.13.2.6", H200, "ab" * 32)
     key.check("10.13.2.6", H200)
-    for other in (("10.13.3.9", H200), ("11.0.0.1", H200), ("10.13.2.6", L4), ("10.13.2.6", Gpu("9.0", "NVIDIA H200 MIG 1g.18gb", 16))):
+    for other in (
+        ("10.13.3.9", H200),
+        ("11.0.0.1", H200),
+        ("10.13.2.6", L4),
+        ("10.13.2.6", Gpu("9.0", "NVIDIA H200 MIG 1g.18gb", 16)),
+    ):
         with pytest.raises(PlanError, match=r"python -m triton_models\.build"):
             key.check(*other)
-    keys = [Key("1", L4, "a" * 64), Key("2", L4, "a" * 64), Key("1", L40S, "a" * 64), Key("1", Gpu("9.0", "NVIDIA L4", 58), "a" * 64)]
+    keys = [
+        Key("1", L4, "a" * 64),
+        Key("2", L4, "a" * 64),
+        Key("1", L40S, "a" * 64),
+        Key("1", Gpu("9.0", "NVIDIA L4", 58), "a" * 64),
+    ]
     keys += [Key("1", Gpu("8.9", "NVIDIA L4", 29), "a" * 64), Key("1", L4, "b" * 64)]
     assert len({key.file_name for key in keys}) == len(keys)
     assert keys[0].file_name == "trt1-cc8.9-nvidia-l4-sm58-aaaaaaaaaaaa.plan"
 
 
-def test_a_plan_of_another_graph_is_refused(rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_another_graph_is_refused(
+    rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A graph exchanged without building its plan anew, all hashes of the manifest right: refused, with the command to type."""
     compiler = Compiler(rtx, L4, "SM89")
     monkeypatch.setattr(plan, "here", lambda: compiler)
@@ -151,11 +180,15 @@ def test_a_plan_of_another_graph_is_refused(rtx: ModuleType, folder: Path, tmp_p
     (tmp_path / "models" / name).write_bytes((tmp_path / "models" / name.replace("code/", "code_heads/")).read_bytes())
     manifest["files"][name] = build.file_hash(tmp_path / "models" / name)
     (tmp_path / "models" / build.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(PlanError, match=r"code/.*no plan of this graph stands beside it; .*python -m triton_models\.build"):
+    with pytest.raises(
+        PlanError, match=r"code/.*no plan of this graph stands beside it; .*python -m triton_models\.build"
+    ):
         build.check(tmp_path / "models")
 
 
-def test_timings_of_another_tensorrt_are_not_used(rtx: ModuleType, folder: Path, small_weights: Weights, tmp_path: Path) -> None:
+def test_timings_of_another_tensorrt_are_not_used(
+    rtx: ModuleType, folder: Path, small_weights: Weights, tmp_path: Path
+) -> None:
     """A timing cache that is damaged or of another version is replaced by one that fits, not a reason to fail."""
     graph.write(graph.heads(small_weights), tmp_path / "model.onnx")
     cache = tmp_path / "timings" / "cache"

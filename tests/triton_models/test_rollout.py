@@ -53,7 +53,9 @@ def served(live: Any, model: str = "code") -> tuple[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("live", ["fused", "ensemble"], indirect=True)
-def test_a_load_and_a_roll_back_under_traffic_lose_nothing(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+def test_a_load_and_a_roll_back_under_traffic_lose_nothing(
+    live: Any, candidate: Path, versions: tuple[str, str]
+) -> None:
     """While versions change no request fails, and each answer's version is that of its scores."""
     old, new = versions
     expected = {old: served(live)[1]}
@@ -88,9 +90,19 @@ def test_back_and_forth(live: Any, candidate: Path, versions: tuple[str, str], c
     where = ("--repository", live.repository, "--server", live.server.address)
     loaded = command("triton_models.rollout", "load", *where, "--new", candidate)
     assert loaded.returncode == 0, loaded.stderr
-    assert rollout.versions(live.client, live.repository) == {"serving": new, "shadow": None, "folder": new, "previous": old}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": new,
+        "shadow": None,
+        "folder": new,
+        "previous": old,
+    }
     assert command("triton_models.rollout", "back", *where).returncode == 0
-    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": None, "folder": old, "previous": new}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": old,
+        "shadow": None,
+        "folder": old,
+        "previous": new,
+    }
     status = command("triton_models.rollout", "status", *where)
     assert f"serving   {old}" in status.stdout and f"previous  {new}" in status.stdout
     assert command("triton_models.rollout", "load", *where).returncode == 2
@@ -106,7 +118,12 @@ def test_a_shadow_stays_with_whichever_version_serves(live: Any, candidate: Path
     assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, old)
     rollout.unshadow(live.client, live.repository)
     rollout.back(live.client, live.repository)
-    assert rollout.versions(live.client, live.repository) == {"serving": new, "shadow": None, "folder": new, "previous": old}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": new,
+        "shadow": None,
+        "folder": new,
+        "previous": old,
+    }
     assert not (live.repository / rollout.SHADOW).exists()
 
 
@@ -147,17 +164,26 @@ def test_a_damaged_shadow_keeps_no_server_from_starting(live: Any, candidate: Pa
     assert not (live.repository / rollout.SHADOW).exists()
 
 
-def test_a_damaged_candidate_is_refused_before_anything_changes(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+def test_a_damaged_candidate_is_refused_before_anything_changes(
+    live: Any, candidate: Path, versions: tuple[str, str]
+) -> None:
     """A file that differs from the candidate's manifest stops the roll-out; folder and server stay."""
     graph = next(candidate.glob("code/*/model.onnx"))
     graph.write_bytes(graph.read_bytes()[:-1])
     for action in (rollout.load, rollout.shadow):
         with pytest.raises(BuildError, match=r"model\.onnx: damaged"):
             action(live.client, live.repository, candidate)
-    assert rollout.versions(live.client, live.repository) == {"serving": versions[0], "shadow": None, "folder": versions[0], "previous": None}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": versions[0],
+        "shadow": None,
+        "folder": versions[0],
+        "previous": None,
+    }
 
 
-def test_a_candidate_that_the_server_cannot_load_is_taken_back(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+def test_a_candidate_that_the_server_cannot_load_is_taken_back(
+    live: Any, candidate: Path, versions: tuple[str, str]
+) -> None:
     """A graph with the right hash that does not open: the error names it; folder, version before and shadow are as they were."""
     graph = next(candidate.glob("code/*/model.onnx"))
     old_hash = build.file_hash(graph)
@@ -174,18 +200,30 @@ def test_a_candidate_that_the_server_cannot_load_is_taken_back(live: Any, candid
     rollout.back(live.client, live.repository)
     with pytest.raises(RolloutError, match=r"model\.onnx.*nothing has changed"):
         rollout.shadow(live.client, live.repository, candidate)
-    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": None, "folder": old, "previous": before}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": old,
+        "shadow": None,
+        "folder": old,
+        "previous": before,
+    }
     rollout.shadow(live.client, live.repository, live.repository.with_name("null"))
     with pytest.raises(RolloutError, match=r"model\.onnx.*the version before is back"):
         rollout.load(live.client, live.repository, candidate)
     with pytest.raises(RolloutError, match=r"model\.onnx.*nothing has changed"):
         rollout.shadow(live.client, live.repository, candidate)
-    assert rollout.versions(live.client, live.repository) == {"serving": old, "shadow": before, "folder": old, "previous": before}
+    assert rollout.versions(live.client, live.repository) == {
+        "serving": old,
+        "shadow": before,
+        "folder": old,
+        "previous": before,
+    }
     assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, before)
     assert [path.name for path in live.repository.parent.glob(".models*")] == []
 
 
-def test_a_server_that_is_away_changes_nothing(live: Any, candidate: Path, versions: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_away_changes_nothing(
+    live: Any, candidate: Path, versions: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without an answer from the server the folders are put back, and one line says so."""
     live.server.stop(grace_s=15)
     where = ["--repository", str(live.repository), "--server", live.server.address]
@@ -196,7 +234,12 @@ def test_a_server_that_is_away_changes_nothing(live: Any, candidate: Path, versi
     assert rollout.main(["status", *where]) == 1
     assert "is it running" in capsys.readouterr().err
     assert build.check(live.repository)["model_version"] == versions[0]
-    assert sorted(path.name for path in live.repository.iterdir()) == ["MANIFEST.json", "code", "code_encoder", "code_heads"]
+    assert sorted(path.name for path in live.repository.iterdir()) == [
+        "MANIFEST.json",
+        "code",
+        "code_encoder",
+        "code_heads",
+    ]
     assert not rollout.previous_of(live.repository).exists()
 
 

@@ -39,7 +39,10 @@ class Client:
         self.ready.discard(name)
 
     def infer(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(as_numpy=lambda _: np.zeros((1, 3)), get_response=lambda: SimpleNamespace(model_version=int(self.version, 16)))
+        return SimpleNamespace(
+            as_numpy=lambda _: np.zeros((1, 3)),
+            get_response=lambda: SimpleNamespace(model_version=int(self.version, 16)),
+        )
 
 
 def version_of(folder: Path) -> str:
@@ -50,7 +53,14 @@ def repository(folder: Path, version: str) -> Path:
     (folder / "code").mkdir(parents=True)
     (folder / "code" / "config.pbtxt").write_text(f'name: "code"\n# {version}\n')
     files = {"code/config.pbtxt": build.file_hash(folder / "code" / "config.pbtxt")}
-    manifest = {"schema": build.SCHEMA, "model_version": version, "version_number": 1, "flavour": "null", "precision": "fp32", "code": "fused"}
+    manifest = {
+        "schema": build.SCHEMA,
+        "model_version": version,
+        "version_number": 1,
+        "flavour": "null",
+        "precision": "fp32",
+        "code": "fused",
+    }
     (folder / build.MANIFEST).write_text(json.dumps(manifest | {"plans": None, "files": files}))
     return folder
 
@@ -120,7 +130,9 @@ def test_an_interruption_puts_everything_back(live: Path, new: Path, action: str
 
 
 @pytest.mark.parametrize("exchanges", [1, 2])
-def test_an_interruption_between_the_renames_is_undone(live: Path, new: Path, monkeypatch: pytest.MonkeyPatch, exchanges: int) -> None:
+def test_an_interruption_between_the_renames_is_undone(
+    live: Path, new: Path, monkeypatch: pytest.MonkeyPatch, exchanges: int
+) -> None:
     """Ctrl-C after the first or second rename of a load."""
     real, calls = build.exchange, []
 

@@ -47,7 +47,9 @@ def test_golden_values_through_the_server(golden: Path, golden_weights: Weights,
     images, expected = (np.load(golden / "encoder" / f"{name}.npz") for name in ("images", "expected"))
     answer = golden_server.infer(images["images"])
     assert np.abs(answer["embedding"] - expected["cls_features"]).max() < 2e-4
-    np.testing.assert_allclose(answer["scores"], weights.reference_scores(golden_weights, expected["cls_features_f64"]), atol=1e-4)
+    np.testing.assert_allclose(
+        answer["scores"], weights.reference_scores(golden_weights, expected["cls_features_f64"]), atol=1e-4
+    )
     embedding = golden_server.infer(images["images"], "code_encoder", ("embedding",))["embedding"]
     np.testing.assert_allclose(embedding, answer["embedding"], atol=2e-5)
     data, known = (np.load(golden / "heads" / f"{name}.npz") for name in ("data", "expected"))
@@ -75,14 +77,22 @@ def test_every_batch_size_is_served(golden_server: Any, count: int) -> None:
     assert answer["embedding"].shape == (count, WIDTH) and answer["scores"].shape == (count, 3)
     alone = golden_server.infer(images[-1:])
     np.testing.assert_allclose(answer["scores"][-1:], alone["scores"], atol=1e-5)
-    np.testing.assert_allclose(golden_server.infer(images, "code_encoder", ("embedding",))["embedding"], answer["embedding"], atol=2e-5)
-    np.testing.assert_allclose(golden_server.infer(answer["embedding"], "code_heads", ("scores",))["scores"], answer["scores"], atol=1e-5)
+    np.testing.assert_allclose(
+        golden_server.infer(images, "code_encoder", ("embedding",))["embedding"], answer["embedding"], atol=2e-5
+    )
+    np.testing.assert_allclose(
+        golden_server.infer(answer["embedding"], "code_heads", ("scores",))["scores"], answer["scores"], atol=1e-5
+    )
 
 
-def test_labels_are_scikit_learns_on_10_000_embeddings(golden: Path, golden_weights: Weights, golden_server: Any) -> None:
+def test_labels_are_scikit_learns_on_10_000_embeddings(
+    golden: Path, golden_weights: Weights, golden_server: Any
+) -> None:
     """Through the server, too, score >= 0.5 is each published head's own predict; only a 1-NN tie below 1e-5 may differ."""
     x = np.random.default_rng(6).standard_normal((10_000, WIDTH)).astype(np.float32)
-    scores = np.concatenate([golden_server.infer(part, "code_heads", ("scores",))["scores"] for part in np.split(x, 50)])
+    scores = np.concatenate(
+        [golden_server.infer(part, "code_heads", ("scores",))["scores"] for part in np.split(x, 50)]
+    )
     differs = (scores >= 0.5) != predicted(golden, x)
     assert not differs[:, [0, 2]].any()
     assert (tie_distance(golden_weights, x)[differs[:, 1]] < 1e-5).all()
@@ -110,7 +120,9 @@ def test_concurrent_requests_get_their_own_rows(golden_server: Any) -> None:
     starts = np.cumsum([0, *sizes[:-1]])
     threads = [
         threading.Thread(
-            target=lambda start=start, size=size: answers.update({int(start): golden_server.infer(images[start : start + size])["scores"]})
+            target=lambda start=start, size=size: answers.update(
+                {int(start): golden_server.infer(images[start : start + size])["scores"]}
+            )
         )
         for start, size in zip(starts, sizes, strict=True)
     ]
@@ -171,13 +183,26 @@ def test_embeddings_that_are_no_numbers_are_refused_alone(golden_server: Any, va
 
 def test_a_batch_size_beyond_32_bits_costs_nobody_else(golden_server: Any) -> None:
     """Triton takes 2^40 images for none at all and lets the request through: the model refuses it alone."""
-    tensor = {"name": "images", "shape": [2**40, 224, 224, 3], "datatype": "UINT8", "parameters": {"binary_data_size": 150528}}
+    tensor = {
+        "name": "images",
+        "shape": [2**40, 224, 224, 3],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": 150528},
+    }
     head = json.dumps({"inputs": [tensor]}).encode()
     connection = http.client.HTTPConnection("127.0.0.1", golden_server.server.ports["triton_http"], timeout=60)
     with closing(connection):
-        connection.request("POST", "/v2/models/code/infer", head + pixels(1).tobytes(), {"Inference-Header-Content-Length": str(len(head))})
+        connection.request(
+            "POST",
+            "/v2/models/code/infer",
+            head + pixels(1).tobytes(),
+            {"Inference-Header-Content-Length": str(len(head))},
+        )
         answer = connection.getresponse()
-        assert (answer.status, "images has shape [224, 224, 3], expected [N, 224, 224, 3]" in answer.read().decode()) == (400, True)
+        assert (
+            answer.status,
+            "images has shape [224, 224, 3], expected [N, 224, 224, 3]" in answer.read().decode(),
+        ) == (400, True)
     assert golden_server.infer(pixels(1))["scores"].shape == (1, 3)
 
 
@@ -189,7 +214,9 @@ def test_cancelled_requests_are_not_computed(folder: Path, tmp_path: Path, serve
     try:
         with serve(tmp_path, tmp_path / "models") as running:
             running.client.register_system_shared_memory("cancelled", key, many.nbytes)
-            at_work, waiting = (grpc.InferInput("images", [size, *many.shape[1:]], "UINT8") for size in (len(many), count))
+            at_work, waiting = (
+                grpc.InferInput("images", [size, *many.shape[1:]], "UINT8") for size in (len(many), count)
+            )
             at_work.set_shared_memory("cancelled", many.nbytes)
             waiting.set_shared_memory("cancelled", many[:count].nbytes)
             answered = threading.Event()
@@ -228,14 +255,19 @@ def unregister(client: grpc.InferenceServerClient, region: str) -> None:
 def compute_ms_per_image(client: grpc.InferenceServerClient) -> dict[int, float]:
     """For each size of a batch that `code` was given: what an image of it took, in ms."""
     batches = client.get_inference_statistics("code").model_stats[0].batch_stats
-    return {int(batch.batch_size): batch.compute_infer.ns / 1e6 / batch.compute_infer.count / batch.batch_size for batch in batches}
+    return {
+        int(batch.batch_size): batch.compute_infer.ns / 1e6 / batch.compute_infer.count / batch.batch_size
+        for batch in batches
+    }
 
 
 def pending(metrics_port: int) -> float:
     """Requests that wait in the server's queues."""
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_inference_pending_request_count{"))
+    return sum(
+        float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_inference_pending_request_count{")
+    )
 
 
 def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
@@ -271,7 +303,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     left = Path("/dev/shm") / key[1:]
     try:
         done = subprocess.run([sys.executable, "-c", code, golden_server.server.address, key], check=False, timeout=120)
-        assert done.returncode == -signal.SIGKILL  # the file may be gone at once: Python's resource tracker outlives its process
+        assert (
+            done.returncode == -signal.SIGKILL
+        )  # the file may be gone at once: Python's resource tracker outlives its process
     finally:
         left.unlink(missing_ok=True)
     assert golden_server.infer(pixels(2))["scores"].shape == (2, 3)
@@ -279,7 +313,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert "killed" not in golden_server.client.get_system_shared_memory_status(as_json=True).get("regions", {})
 
 
-def test_a_killed_server_restarts_with_shared_memory_left_over(golden_folder: Path, tmp_path: Path, serve: Callable) -> None:
+def test_a_killed_server_restarts_with_shared_memory_left_over(
+    golden_folder: Path, tmp_path: Path, serve: Callable
+) -> None:
     """After SIGKILL in mid-request, a client's shared-memory region still there, the server starts again and serves from it."""
     build.build(golden_folder, "cpu", tmp_path / "models")
     region, images = "left_over", pixels(4)
@@ -302,7 +338,9 @@ def test_a_killed_server_restarts_with_shared_memory_left_over(golden_folder: Pa
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other bytes", "missing"])
-def test_a_damaged_graph_stops_the_start_with_one_line(folder: Path, tmp_path: Path, serve: Callable, damage: str) -> None:
+def test_a_damaged_graph_stops_the_start_with_one_line(
+    folder: Path, tmp_path: Path, serve: Callable, damage: str
+) -> None:
     """The server does not come up on a damaged file, and its log says in one line which file and what to do."""
     manifest = build.build(folder, "cpu", tmp_path / "models")
     graph = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
@@ -312,7 +350,11 @@ def test_a_damaged_graph_stops_the_start_with_one_line(folder: Path, tmp_path: P
         content = graph.read_bytes()
         graph.write_bytes(content[: len(content) // 2] if damage == "truncated" else content[:-8] + b"\0" * 8)
     said = [line for line in log_of_a_failed_start(tmp_path, serve) if str(graph) in line]
-    assert any(("missing" if damage == "missing" else "damaged or replaced") in line and "python -m triton_models.build" in line for line in said)
+    assert any(
+        ("missing" if damage == "missing" else "damaged or replaced") in line
+        and "python -m triton_models.build" in line
+        for line in said
+    )
 
 
 def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_path: Path, serve: Callable) -> None:
@@ -327,16 +369,21 @@ def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"), [("not a number", "its scores has NaN or infinite numbers"), ("two heads", "its scores has shape [1, 2]")]
+    ("fault", "says"),
+    [("not a number", "its scores has NaN or infinite numbers"), ("two heads", "its scores has shape [1, 2]")],
 )
-def test_a_graph_that_answers_nonsense_stops_the_start(folder: Path, tmp_path: Path, serve: Callable, fault: str, says: str) -> None:
+def test_a_graph_that_answers_nonsense_stops_the_start(
+    folder: Path, tmp_path: Path, serve: Callable, fault: str, says: str
+) -> None:
     """Right hashes, wrong graph: a head missing, or one that gives NaN, is found by a trial before anything is served."""
     manifest = build.build(folder, "cpu", tmp_path / "models")
     path = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
     old, model = build.file_hash(path), onnx.load(path)
     if fault == "two heads":
         next(node for node in model.graph.node if node.name == "scores").input.pop()
-        next(output for output in model.graph.output if output.name == "scores").type.tensor_type.shape.dim[1].dim_value = 2
+        next(output for output in model.graph.output if output.name == "scores").type.tensor_type.shape.dim[
+            1
+        ].dim_value = 2
     else:
         intercept = next(tensor for tensor in model.graph.initializer if tensor.name == "svm.intercept")
         intercept.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "svm.intercept"))
@@ -359,7 +406,10 @@ def test_a_damaged_new_version_leaves_the_old_one_serving(
         with pytest.raises(InferenceServerException, match=r"model\.onnx"):
             running.client.load_model("code")
         np.testing.assert_array_equal(running.infer(pixels(2))["scores"], before)
-        assert running.client.get_model_config("code").config.parameters["model_version"].string_value == golden_weights.version
+        assert (
+            running.client.get_model_config("code").config.parameters["model_version"].string_value
+            == golden_weights.version
+        )
 
 
 def test_the_null_flavour_serves(tmp_path: Path, serve: Callable) -> None:
@@ -369,9 +419,13 @@ def test_the_null_flavour_serves(tmp_path: Path, serve: Callable) -> None:
         assert (running.infer(pixels(5))["scores"] == 0.5).all()
 
 
-def test_the_ensemble_gives_the_same_scores(golden_folder: Path, golden_server: Any, tmp_path: Path, serve: Callable) -> None:
+def test_the_ensemble_gives_the_same_scores(
+    golden_folder: Path, golden_server: Any, tmp_path: Path, serve: Callable
+) -> None:
     """`code` as an ensemble of its parts answers what the single graph answers; loading it loads the parts."""
     build.build(golden_folder, "cpu", tmp_path / "models", build.Options(code="ensemble"))
     with serve(tmp_path, tmp_path / "models") as running:
-        np.testing.assert_allclose(running.infer(pixels(3))["scores"], golden_server.infer(pixels(3))["scores"], atol=1e-5)
+        np.testing.assert_allclose(
+            running.infer(pixels(3))["scores"], golden_server.infer(pixels(3))["scores"], atol=1e-5
+        )
         assert all(running.client.is_model_ready(name) for name in ("code_encoder", "code_heads"))

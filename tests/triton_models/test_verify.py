@@ -105,7 +105,9 @@ def planar_patches(model: onnx.ModelProto) -> None:
 
 def shuffled_labels(model: onnx.ModelProto) -> None:
     """The bank's labels in another order than its rows: as many reals and fakes as before, but not the same ones."""
-    real, fake = (next(tensor for tensor in model.graph.initializer if tensor.name == f"knn.{side}") for side in ("real", "fake"))
+    real, fake = (
+        next(tensor for tensor in model.graph.initializer if tensor.name == f"knn.{side}") for side in ("real", "fake")
+    )
     rows = np.concatenate([numpy_helper.to_array(real), numpy_helper.to_array(fake)], axis=1)
     rows = rows[:, np.random.default_rng(1).permutation(rows.shape[1])]
     constant(model, "knn.real", lambda values: rows[:, : values.shape[1]])
@@ -184,7 +186,10 @@ def test_mixed_precision_does_not_hide_a_fault(tmp_path: Path) -> None:
 def test_rounding_of_float32_is_no_fault(tmp_path: Path) -> None:
     """An encoder that float32 cannot compute to 1e-4 (a large sum that cancels out) passes where rounding explains it; its faults still fail."""
     encoder, heads = (load_file(DEMO / name) for name in (weights.ENCODER_FILE, weights.HEADS_FILE))
-    encoder = {name: array.astype(np.float32) + 1000 * (name in ("cls_token", "patch_embed.proj.bias")) for name, array in encoder.items()}
+    encoder = {
+        name: array.astype(np.float32) + 1000 * (name in ("cls_token", "patch_embed.proj.bias"))
+        for name, array in encoder.items()
+    }
     weights.save(tmp_path / "weights", encoder, heads | {"linear.coef": heads["linear.coef"] * 0.1})
     build.build(tmp_path / "weights", "cpu", tmp_path / "models")
     rows = verify.verify(tmp_path / "models", images=IMAGES)
@@ -193,11 +198,15 @@ def test_rounding_of_float32_is_no_fault(tmp_path: Path) -> None:
     for fault in (swapped_channels, planar_patches, resized):
         shutil.copytree(tmp_path / "models", tmp_path / fault.__name__)
         plant(tmp_path / fault.__name__, "code", fault)
-        (row,) = [row for row in verify.verify(tmp_path / fault.__name__, images=IMAGES) if row.name == "ONNX graph code"]
+        (row,) = [
+            row for row in verify.verify(tmp_path / fault.__name__, images=IMAGES) if row.name == "ONNX graph code"
+        ]
         assert "embedding differs by" in row.past(verify.TOLERANCES["fp32"])
 
 
-def test_nothing_compared_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_compared_is_no_success(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where neither PyTorch nor ONNX Runtime is installed and no server named, the exit code is 1 and the line says what to do."""
     for name in ("torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -205,7 +214,9 @@ def test_nothing_compared_is_no_success(repository: Path, monkeypatch: pytest.Mo
     assert "NOTHING was compared" in capsys.readouterr().out
 
 
-def test_a_served_graph_that_was_skipped_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_served_graph_that_was_skipped_is_no_success(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """PyTorch's agreement with float64 says nothing of the graph that is served: where ONNX Runtime is missing, the exit code is 1."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(reference, "images", lambda: IMAGES[:1])
@@ -256,7 +267,8 @@ def test_the_command_line_tells_right_from_wrong(
     assert "PAST THE TOLERANCE" in said
     last = said.strip().splitlines()[-1]
     assert re.match(
-        r"NOT the same model, do not serve this repository: ONNX graph code_heads: score differs by \S+, at most 1\.0e-04, labels changed", last
+        r"NOT the same model, do not serve this repository: ONNX graph code_heads: score differs by \S+, at most 1\.0e-04, labels changed",
+        last,
     )
     (tmp_path / "models" / "code" / "config.pbtxt").write_text("")
     (tmp_path / "images" / "9.png").write_bytes(b"no image")
@@ -264,11 +276,16 @@ def test_the_command_line_tells_right_from_wrong(
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b"IDAT")
     png = b"".join(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     (tmp_path / "vast" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000_000)  # the worker, where it is imported, has limits of its own
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 10_000_000
+    )  # the worker, where it is imported, has limits of its own
     for arguments, says in (
         ([tmp_path / "models"], "config.pbtxt: damaged"),
         ([repository, "--images", tmp_path / "images"], "9.png: no readable image"),
-        ([repository, "--images", tmp_path / "vast"], "0.png: no readable image (Image size (400000000 pixels) exceeds limit"),
+        (
+            [repository, "--images", tmp_path / "vast"],
+            "0.png: no readable image (Image size (400000000 pixels) exceeds limit",
+        ),
     ):
         assert verify.main([str(argument) for argument in arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()

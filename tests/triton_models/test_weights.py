@@ -38,7 +38,11 @@ def test_version_depends_on_the_numbers_alone(folder: Path) -> None:
     """Storing the same numbers in another format keeps the version; changing one number changes it."""
     version = weights.load(folder).version
     assert len(version) == 12 and int(version, 16) > 0
-    change(folder, ENCODER_FILE, lambda arrays: arrays.update({name: array.astype(np.float32) for name, array in arrays.items()}))
+    change(
+        folder,
+        ENCODER_FILE,
+        lambda arrays: arrays.update({name: array.astype(np.float32) for name, array in arrays.items()}),
+    )
     assert weights.load(folder).version == version
     change(folder, HEADS_FILE, lambda arrays: arrays["linear.coef"].__setitem__(0, 9.0))
     assert weights.load(folder).version != version
@@ -47,7 +51,9 @@ def test_version_depends_on_the_numbers_alone(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F4"])
 def test_types_that_numpy_lacks_are_refused(folder: Path, kind: str) -> None:
     """A tensor of eight or four bits: a WeightsError that names the file."""
-    header = json.dumps({"linear.coef": {"dtype": kind, "shape": [8], "data_offsets": [0, 4 if kind == "F4" else 8]}}).encode()
+    header = json.dumps(
+        {"linear.coef": {"dtype": kind, "shape": [8], "data_offsets": [0, 4 if kind == "F4" else 8]}}
+    ).encode()
     (folder / HEADS_FILE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 if kind == "F4" else 8))
     with pytest.raises(WeightsError, match=rf"{HEADS_FILE}: .*export it again"):
         weights.load(folder)
@@ -56,16 +62,33 @@ def test_types_that_numpy_lacks_are_refused(folder: Path, kind: str) -> None:
 def test_version_is_the_same_in_another_process_with_other_threads(folder: Path) -> None:
     """Neither the number of threads nor hash seeds nor the processor's instructions in use change the version."""
     code = "import sys; from pathlib import Path; from triton_models import weights; print(weights.load(Path(sys.argv[1])).version)"
-    plain = {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3", "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}
+    plain = {
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+        "PYTHONHASHSEED": "7",
+        "OMP_NUM_THREADS": "3",
+    }
     argv = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
-    other = subprocess.run(argv, env=os.environ | plain, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=120)
+    other = subprocess.run(
+        argv,
+        env=os.environ | plain,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert other.stdout.strip() == weights.load(folder).version
 
 
 @pytest.mark.parametrize(
     ("file", "edit", "says"),
     [
-        (HEADS_FILE, lambda arrays: arrays["knn.bank"].__setitem__((3, 5), np.nan), "knn.bank holds 1 values that are NaN"),
+        (
+            HEADS_FILE,
+            lambda arrays: arrays["knn.bank"].__setitem__((3, 5), np.nan),
+            "knn.bank holds 1 values that are NaN",
+        ),
         (HEADS_FILE, lambda arrays: arrays["knn.bank"].__setitem__(3, 0), "rows of zeros"),
         (HEADS_FILE, lambda arrays: arrays.pop("svm.dual_coef"), "svm.dual_coef missing"),
         (
@@ -76,7 +99,11 @@ def test_version_is_the_same_in_another_process_with_other_threads(folder: Path)
         (HEADS_FILE, lambda arrays: arrays.update({"knn.labels": np.ones(20, np.int64)}), "both 0 (real) and 1 (fake)"),
         (HEADS_FILE, lambda arrays: arrays.update({"knn.labels": np.arange(19) % 2}), "20 rows, knn.labels 19"),
         (HEADS_FILE, lambda arrays: arrays.update({"svm.dual_coef": np.ones(4)}), "5 rows, svm.dual_coef 4"),
-        (HEADS_FILE, lambda arrays: arrays.update({"svm.support_vectors": np.ones((0, WIDTH)), "svm.dual_coef": np.ones(0)}), "0 rows"),
+        (
+            HEADS_FILE,
+            lambda arrays: arrays.update({"svm.support_vectors": np.ones((0, WIDTH)), "svm.dual_coef": np.ones(0)}),
+            "0 rows",
+        ),
         (HEADS_FILE, lambda arrays: arrays.update({"svm.degree": np.array([1e6])}), "svm.degree is 1e+06"),
         (HEADS_FILE, lambda arrays: arrays.update({"svm.gamma": np.array([-0.5])}), "svm.gamma is -0.5"),
         (
@@ -85,13 +112,23 @@ def test_version_is_the_same_in_another_process_with_other_threads(folder: Path)
             "linear.coef holds 192 values that are NaN, infinite or too large",
         ),
         (HEADS_FILE, lambda arrays: arrays.update({"svm.degree": np.array([2.5])}), "svm.degree is 2.5"),
-        (HEADS_FILE, lambda arrays: arrays.update({"linear.coef": np.ones(191)}), "linear.coef has shape [191], expected [192]"),
+        (
+            HEADS_FILE,
+            lambda arrays: arrays.update({"linear.coef": np.ones(191)}),
+            "linear.coef has shape [191], expected [192]",
+        ),
         (HEADS_FILE, lambda arrays: arrays.update({"surprise": np.ones(1)}), "surprise not expected"),
-        (ENCODER_FILE, lambda arrays: arrays["norm.bias"].__setitem__(0, np.inf), "norm.bias holds 1 values that are NaN, infinite or too large"),
+        (
+            ENCODER_FILE,
+            lambda arrays: arrays["norm.bias"].__setitem__(0, np.inf),
+            "norm.bias holds 1 values that are NaN, infinite or too large",
+        ),
         (ENCODER_FILE, lambda arrays: arrays.pop("cls_token"), "cls_token missing"),
     ],
 )
-def test_a_bad_array_is_named(folder: Path, file: str, edit: Callable[[dict[str, np.ndarray]], object], says: str) -> None:
+def test_a_bad_array_is_named(
+    folder: Path, file: str, edit: Callable[[dict[str, np.ndarray]], object], says: str
+) -> None:
     """NaN, a missing head, a wrong shape: the message names the file and what is wrong with which tensor."""
     change(folder, file, edit)
     with pytest.raises(WeightsError) as caught:
@@ -143,7 +180,10 @@ def test_reference_scores_are_scikit_learns(small_weights: weights.Weights) -> N
     rng = np.random.default_rng(3)
     x, y = rng.standard_normal((300, WIDTH)), np.arange(300) % 3 == 0
     linear = LogisticRegression(C=0.316, class_weight="balanced").fit(x, y)
-    nearest = {side: KNeighborsClassifier(n_neighbors=1, metric="cosine").fit(x[y == side], y[y == side]) for side in (False, True)}
+    nearest = {
+        side: KNeighborsClassifier(n_neighbors=1, metric="cosine").fit(x[y == side], y[y == side])
+        for side in (False, True)
+    }
     svm = OneClassSVM(nu=0.1, kernel="poly", gamma="auto").fit(x[~y])
     heads = {
         "linear.coef": linear.coef_[0],

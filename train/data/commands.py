@@ -1,4 +1,5 @@
-"""The commands `train.main data …`: look at data, check a folder, build D3's shards, equalise. Each calls a module beside this one.
+"""The commands `train.main data …`: look at data, check a folder, build D3's shards, equalise. Each calls a module
+beside this one.
 
 python -m train.main data inspect images/
 """
@@ -25,7 +26,9 @@ def data_inspect(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Counts, sizes and formats, and how strongly each tells the label. Example: `data inspect images/ --sheet contact.png`"""
+    """Counts, sizes and formats, and how strongly each tells the label. Example: `data inspect images/ --sheet
+    contact.png`
+    """
     from train.data.inspect import contact_sheet, gather, summary
     from train.data.open import open_source
 
@@ -41,7 +44,11 @@ def data_inspect(
     table = Table("property", "tells the label (Cramer's V)", "values: real / fake")
     for name, strength in facts["label_given_away_by"].items():
         values = sorted(facts["counts"][name].items(), key=lambda item: -sum(item[1].values()))[:6]
-        table.add_row(name, f"{strength:.2f}", ", ".join(f"{value}: {row.get('real', 0)}/{row.get('fake', 0)}" for value, row in values))
+        table.add_row(
+            name,
+            f"{strength:.2f}",
+            ", ".join(f"{value}: {row.get('real', 0)}/{row.get('fake', 0)}" for value, row in values),
+        )
     out_console.print(table)
     for warning in facts["warnings"]:
         out_console.print(f"[yellow]{warning}[/yellow]")
@@ -56,8 +63,12 @@ def data_d3(
     limit: Annotated[int | None, typer.Option(help="Stop after so many rows.", min=1)] = None,
     concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
-    give_up_after: Annotated[int, typer.Option(help="Downloads in a row without an answer: the network is down.", min=1)] = 50,
-    retry_failed: Annotated[bool, typer.Option(help="First try again what failed in the shards written, but for dead links.")] = False,
+    give_up_after: Annotated[
+        int, typer.Option(help="Downloads in a row without an answer: the network is down.", min=1)
+    ] = 50,
+    retry_failed: Annotated[
+        bool, typer.Option(help="First try again what failed in the shards written, but for dead links.")
+    ] = False,
 ) -> None:
     """D3 rows + their real images -> WebDataset shards; a stopped run goes on where it was.
 
@@ -69,9 +80,18 @@ def data_d3(
     with clear_errors(when_stopped=GOES_ON):
         limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s, max_unanswered=give_up_after)
         manifest = build_shards(
-            source, out, split=split, records_per_shard=records, limit=limit, limits=limits, retry_failed=retry_failed, console=console
+            source,
+            out,
+            split=split,
+            records_per_shard=records,
+            limit=limit,
+            limits=limits,
+            retry_failed=retry_failed,
+            console=console,
         )
-    out_console.print_json(json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "positions")}))
+    out_console.print_json(
+        json.dumps({key: value for key, value in manifest.items() if key not in ("shards", "positions")})
+    )
     if passing := sum(count for reason, count in manifest["failures"].items() if may_pass(reason)):
         say(f"{passing} links did not answer; the same command with --retry-failed tries them again")
     say(f"next: python -m train.main fit --recipe paper --set data.source={out}")
@@ -81,9 +101,13 @@ def data_d3(
 def data_folder(
     folder: Path,
     min_side_px: Annotated[int, typer.Option(help="A shorter side below this is `tiny`.", min=1)] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, every file that is left out in it.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON only, every file that is left out in it.")
+    ] = False,
 ) -> None:
-    """Check a folder (real/..., fake/GENERATOR/...): every file decoded, what is left out named. Example: `data folder images/`"""
+    """Check a folder (real/..., fake/GENERATOR/...): every file decoded, what is left out named. Example: `data folder
+    images/`
+    """
     from dataclasses import asdict
 
     from train.data.folder import scan_folder
@@ -92,8 +116,13 @@ def data_folder(
     with clear_errors():
         if as_json:
             source, problems = scan_folder(folder, min_side_px, console=console)
-            counts = {"real": sum(image.label == 0 for image in source.images), "fake": sum(image.label == 1 for image in source.images)}
-            sys.stdout.write(json.dumps({"images": counts, "left_out": [asdict(problem) for problem in problems]}, indent=2) + "\n")
+            counts = {
+                "real": sum(image.label == 0 for image in source.images),
+                "fake": sum(image.label == 1 for image in source.images),
+            }
+            sys.stdout.write(
+                json.dumps({"images": counts, "left_out": [asdict(problem) for problem in problems]}, indent=2) + "\n"
+            )
         else:
             open_source(folder, min_side_px=min_side_px, console=out_console)
 
@@ -103,21 +132,34 @@ def data_equalise(
     folder: Path,
     out: Path,
     held_out: Annotated[float, typer.Option(help="Part kept aside in original bytes.", min=0, max=0.9)] = 0.25,
-    validation: Annotated[float, typer.Option(help="Part of the rest for validation, equalised too.", min=0, max=0.9)] = 0.0,
-    max_per_generator: Annotated[int, typer.Option(help="At most so many training images of one source or generator.", min=1)] = 90,
-    unseen: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated.")] = None,
+    validation: Annotated[
+        float, typer.Option(help="Part of the rest for validation, equalised too.", min=0, max=0.9)
+    ] = 0.0,
+    max_per_generator: Annotated[
+        int, typer.Option(help="At most so many training images of one source or generator.", min=1)
+    ] = 90,
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Keep this source or generator aside as a whole; may be repeated."),
+    ] = None,
     copies: Annotated[int, typer.Option(help="Cuts of each training image.", min=1)] = 1,
-    side_px: Annotated[tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)] = (224, 353),
+    side_px: Annotated[
+        tuple[int, int], typer.Option(help="A cut's side is drawn from these two, the second not included.", min=32)
+    ] = (224, 353),
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """A copy in which format, size and compression do not tell the label; a stopped run goes on. Example: `data equalise images/ equal/`"""
+    """A copy in which format, size and compression do not tell the label; a stopped run goes on. Example: `data
+    equalise images/ equal/`
+    """
     from train.data.equalise import UNFINISHED, equalise_folder
     from train.data.images import DataError
     from train.data.open import open_source
 
     with clear_errors(when_stopped=GOES_ON):
         if side_px[0] >= side_px[1]:
-            raise DataError(f"--side-px {side_px[0]} {side_px[1]}: the first has to be below the second, which is not included")
+            raise DataError(
+                f"--side-px {side_px[0]} {side_px[1]}: the first has to be below the second, which is not included"
+            )
         if any(folder.glob("*.tar")):
             raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
         if not (out / UNFINISHED).exists():

@@ -2,9 +2,12 @@
 
     python -m train.main data d3 hf://elsaEU/ELSA_D3 shards/ --split validation
 
-Rows are taken in blocks, one shard each. A block is finished when its shard stands in manifest.json; a stopped run redoes the
-unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice. A failure that may pass
-(no answer, a busy server) is tried again when its block is redone: by itself in an unfinished one, with --retry-failed in any.
+Rows are taken in blocks, one shard each. A block is finished when its shard stands in manifest.json; a stopped run
+redoes the
+unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice. A failure that may
+pass
+(no answer, a busy server) is tried again when its block is redone: by itself in an unfinished one, with --retry-failed
+in any.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ def build_shards(
     retry_failed: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write the shards that are not there yet; returns the manifest. `retry_failed` redoes those with failures that may pass.
+    """Write the shards that are not there yet; returns the manifest. `retry_failed` redoes those with failures that may
+    pass.
 
     Raises DataError for a wrong source, schema or another run's `out`, and when the network seems to be down.
     """
@@ -117,7 +121,8 @@ def _write_block(
     reasons = Counter(failure["reason"].split(":", maxsplit=1)[0] for failure in failures)
     if console is not None:
         console.print(
-            f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures {dict(reasons)}", highlight=False
+            f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures {dict(reasons)}",
+            highlight=False,
         )
     return {**entry, "rows": counted.count, "failures": dict(sorted(reasons.items()))}
 
@@ -172,7 +177,8 @@ class _Unanswered:
 
 
 class D3Rows:
-    """D3's rows, image columns as {"bytes", "path"}: streamed from the hub or local parquet, from where `position` says (None = the first).
+    """D3's rows, image columns as {"bytes", "path"}: streamed from the hub or local parquet, from where `position` says
+    (None = the first).
 
     Raises DataError for a source that cannot be read or has another schema, also while rows are read.
     """
@@ -180,13 +186,22 @@ class D3Rows:
     def __init__(self, source: str, split: str = "train", position: Mapping[str, Any] | None = None) -> None:
         import datasets  # noqa: PLC0415 - takes seconds, and folders need none of it
 
-        self._source, self._errors = source, (OSError, ValueError, TypeError, NotImplementedError, datasets.exceptions.DatasetsError)
+        self._source, self._errors = (
+            source,
+            (OSError, ValueError, TypeError, NotImplementedError, datasets.exceptions.DatasetsError),
+        )
         with self._clear():
             if source.startswith(HUB_PREFIX):
                 stream = datasets.load_dataset(source.removeprefix(HUB_PREFIX), split=split, streaming=True)
             else:
                 path = Path(source)
-                files = sorted(str(file) for file in path.rglob("*.parquet")) if path.is_dir() else [str(path)] if path.is_file() else []
+                files = (
+                    sorted(str(file) for file in path.rglob("*.parquet"))
+                    if path.is_dir()
+                    else [str(path)]
+                    if path.is_file()
+                    else []
+                )
                 if odd := [file for file in files if is_odd(Path(file))]:
                     raise DataError(f"{odd[0]} is no regular file: take it out of {source}")
                 if not files:
@@ -194,7 +209,9 @@ class D3Rows:
                 stream = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
             columns = stream.column_names or list(next(iter(stream), {}))
             if missing := [name for name in REQUIRED if name not in columns]:
-                raise DataError(f"{source}: columns {', '.join(missing)} are missing; expected the schema of elsaEU/ELSA_D3")
+                raise DataError(
+                    f"{source}: columns {', '.join(missing)} are missing; expected the schema of elsaEU/ELSA_D3"
+                )
             for name in [f"image_gen{k}" for k in GENERATORS]:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
             if position is not None:
@@ -217,7 +234,9 @@ class D3Rows:
         except self._errors as error:
             if isinstance(error, DataError):
                 raise
-            schema = "; expected the schema of elsaEU/ELSA_D3" if isinstance(error, TypeError | NotImplementedError) else ""  # Arrow's, of casts
+            schema = (
+                "; expected the schema of elsaEU/ELSA_D3" if isinstance(error, TypeError | NotImplementedError) else ""
+            )  # Arrow's, of casts
             raise DataError(f"{self._source}: {first_line(error)}{schema}") from error
 
 
@@ -240,9 +259,17 @@ def _chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[di
 
 
 def _records(
-    rows: _counted, split: str, staging: Path, seen: set[str], failures: list[dict[str, str]], limits: DownloadLimits, unanswered: _Unanswered
+    rows: _counted,
+    split: str,
+    staging: Path,
+    seen: set[str],
+    failures: list[dict[str, str]],
+    limits: DownloadLimits,
+    unanswered: _Unanswered,
 ) -> Iterator[D3Record]:
-    """The records of a block in row order; downloads run ahead of the record that is written, so that a slow link holds up few."""
+    """The records of a block in row order; downloads run ahead of the record that is written, so that a slow link holds
+    up few.
+    """
     known = _read_failures(staging)
     ahead: deque[tuple[str, dict[str, Any], Future[None] | None]] = deque()
 
@@ -261,7 +288,9 @@ def _records(
         fakes, broken = _fakes(row)
         failures.extend({"id": key, "url": url, "reason": f"{UNREADABLE}: {slot}"} for slot in broken)
         if fakes:
-            yield D3Record(key, {"real": (staging / key).read_bytes(), **fakes}, row["original_prompt"] or "", url, _details(row))
+            yield D3Record(
+                key, {"real": (staging / key).read_bytes(), **fakes}, row["original_prompt"] or "", url, _details(row)
+            )
 
     with Downloader(limits) as downloader:
         for row in rows:
@@ -279,7 +308,9 @@ def _records(
 
 
 def _key(split: str, identity: str) -> str:
-    """The name of a record's files: the id as D3 has it where that can be a name, else made one, with a hash that keeps it distinct."""
+    """The name of a record's files: the id as D3 has it where that can be a name, else made one, with a hash that keeps
+    it distinct.
+    """
     asked = f"elsa_v2__{split}__{identity}"
     name = _UNSAFE.sub("_", asked)
     if name == asked and len(name) <= _KEY_CHARACTERS:
@@ -294,7 +325,9 @@ def _stage(staging: Path, key: str, known: dict[str, str], result: bytes | str) 
         if may_pass(result):
             return  # said of this try only: a block that is redone tries again
         with (staging / "failed.jsonl").open("a") as file:
-            file.write("\n" + json.dumps({"id": key, "reason": result}) + "\n")  # on a line of its own, also after one that was cut off
+            file.write(
+                "\n" + json.dumps({"id": key, "reason": result}) + "\n"
+            )  # on a line of its own, also after one that was cut off
         return
     partial = staging / f"{key}.partial"
     partial.write_bytes(result)
@@ -335,16 +368,22 @@ def _manifest(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         begun = {name: manifest[name] for name in (*asked, "positions", "shards")}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no whole manifest of data d3 ({error!r}): put it back, or build in another folder") from error
+        raise DataError(
+            f"{path} is no whole manifest of data d3 ({error!r}): put it back, or build in another folder"
+        ) from error
     for name, value in asked.items():
         if begun[name] != value:
-            raise DataError(f"{out} was begun with {name} {begun[name]!r}, not {value!r}: use the same, or another folder")
+            raise DataError(
+                f"{out} was begun with {name} {begun[name]!r}, not {value!r}: use the same, or another folder"
+            )
     return manifest
 
 
 def _ids(out: Path, shard: str) -> set[str]:
     """The ids of every row of a finished shard, written or failed."""
-    return {failure["id"] for failure in _failures(out, shard)} | {str(identity) for identity in index_shard(out / shard)[0]}
+    return {failure["id"] for failure in _failures(out, shard)} | {
+        str(identity) for identity in index_shard(out / shard)[0]
+    }
 
 
 def _failures(out: Path, shard: str) -> list[dict[str, str]]:

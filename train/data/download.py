@@ -3,9 +3,12 @@
     with Downloader(DownloadLimits()) as downloader:
         downloader.submit(url, keep)   # keep(bytes of a whole image, or the reason why not)
 
-A link that is dead or gives anything but a whole image is a reason in words, not an exception: a third of D3's links are gone.
-The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its address checked
-where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the environment are not used.
+A link that is dead or gives anything but a whole image is a reason in words, not an exception: a third of D3's links
+are gone.
+The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its address
+checked
+where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the environment are not
+used.
 """
 
 from __future__ import annotations
@@ -27,7 +30,15 @@ from train.data.images import BadImage, decode_image
 from worker.clients.fetch_https import Resolve, forbidden, system_addresses
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_PASSING = ("timeout", "broke off", "connection", "server error", "name server does not answer", "unknown host", "unforeseen")
+_PASSING = (
+    "timeout",
+    "broke off",
+    "connection",
+    "server error",
+    "name server does not answer",
+    "unknown host",
+    "unforeseen",
+)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [
     (b"User-Agent", b"assay-train (research; D3 real images)"),
@@ -55,7 +66,9 @@ class DownloadLimits:
 
 
 def may_pass(reason: str) -> bool:
-    """Whether a reason why a download failed may be the network's or the server's state of that hour, and not the end of the link."""
+    """Whether a reason why a download failed may be the network's or the server's state of that hour, and not the end
+    of the link.
+    """
     return reason.startswith(_PASSING)
 
 
@@ -76,7 +89,9 @@ class Downloader:
     def __init__(self, limits: DownloadLimits, *, resolve: Resolve = system_addresses) -> None:
         self._limits, self._resolve = limits, resolve
         self._loop = asyncio.new_event_loop()
-        self._threads = ThreadPoolExecutor(limits.concurrency, "downloads")  # name servers that do not answer hold up no other
+        self._threads = ThreadPoolExecutor(
+            limits.concurrency, "downloads"
+        )  # name servers that do not answer hold up no other
         self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
         self._gate = asyncio.Semaphore(limits.concurrency)
         self._pool: httpcore.AsyncConnectionPool
@@ -92,7 +107,9 @@ class Downloader:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -100,7 +117,8 @@ class Downloader:
         self._loop.close()
 
     def submit(self, url: str, keep: Callable[[bytes | str], object]) -> Future[None]:
-        """Begin a download; `keep` gets the bytes of a whole image or the reason why not, in the downloading thread, before the future is done.
+        """Begin a download; `keep` gets the bytes of a whole image or the reason why not, in the downloading thread,
+        before the future is done.
 
         Reasons: `dead link 404`, `timeout`, `not an image: …`, `tiny: 1x1`, `address is not public`, …
         """
@@ -123,7 +141,9 @@ class Downloader:
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Looks up, checks, connects: once, to an address that was checked, so that a second answer of the name server counts for nothing."""
+    """Looks up, checks, connects: once, to an address that was checked, so that a second answer of the name server
+    counts for nothing.
+    """
 
     def __init__(self, limits: DownloadLimits, resolve: Resolve) -> None:
         self._limits, self._resolve = limits, resolve
@@ -143,14 +163,20 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
                 raise _TryAgain("name server does not answer") from error
             raise _Refused("unknown host") from error
-        addresses = [address for address in dict.fromkeys(found) if forbidden(address, allow_private=self._limits.allow_private) is None]
+        addresses = [
+            address
+            for address in dict.fromkeys(found)
+            if forbidden(address, allow_private=self._limits.allow_private) is None
+        ]
         if not addresses:
             raise _Refused("address is not public")
         failure: Exception | None = None
         for address in addresses:
             try:
                 # An address that swallows packets leaves time for the next one.
-                return await self._backend.connect_tcp(address, port, self._limits.timeout_s / len(addresses), local_address, socket_options)
+                return await self._backend.connect_tcp(
+                    address, port, self._limits.timeout_s / len(addresses), local_address, socket_options
+                )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         assert failure is not None
@@ -205,7 +231,12 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: httpx.URL, limits: Downl
 
 def _web(url: httpx.URL) -> httpx.URL:
     """`url`, if a request can be sent there. Raises httpx.InvalidURL."""
-    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or (url.port is not None and not 0 < url.port < 2**16):
+    if (
+        url.scheme not in ("http", "https")
+        or not url.host
+        or "%" in url.host
+        or (url.port is not None and not 0 < url.port < 2**16)
+    ):
         raise httpx.InvalidURL("no http or https URL with a host and a possible port")
     return url
 

@@ -1,7 +1,10 @@
-"""A copy of a folder in which format, size and compression no longer tell real from generated, as far as that can be done.
+"""A copy of a folder in which format, size and compression no longer tell real from generated, as far as that can be
+done.
 
-Every image becomes square JPEGs (`copies` of them, each another cut) whose side and quality are drawn from one distribution for both
-classes; half are cut to that side, half shrunk on the way; no source or generator has more than a limited number of images. What stays:
+Every image becomes square JPEGs (`copies` of them, each another cut) whose side and quality are drawn from one
+distribution for both
+classes; half are cut to that side, half shrunk on the way; no source or generator has more than a limited number of
+images. What stays:
 subjects, and the size at which a scene was made. Metadata goes. Used for the demo weights.
 """
 
@@ -26,7 +29,9 @@ QUALITY = (60, 99)
 SHRINK = (0.35, 1.0)
 
 
-def equalise_image(image: Image.Image, rng: np.random.Generator, side_px: tuple[int, int] = SIDE_PX) -> tuple[Image.Image, dict[str, int]]:
+def equalise_image(
+    image: Image.Image, rng: np.random.Generator, side_px: tuple[int, int] = SIDE_PX
+) -> tuple[Image.Image, dict[str, int]]:
     """(square RGB image, how to keep it as JPEG); an image smaller than the side drawn keeps its own shorter side."""
     side = min(*image.size, int(rng.integers(*side_px)))
     # The box first, so that large photographs are not resized whole.
@@ -48,18 +53,26 @@ def equalise_folder(
     side_px: tuple[int, int] = SIDE_PX,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Write `{train,validation}/{real,fake}/<generator>/` equalised, `held_out/…` and `unseen/…` in original bytes; returns the counts.
+    """Write `{train,validation}/{real,fake}/<generator>/` equalised, `held_out/…` and `unseen/…` in original bytes;
+    returns the counts.
 
-    A destination that was left half filled is gone on with. All cuts of an image are on the same side. Held out is decided by content, so
-    the same images are held out every time; `unseen` are whole sources or generators kept aside; the side of a cut is drawn from
+    A destination that was left half filled is gone on with. All cuts of an image are on the same side. Held out is
+    decided by content, so
+    the same images are held out every time; `unseen` are whole sources or generators kept aside; the side of a cut is
+    drawn from
     [side_px[0], side_px[1]). Files are named by the image's SHA-256: `photograph` in train/data/records.py knows
-    the cuts of one by it. Raises DataError for a name in `unseen` that the images do not have, and for a destination begun otherwise.
+    the cuts of one by it. Raises DataError for a name in `unseen` that the images do not have, and for a destination
+    begun otherwise.
     """
     unknown = set(unseen) - {image.generator for image in images}
     if unknown:
-        raise DataError(f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)")
+        raise DataError(
+            f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)"
+        )
     asked = {
-        "images": hashlib.sha256("".join(sorted(f"{image.id} {image.label} {image.generator}\n" for image in images)).encode()).hexdigest(),
+        "images": hashlib.sha256(
+            "".join(sorted(f"{image.id} {image.label} {image.generator}\n" for image in images)).encode()
+        ).hexdigest(),
         "fractions": [held_out_fraction, validation_fraction],
         "numbers": [max_per_generator, copies, *side_px, seed],
         "unseen": sorted(unseen),
@@ -85,7 +98,9 @@ def equalise_folder(
         of_generator[image.label, image.generator] += 1
         part = "validation" if held_out(f"validation {image.id}", validation_fraction) else "train"
         folder = destination / part / label / image.generator
-        missing = {copy: path for copy in range(copies) if not (path := folder / f"{image.id[:16]}-{copy}.jpg").exists()}
+        missing = {
+            copy: path for copy in range(copies) if not (path := folder / f"{image.id[:16]}-{copy}.jpg").exists()
+        }
         if missing:
             pixels = decode_image(image.key.read())
         for copy, path in missing.items():

@@ -1,6 +1,8 @@
-"""A folder of images as a data set: `real/…` and `fake/<generator>/…`, or D3's test layout `{augm,no_augm}/{real,gen_0,…}/`.
+"""A folder of images as a data set: `real/…` and `fake/<generator>/…`, or D3's test layout
+`{augm,no_augm}/{real,gen_0,…}/`.
 
-Every file is opened and decoded once: corrupt, tiny and duplicate ones are named and counted, never dropped in silence, and so is
+Every file is opened and decoded once: corrupt, tiny and duplicate ones are named and counted, never dropped in silence,
+and so is
 what lies where nothing is looked for. Links are followed.
 """
 
@@ -41,7 +43,9 @@ class FolderSource:
         reals = [image for image in self.images if image.label == REAL]
         fakes = [image for image in self.images if image.label == FAKE]
         if not reals or not fakes:
-            raise DataError(f"{len(reals)} real and {len(fakes)} generated images: both are needed (real/…, fake/<generator>/…)")
+            raise DataError(
+                f"{len(reals)} real and {len(fakes)} generated images: both are needed (real/…, fake/<generator>/…)"
+            )
         rng = np.random.default_rng([seed, epoch])
         length = max(len(reals), len(fakes))
         return FolderOrder(reals, fakes, shuffled(len(reals), length, rng), shuffled(len(fakes), length, rng))
@@ -70,7 +74,9 @@ class FolderOrder:
         return Pair(f"{real.id}+{fake.id}", real.key, fake.key)
 
 
-def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, console: Console | None = None) -> tuple[FolderSource, list[Problem]]:
+def scan_folder(
+    folder: str | Path, min_side_px: int = 1, threads: int = 4, *, console: Console | None = None
+) -> tuple[FolderSource, list[Problem]]:
     """Every image below `folder`, and every file left out. Ids are the SHA-256 of the bytes.
 
     Raises DataError if the layout is not one of the two.
@@ -91,7 +97,9 @@ def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, c
     for image in images:
         content = f"{image.group}/{image.id}"
         if len(labels[content]) > 1:
-            problems.append(Problem(image.key.path, "conflict", "the same bytes are among the real and the generated images"))
+            problems.append(
+                Problem(image.key.path, "conflict", "the same bytes are among the real and the generated images")
+            )
         elif content in seen:
             problems.append(Problem(image.key.path, "duplicate", f"same bytes as {seen[content]}"))
         else:
@@ -101,24 +109,44 @@ def scan_folder(folder: str | Path, min_side_px: int = 1, threads: int = 4, *, c
 
 
 def list_folder(folder: Path) -> tuple[list[Labelled], list[Problem]]:
-    """Every file that should be an image, sorted by path, id not yet set; and what lies beside the layout. Raises DataError for another layout."""
+    """Every file that should be an image, sorted by path, id not yet set; and what lies beside the layout. Raises
+    DataError for another layout.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
     groups = {name: folder / name for name in GROUPS if (folder / name / "real").is_dir()}
     images: list[Labelled] = []
-    strays = [stray for child in _children(folder) if child.name not in groups for stray in _strays(child, " and ".join(groups))] if groups else []
+    strays = (
+        [
+            stray
+            for child in _children(folder)
+            if child.name not in groups
+            for stray in _strays(child, " and ".join(groups))
+        ]
+        if groups
+        else []
+    )
     for group, root in (groups or {"": folder}).items():
         real, fake = root / "real", root / "fake"
         if not real.is_dir():
-            raise DataError(f"{folder} has no real/: expected real/… and fake/<generator>/…, or {{augm,no_augm}}/{{real,gen_0,…}}/")
+            raise DataError(
+                f"{folder} has no real/: expected real/… and fake/<generator>/…, or {{augm,no_augm}}/{{real,gen_0,…}}/"
+            )
         images += [Labelled("", Key(str(path)), REAL, _below(path, real) or "real", group) for path in _files(real)]
         others = [child for child in _children(root) if child != real]
         if fake.is_dir():
             images += [Labelled("", Key(str(path)), FAKE, _below(path, fake) or "fake", group) for path in _files(fake)]
             strays += [stray for child in others if child != fake for stray in _strays(child, "real and fake")]
         else:
-            images += [Labelled("", Key(str(path)), FAKE, child.name, group) for child in others if child.is_dir() for path in _files(child)]
-            strays += [stray for child in others if not child.is_dir() for stray in _strays(child, "the folders of images")]
+            images += [
+                Labelled("", Key(str(path)), FAKE, child.name, group)
+                for child in others
+                if child.is_dir()
+                for path in _files(child)
+            ]
+            strays += [
+                stray for child in others if not child.is_dir() for stray in _strays(child, "the folders of images")
+            ]
     return images, strays
 
 
@@ -135,7 +163,9 @@ def _strays(path: Path, expected: str) -> list[Problem]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All that may be images below `folder`, sorted. Links are followed, but never to a folder that they lie in. Raises OSError."""
+    """All that may be images below `folder`, sorted. Links are followed, but never to a folder that they lie in. Raises
+    OSError.
+    """
     around = {parent.resolve() for parent in (folder, *folder.parents)} | {*folder.resolve().parents}
     found: list[Path] = []
     for path in folder.iterdir():
@@ -164,5 +194,7 @@ def _check(image: Labelled, min_side_px: int) -> Labelled | Problem:
     except (OSError, BadImage) as error:
         return Problem(image.key.path, "corrupt", str(error))
     if min(pixels.size) < min_side_px:
-        return Problem(image.key.path, "tiny", f"{pixels.width}x{pixels.height}, the shorter side is below {min_side_px}")
+        return Problem(
+            image.key.path, "tiny", f"{pixels.width}x{pixels.height}, the shorter side is below {min_side_px}"
+        )
     return replace(image, id=hashlib.sha256(data).hexdigest())

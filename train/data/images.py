@@ -1,4 +1,6 @@
-"""Bytes -> RGB image, with a name for everything that can be wrong with them. Every format that Pillow reads, first frame."""
+"""Bytes -> RGB image, with a name for everything that can be wrong with them. Every format that Pillow reads, first
+frame.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ MAX_PIXELS = 100_000_000
 Image.init()
 _FORMATS = [name for name in Image.ID if name != "EPS"]  # Pillow hands that one to an interpreter (Ghostscript)
 # Pillow's format names -> the extension under which original bytes are kept.
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+}
 _DECODERS = {"JPEG": decode_jpeg, "WEBP": decode_webp}  # not decode_png, which kills the process on some broken files
 
 
@@ -43,7 +54,9 @@ def read_header(data: bytes) -> Header:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The first frame as RGB, no EXIF rotation. Raises BadImage for anything that is no whole image of at most 100 megapixels."""
+    """The first frame as RGB, no EXIF rotation. Raises BadImage for anything that is no whole image of at most 100
+    megapixels.
+    """
     with _opened(data) as image:
         try:
             return image.convert("RGB")
@@ -52,7 +65,9 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3]: the pixels of `decode_image`, without Pillow's copies for the formats of a data set's bulk. Raises BadImage."""
+    """uint8 [H, W, 3]: the pixels of `decode_image`, without Pillow's copies for the formats of a data set's bulk.
+    Raises BadImage.
+    """
     with _opened(data) as image:
         plain = image.format in _DECODERS and image.mode == "RGB" and not getattr(image, "is_animated", False)
         decoder = _DECODERS[image.format] if plain else None
@@ -75,7 +90,9 @@ def _opened(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    except Exception as error:  # broken bytes raise whatever a plugin runs into: RuntimeError (AVIF), struct.error, zlib.error, ...
+    except (
+        Exception
+    ) as error:  # broken bytes raise whatever a plugin runs into: RuntimeError (AVIF), struct.error, zlib.error, ...
         raise BadImage(f"broken header: {error}") from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")

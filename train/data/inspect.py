@@ -1,4 +1,5 @@
-"""What is in a data set, and what in it would give the label away: counts, sizes, formats, bytes, their correlation with the label.
+"""What is in a data set, and what in it would give the label away: counts, sizes, formats, bytes, their correlation
+with the label.
 
 python -m train.main data inspect DIR --sheet contact.png
 """
@@ -80,8 +81,14 @@ def correlations(facts: Sequence[Facts]) -> tuple[dict[str, dict[str, dict[str, 
     for fact in facts:
         for name, value in properties(fact).items():
             counts[name][value][fact.label] += 1
-    strength = {name: cramers_v(np.array([[row["real"], row["fake"]] for row in values.values()], dtype=float)) for name, values in counts.items()}
-    return {name: {value: dict(row) for value, row in sorted(values.items(), key=_by_number)} for name, values in counts.items()}, strength
+    strength = {
+        name: cramers_v(np.array([[row["real"], row["fake"]] for row in values.values()], dtype=float))
+        for name, values in counts.items()
+    }
+    return {
+        name: {value: dict(row) for value, row in sorted(values.items(), key=_by_number)}
+        for name, values in counts.items()
+    }, strength
 
 
 def _by_number(item: tuple[str, object]) -> tuple[list[float], str]:
@@ -98,7 +105,11 @@ def cramers_v(table: np.ndarray) -> float:
     rows = len(table)
     corrected = max(0.0, phi - (rows - 1) / (total - 1))
     rows_corrected = rows - (rows - 1) ** 2 / (total - 1)
-    return float(np.sqrt(corrected / max(1e-12, min(rows_corrected - 1, 2 - 1 / (total - 1) - 1)))) if rows_corrected > 1 else 0.0
+    return (
+        float(np.sqrt(corrected / max(1e-12, min(rows_corrected - 1, 2 - 1 / (total - 1) - 1))))
+        if rows_corrected > 1
+        else 0.0
+    )
 
 
 def summary(facts: Sequence[Facts]) -> dict[str, Any]:
@@ -108,12 +119,20 @@ def summary(facts: Sequence[Facts]) -> dict[str, Any]:
     return {
         "images": dict(Counter(fact.label for fact in facts)),
         "generators": {f"{label}/{name}": count for (label, name), count in generators.most_common()},
-        "megapixels": {label: _median([fact.width * fact.height / 1e6 for fact in facts if fact.label == label]) for label in ("real", "fake")},
-        "kilobytes": {label: _median([fact.size_bytes / 1024 for fact in facts if fact.label == label]) for label in ("real", "fake")},
+        "megapixels": {
+            label: _median([fact.width * fact.height / 1e6 for fact in facts if fact.label == label])
+            for label in ("real", "fake")
+        },
+        "kilobytes": {
+            label: _median([fact.size_bytes / 1024 for fact in facts if fact.label == label])
+            for label in ("real", "fake")
+        },
         "counts": counts,
         "label_given_away_by": dict(sorted(strength.items(), key=lambda item: -item[1])),
         "warnings": [
-            f"{name} tells real from fake (Cramer's V {value:.2f}): equalise it before training" for name, value in strength.items() if value >= LOUD
+            f"{name} tells real from fake (Cramer's V {value:.2f}): equalise it before training"
+            for name, value in strength.items()
+            if value >= LOUD
         ],
     }
 
@@ -123,7 +142,9 @@ def _median(values: list[float]) -> float:
 
 
 def contact_sheet(images: Sequence[Labelled], path: Path, columns: int = 12, most: int = 96) -> int:
-    """Write a PNG sheet of evenly chosen thumbnails, framed by label (blue real, orange fake); returns how many are on it."""
+    """Write a PNG sheet of evenly chosen thumbnails, framed by label (blue real, orange fake); returns how many are on
+    it.
+    """
     chosen = [images[index] for index in np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(int))]
     cell = TILE_PX + 6
     sheet = Image.new("RGB", (columns * cell, -(-len(chosen) // columns) * cell), "white")

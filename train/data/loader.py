@@ -1,7 +1,9 @@
-"""From a source to batches of views: pairs are decoded in data processes, in an order known beforehand, and turned into views there
+"""From a source to batches of views: pairs are decoded in data processes, in an order known beforehand, and turned into
+views there
 or, where training has a GPU, a batch at a time on it while the step before is still running.
 
-Position p of an epoch is the same record with the same draw of views whatever the number of processes and ranks, and whether or
+Position p of an epoch is the same record with the same draw of views whatever the number of processes and ranks, and
+whether or
 not the run was resumed. A record that cannot be read is replaced by the next one and reported.
 """
 
@@ -60,12 +62,18 @@ class DrawnBatch:
     failed: list[str]
 
     def pin_memory(self) -> DrawnBatch:
-        pinned = [replace(record, images={name: image.pin_memory() for name, image in record.images.items()}) for record in self.records]
+        pinned = [
+            replace(record, images={name: image.pin_memory() for name, image in record.images.items()})
+            for record in self.records
+        ]
         return replace(self, records=pinned)
 
     def on(self, device: torch.device) -> Batch:
         """The views, made on `device`."""
-        images = [{name: image.to(device, non_blocking=True).permute(2, 0, 1) for name, image in record.images.items()} for record in self.records]
+        images = [
+            {name: image.to(device, non_blocking=True).permute(2, 0, 1) for name, image in record.images.items()}
+            for record in self.records
+        ]
         return Batch(batched.make_views(images, [record.plans for record in self.records]), self.failed)
 
 
@@ -78,8 +86,17 @@ class PairDataset(Dataset[Sample]):
     Positions beyond the epoch's records go round again with other views.
     """
 
-    def __init__(self, source: Source, views: Views, terms: Terms, seed: int, cache_bytes: int = 0, *, draw_only: bool = False) -> None:
-        self.source, self.views, self.terms, self.seed, self.cache_bytes, self.draw_only = source, views, terms, seed, cache_bytes, draw_only
+    def __init__(
+        self, source: Source, views: Views, terms: Terms, seed: int, cache_bytes: int = 0, *, draw_only: bool = False
+    ) -> None:
+        self.source, self.views, self.terms, self.seed, self.cache_bytes, self.draw_only = (
+            source,
+            views,
+            terms,
+            seed,
+            cache_bytes,
+            draw_only,
+        )
         self._order: tuple[int, EpochOrder] | None = None
         self._cache: OrderedDict[Key, Picture] = OrderedDict()
         self._cached_bytes = 0
@@ -99,7 +116,9 @@ class PairDataset(Dataset[Sample]):
                 failed.append(f"{pair.id}: {error}")
                 continue
             sizes = _size_px(real), _size_px(fake)
-            plans = plan_views(*sizes, pair.id, self.views, seed=self.seed, epoch=epoch, occurrence=occurrence, terms=self.terms)
+            plans = plan_views(
+                *sizes, pair.id, self.views, seed=self.seed, epoch=epoch, occurrence=occurrence, terms=self.terms
+            )
             if self.draw_only:
                 return Drawn({"real": torch.as_tensor(real), "fake": torch.as_tensor(fake)}, plans), failed
             return make_views(real, fake, plans), failed
@@ -133,7 +152,8 @@ def _size_px(image: Picture) -> tuple[int, int]:
 class StepSampler(Sampler[list[Position]]):
     """The positions of every micro-batch of one rank, from (`first_epoch`, `first_step`) to the last epoch.
 
-    A step is `accumulation` micro-batches of `batch` records on each of `world` ranks; together they take consecutive positions.
+    A step is `accumulation` micro-batches of `batch` records on each of `world` ranks; together they take consecutive
+    positions.
     """
 
     batch: int
@@ -158,7 +178,10 @@ class StepSampler(Sampler[list[Position]]):
 
 def collate(samples: list[tuple[dict[str, Tensor], list[str]]]) -> Batch:
     """Stack samples view by view, channels last as they are: any other layout costs more time than a view's crop."""
-    views = {name: torch.stack([made[name].permute(1, 2, 0) for made, _ in samples]).permute(0, 3, 1, 2) for name in samples[0][0]}
+    views = {
+        name: torch.stack([made[name].permute(1, 2, 0) for made, _ in samples]).permute(0, 3, 1, 2)
+        for name in samples[0][0]
+    }
     return Batch(views, [line for _, failed in samples for line in failed])
 
 
@@ -168,14 +191,22 @@ def collate_drawn(samples: list[tuple[Drawn, list[str]]]) -> DrawnBatch:
 
 
 def made_on_device(views: Views, device: torch.device) -> bool:
-    """Whether `device` makes the views, rather than the data processes. Raises RecipeError where the recipe contradicts itself."""
+    """Whether `device` makes the views, rather than the data processes. Raises RecipeError where the recipe contradicts
+    itself.
+    """
     if views.made_on == "device" and not views.fast:
-        raise RecipeError(["views.made_on = 'device': the PIL reference runs in data processes only, set views.fast=true or views.made_on=workers"])
+        raise RecipeError(
+            [
+                "views.made_on = 'device': the PIL reference runs in data processes only, set views.fast=true or views.made_on=workers"
+            ]
+        )
     return views.made_on == "device" or (views.made_on == "auto" and views.fast and device.type == "cuda")
 
 
 def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: torch.device) -> Iterator[Batch]:
-    """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError; its batches, DataError."""
+    """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError; its
+    batches, DataError.
+    """
     workers, draw_only = recipe.data.workers, made_on_device(recipe.views, device)
     cache_bytes = recipe.training.image_cache_mb * 2**20
     loader: DataLoader[Any] = DataLoader(
@@ -194,8 +225,12 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
 def _in_one_line(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
-    except DataError as error:  # of a data process: its message is the whole traceback there, which ends with what was said
-        raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip()) from error
+    except (
+        DataError
+    ) as error:  # of a data process: its message is the whole traceback there, which ends with what was said
+        raise DataError(
+            str(error).rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip()
+        ) from error
 
 
 def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[Batch]:
@@ -217,13 +252,17 @@ def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[B
         while (batch := ahead.result()) is not None:
             ahead = maker.submit(make_next)
             if stream is not None:
-                for images in batch.views.values():  # else their memory could be used again before the caller's stream has read it
+                for images in (
+                    batch.views.values()
+                ):  # else their memory could be used again before the caller's stream has read it
                     images.record_stream(torch.cuda.current_stream(device))
             yield batch
 
 
 def _begin_data_process(_worker: int) -> None:
-    """One thread for work, and of SIGINT and SIGTERM only what the training process sends: one to the whole group is for it, which then saves."""
+    """One thread for work, and of SIGINT and SIGTERM only what the training process sends: one to the whole group is
+    for it, which then saves.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

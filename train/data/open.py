@@ -14,8 +14,12 @@ from train.data.shards import ShardSource, open_shards
 SHOWN = 20
 
 
-def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, console: Console | None = None) -> Source:
-    """The data set at `path`; what is left out is named on `console`. Raises DataError if it is neither folder nor shards."""
+def open_source(
+    path: str | Path, *, min_side_px: int = 1, window: int = 1000, console: Console | None = None
+) -> Source:
+    """The data set at `path`; what is left out is named on `console`. Raises DataError if it is neither folder nor
+    shards.
+    """
     if not str(path):
         raise DataError("no data: set data.source to a folder (real/…, fake/<generator>/…) or a folder of shards")
     path = Path(path)
@@ -33,18 +37,26 @@ def open_source(path: str | Path, *, min_side_px: int = 1, window: int = 1000, c
     if console is not None:
         for problem in source.left_out[:SHOWN]:
             console.print(
-                f"left out ({problem.kind}): {problem.path}: {problem.detail}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                f"left out ({problem.kind}): {problem.path}: {problem.detail}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         if len(source.left_out) > SHOWN:
             console.print(f"… and {len(source.left_out) - SHOWN} more", style="yellow")
         console.print(f"{path}: {found}; left out: {left_out}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(source, FolderSource) and not source.images:
-        raise DataError(f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with images in them")
+        raise DataError(
+            f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with images in them"
+        )
     return source
 
 
 def both_classes(source: Source, path: str | Path) -> list[Labelled]:
-    """The images of `source`, opened at `path`. Raises DataError if there are no fakes, or in a group with fakes no reals."""
+    """The images of `source`, opened at `path`. Raises DataError if there are no fakes, or in a group with fakes no
+    reals.
+    """
     images = source.labelled()
     labels: dict[str, set[int]] = {}
     for image in images:

@@ -1,6 +1,7 @@
 """What training and evaluation see of a data set: labelled images, and for each epoch an order of (real, fake) pairs.
 
-A source hands out keys (file, or file + offset + size), never pixels, so that it is small, can be sent to data processes, and
+A source hands out keys (file, or file + offset + size), never pixels, so that it is small, can be sent to data
+processes, and
 any position of any epoch can be read on its own: that is what makes resuming exact.
 """
 
@@ -16,7 +17,9 @@ from typing import Protocol
 import numpy as np
 
 REAL, FAKE = 0, 1
-_CUT = re.compile(r"([0-9a-f]{16})-[0-9]+\.jpg")  # how `data equalise` names the cuts of an image: 16 digits of its SHA-256, and a number
+_CUT = re.compile(
+    r"([0-9a-f]{16})-[0-9]+\.jpg"
+)  # how `data equalise` names the cuts of an image: 16 digits of its SHA-256, and a number
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One image for evaluation: `label` 1 = fake, `generator` is where it comes from, `group` the variant (`augm`, `no_augm` or empty)."""
+    """One image for evaluation: `label` 1 = fake, `generator` is where it comes from, `group` the variant (`augm`,
+    `no_augm` or empty).
+    """
 
     id: str
     key: Key
@@ -47,7 +52,9 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is left out: `kind` is corrupt, tiny, duplicate, conflict, stray (beside the layout, or no regular file) or (of shards) incomplete."""
+    """What is left out: `kind` is corrupt, tiny, duplicate, conflict, stray (beside the layout, or no regular file) or
+    (of shards) incomplete.
+    """
 
     path: str
     kind: str
@@ -93,13 +100,16 @@ def is_odd(path: Path) -> bool:
 
 
 def held_out(identity: str, fraction: float) -> bool:
-    """Whether a record belongs to the held-out part: decided by its id alone, so that a growing data set never moves a record."""
+    """Whether a record belongs to the held-out part: decided by its id alone, so that a growing data set never moves a
+    record.
+    """
     digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < fraction * 2**64
 
 
 def photograph(image: Labelled) -> str:
-    """What an image is held out by: the photograph that it is a cut of (see train/data/equalise.py), so that no cut of it is on the
+    """What an image is held out by: the photograph that it is a cut of (see train/data/equalise.py), so that no cut of
+    it is on the
     other side; of any other image its id.
     """
     cut = _CUT.fullmatch(Path(image.key.path).name)

@@ -1,7 +1,9 @@
 """WebDataset shards of D3 records: one real and up to four fakes each, in their original bytes, with captions and URL.
 
-`shard-000000.tar` is a plain tar that the webdataset library reads: `<id>.real.jpg`, `<id>.gen_0.png` …, `<id>.caption.txt`,
-`<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that any record is one seek
+`shard-000000.tar` is a plain tar that the webdataset library reads: `<id>.real.jpg`, `<id>.gen_0.png` …,
+`<id>.caption.txt`,
+`<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that any record is one
+seek
 away; shards from elsewhere are indexed once by their headers. `manifest.json` has counts and hashes.
 """
 
@@ -71,7 +73,9 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
             sizes.append(row_sizes)
             sides_px.append(row_sides)
     partial.replace(path)
-    _save_index(path, ids, offsets, sizes, sides_px)  # last: an index older than its shard is made anew, a newer one is believed
+    _save_index(
+        path, ids, offsets, sizes, sides_px
+    )  # last: an index older than its shard is made anew, a newer one is believed
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     images = int(np.count_nonzero(np.array(sizes))) if sizes else 0
@@ -98,7 +102,9 @@ def _index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def _save_index(shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]) -> None:
+def _save_index(
+    shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]
+) -> None:
     buffer = io.BytesIO()
     shape = (-1, len(SLOTS))
     np.savez_compressed(
@@ -127,7 +133,9 @@ def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         with tarfile.open(shard) as tar:
             for member in tar:
                 if match := _MEMBER.match(Path(member.name).name):
-                    offsets, sizes, sides_px = rows.setdefault(match["id"], ([0] * len(SLOTS), [0] * len(SLOTS), [0] * len(SLOTS)))
+                    offsets, sizes, sides_px = rows.setdefault(
+                        match["id"], ([0] * len(SLOTS), [0] * len(SLOTS), [0] * len(SLOTS))
+                    )
                     slot = SLOTS.index(match["slot"])
                     offsets[slot], sizes[slot] = member.offset_data, member.size
                     image = tar.extractfile(member)
@@ -183,7 +191,16 @@ class ShardSource:
 
     def _part(self, kept: np.ndarray, left_out: list[Problem]) -> ShardSource:
         problems = dict(Counter(problem.kind for problem in left_out))
-        return ShardSource(self.shards, self.ids[kept], self.shard_of[kept], self.offsets[kept], self.sizes[kept], problems, self.window, left_out)
+        return ShardSource(
+            self.shards,
+            self.ids[kept],
+            self.shard_of[kept],
+            self.offsets[kept],
+            self.sizes[kept],
+            problems,
+            self.window,
+            left_out,
+        )
 
 
 @dataclass(frozen=True)
@@ -199,11 +216,16 @@ class ShardOrder:
 
     def __getitem__(self, index: int) -> Pair:
         record = int(self.records[index])
-        return Pair(str(self.source.ids[record]), self.source.key(record, 0), self.source.key(record, int(self.fake_slot[record])))
+        return Pair(
+            str(self.source.ids[record]),
+            self.source.key(record, 0),
+            self.source.key(record, int(self.fake_slot[record])),
+        )
 
 
 def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) -> ShardSource:
-    """All shards (*.tar) of `folder`, but for images whose shorter side is below `min_side_px` or whose header cannot be read.
+    """All shards (*.tar) of `folder`, but for images whose shorter side is below `min_side_px` or whose header cannot
+    be read.
 
     Raises DataError if there is none or nothing in them can be paired.
     """
@@ -217,7 +239,9 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
     shard_of = np.concatenate([np.full(len(index[0]), number) for number, index in enumerate(indexes)])
     offsets, sizes, sides_px = (np.concatenate([index[part] for index in indexes]) for part in (1, 2, 3))
     unusable = (sizes > 0) & (sides_px < min_side_px)
-    source = ShardSource([str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, window)
+    source = ShardSource(
+        [str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, window
+    )
     left_out = [Problem(str(path), "stray", "no regular file") for path in odd]
     left_out += [
         Problem(
@@ -234,7 +258,11 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
     if not whole.any():
         raise DataError(f"{folder}: no record has a real image and a fake")
     left_out += [
-        Problem(f"{paths[shard_of[record]]}/{ids[record]}", "incomplete", "no real image" if not source.sizes[record, 0] else "no fake")
+        Problem(
+            f"{paths[shard_of[record]]}/{ids[record]}",
+            "incomplete",
+            "no real image" if not source.sizes[record, 0] else "no fake",
+        )
         for record in np.flatnonzero(~whole)
     ]
     return source._part(whole, left_out)  # noqa: SLF001 - its own class

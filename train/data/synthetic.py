@@ -1,6 +1,8 @@
-"""Synthetic data sets for tests and trials: textures as "reals", and the same textures carrying the trace of an up-sampler as "fakes".
+"""Synthetic data sets for tests and trials: textures as "reals", and the same textures carrying the trace of an
+up-sampler as "fakes".
 
-Both classes have the same sizes, format, spectrum and subjects; only the correlation between neighbouring pixels differs, as it
+Both classes have the same sizes, format, spectrum and subjects; only the correlation between neighbouring pixels
+differs, as it
 does after a generator's last up-sampling layer. With `shuffled_labels` nothing distinguishes the folders.
 """
 
@@ -27,7 +29,9 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def upsampled(image: np.ndarray) -> np.ndarray:
-    """The same picture with part of its finest detail replaced by what doubling every other pixel gives: a periodic neighbour correlation."""
+    """The same picture with part of its finest detail replaced by what doubling every other pixel gives: a periodic
+    neighbour correlation.
+    """
     half = image[::2, ::2]
     return (1 - TRACE) * image + TRACE * half.repeat(2, axis=0).repeat(2, axis=1)[: image.shape[0], : image.shape[1]]
 
@@ -38,7 +42,9 @@ def synthetic_image(*, fake: bool, rng: np.random.Generator, size: int = 224) ->
     return Image.fromarray(np.clip(upsampled(pixels) if fake else pixels, 0, 255).astype(np.uint8))
 
 
-def write_synthetic_folder(folder: Path, count: int, *, seed: int = 0, size: int = 224, shuffled_labels: bool = False) -> None:
+def write_synthetic_folder(
+    folder: Path, count: int, *, seed: int = 0, size: int = 224, shuffled_labels: bool = False
+) -> None:
     """`count` PNG images of each class as real/… and fake/upsampled/…."""
     rng = np.random.default_rng(seed)
     for name in ("real", "fake/upsampled"):
@@ -60,4 +66,10 @@ def synthetic_record(index: int, *, seed: int = 0, size: int = 64) -> D3Record:
 
     images = {"real": encoded(synthetic_image(fake=False, rng=rng, size=size), "JPEG")}
     images |= {f"gen_{slot}": encoded(synthetic_image(fake=True, rng=rng, size=size), "PNG") for slot in range(4)}
-    return D3Record(f"elsa_v2__train__{index:08d}", images, f"texture {index}", f"https://images.example/{index}.jpg", {"row": index})
+    return D3Record(
+        f"elsa_v2__train__{index:08d}",
+        images,
+        f"texture {index}",
+        f"https://images.example/{index}.jpg",
+        {"row": index},
+    )

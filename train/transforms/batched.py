@@ -1,9 +1,12 @@
-"""The views of a whole batch at once, on any device: made for a GPU, where one image at a time would leave it waiting for launches.
+"""The views of a whole batch at once, on any device: made for a GPU, where one image at a time would leave it waiting
+for launches.
 
     views = make_views(images, plans)     # images already on the device, plans as drawn by `views.plan_views`
 
-Images that need the same op are laid on one canvas (padded with black to the largest) and go through it together, each with its
-own parameters and size; resizes and blurs are matrix products (`resample.py`). Sizes are known to the host all the time, so nothing
+Images that need the same op are laid on one canvas (padded with black to the largest) and go through it together, each
+with its
+own parameters and size; resizes and blurs are matrix products (`resample.py`). Sizes are known to the host all the
+time, so nothing
 waits for the device. `tests/train/transforms/test_batched.py` compares with the fast path op by op.
 """
 
@@ -32,7 +35,8 @@ BatchedOp = Callable[[Tensor, list[Size], Parameters], tuple[Tensor, list[Size]]
 
 
 def make_views(images: Sequence[Mapping[str, Tensor]], plans: Sequence[Mapping[str, Plan]]) -> dict[str, Tensor]:
-    """uint8 [N, 3, S, S] for each name in `plans`: the views of N records, from uint8 [3, H, W] under `real` and `fake`.
+    """uint8 [N, 3, S, S] for each name in `plans`: the views of N records, from uint8 [3, H, W] under `real` and
+    `fake`.
 
     Every record has the same names, and the steps of a plan come in the order of OPS.
     """
@@ -40,16 +44,24 @@ def make_views(images: Sequence[Mapping[str, Tensor]], plans: Sequence[Mapping[s
     chosen = [plans[record][name] for name, record in jobs]
     work = [images[record][class_of(name)] for name, record in jobs]
     for size_px in {plan.size_px for plan in chosen}:
-        for group in _chunks(work, [job for job, plan in enumerate(chosen) if plan.box is not None and plan.size_px == size_px]):
+        for group in _chunks(
+            work, [job for job, plan in enumerate(chosen) if plan.box is not None and plan.size_px == size_px]
+        ):
             _put(work, group, _crop(_canvas(work, group), [chosen[job].box or (0, 0, 0, 0) for job in group], size_px))
     for name, op in BATCHED_OPS.items():
-        given = {job: dict(plan.steps)[name] for job, plan in enumerate(chosen) if any(step == name for step, _ in plan.steps)}
+        given = {
+            job: dict(plan.steps)[name]
+            for job, plan in enumerate(chosen)
+            if any(step == name for step, _ in plan.steps)
+        }
         for group in _chunks(work, list(given)):
             made, sizes = op(_canvas(work, group), _sizes(work, group), [given[job] for job in group])
             for job, image, (height, width) in zip(group, made, sizes, strict=True):
                 work[job] = image[:, :height, :width]
     for size_px, resize in {(plan.size_px, plan.resize) for plan in chosen}:
-        for group in _chunks(work, [job for job, plan in enumerate(chosen) if (plan.size_px, plan.resize) == (size_px, resize)]):
+        for group in _chunks(
+            work, [job for job, plan in enumerate(chosen) if (plan.size_px, plan.resize) == (size_px, resize)]
+        ):
             _put(work, group, _tail(_canvas(work, group), _sizes(work, group), size_px, resize=resize))
     return {name: torch.stack([work[job] for job in group]) for name, group in _by_name(jobs)}
 
@@ -82,7 +94,9 @@ def _canvas(work: Sequence[Tensor], group: Sequence[int]) -> Tensor:
     sizes = _sizes(work, group)
     if len(set(sizes)) == 1:
         return torch.stack([work[job] for job in group])
-    canvas = work[group[0]].new_zeros(len(group), 3, max(height for height, _ in sizes), max(width for _, width in sizes))
+    canvas = work[group[0]].new_zeros(
+        len(group), 3, max(height for height, _ in sizes), max(width for _, width in sizes)
+    )
     for place, job, (height, width) in zip(canvas, group, sizes, strict=True):
         place[:, :height, :width] = work[job]
     return canvas
@@ -97,7 +111,11 @@ def _crop(canvas: Tensor, boxes: Sequence[tuple[int, int, int, int]], size_px: i
     """uint8 [N, 3, S, S]: the box (top, left, height, width) of each image, resized."""
     rows, columns = (
         resize_weights(
-            [Span(box[axis], box[axis + 2], size_px) for box in boxes], size_px, canvas.shape[axis + 2], Image.Resampling.BICUBIC, canvas.device
+            [Span(box[axis], box[axis + 2], size_px) for box in boxes],
+            size_px,
+            canvas.shape[axis + 2],
+            Image.Resampling.BICUBIC,
+            canvas.device,
         )
         for axis in (0, 1)
     )
@@ -113,7 +131,10 @@ def _tail(canvas: Tensor, sizes: Sequence[Size], size_px: int, *, resize: bool) 
     targets = [tail_size(width, height, int(size_px / CROP_FRACTION))[::-1] for height, width in sizes]
     rows_columns = (
         resize_weights(
-            [Span(0, size[axis], target[axis], center_anchor(target[axis], size_px)[1]) for size, target in zip(sizes, targets, strict=True)],
+            [
+                Span(0, size[axis], target[axis], center_anchor(target[axis], size_px)[1])
+                for size, target in zip(sizes, targets, strict=True)
+            ],
             size_px,
             canvas.shape[axis + 2],
             Image.Resampling.BICUBIC,
@@ -129,14 +150,20 @@ def _shifted(count: int, by: int) -> np.ndarray:
 
 
 def _select(
-    images: Tensor, sizes: Sequence[Size], rows: Sequence[np.ndarray], columns: Sequence[np.ndarray], fill: Sequence[Sequence[int]] = ()
+    images: Tensor,
+    sizes: Sequence[Size],
+    rows: Sequence[np.ndarray],
+    columns: Sequence[np.ndarray],
+    fill: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """The pixels at `rows` and `columns` (numbers outside the image: its colour in `fill`, or black) of each image."""
     row, column = (_stacked(axis, images.device) for axis in (rows, columns))
     heights, widths = (torch.tensor([size[axis] for size in sizes], device=images.device)[:, None] for axis in (0, 1))
     inside = ((row >= 0) & (row < heights))[:, :, None] & ((column >= 0) & (column < widths))[:, None, :]
     each = torch.arange(len(images), device=images.device)[:, None, None]
-    taken = images.permute(0, 2, 3, 1)[each, row.clamp(0, images.shape[-2] - 1)[:, :, None], column.clamp(0, images.shape[-1] - 1)[:, None, :]]
+    taken = images.permute(0, 2, 3, 1)[
+        each, row.clamp(0, images.shape[-2] - 1)[:, :, None], column.clamp(0, images.shape[-1] - 1)[:, None, :]
+    ]
     colors = torch.tensor(fill or [[0, 0, 0]] * len(images), dtype=torch.uint8, device=images.device)[:, None, None, :]
     return taken.where(inside[..., None], colors).permute(0, 3, 1, 2)
 
@@ -167,7 +194,9 @@ def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
 
 def blur(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
     radii = [own["radius"] for own in parameters]
-    rows, columns = (blur_weights([size[axis] for size in sizes], radii, images.shape[axis + 2], images.device) for axis in (0, 1))
+    rows, columns = (
+        blur_weights([size[axis] for size in sizes], radii, images.shape[axis + 2], images.device) for axis in (0, 1)
+    )
     return separable(images, rows, columns), sizes
 
 
@@ -182,7 +211,9 @@ def aspect_ratio(images: Tensor, sizes: list[Size], parameters: Parameters) -> t
 
 def pixelization(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
     small = [scaled(size, own["ratio"]) for size, own in zip(sizes, parameters, strict=True)]
-    return resized(resized(images, sizes, small, Image.Resampling.BICUBIC), small, sizes, Image.Resampling.BICUBIC), sizes
+    return resized(
+        resized(images, sizes, small, Image.Resampling.BICUBIC), small, sizes, Image.Resampling.BICUBIC
+    ), sizes
 
 
 def rotation(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
@@ -193,7 +224,10 @@ def rotation(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple
     y = torch.arange(max(height for height, _ in turned), device=images.device)[:, None]
     x, y = (matrix[:, axis, 0] * x + matrix[:, axis, 1] * y + matrix[:, axis, 2] for axis in (0, 1))
     limits = torch.tensor(sizes, device=images.device)[..., None, None] - 1
-    row, column = (torch.minimum(place.floor().long().clamp_(min=0), limit) for place, limit in ((y, limits[:, 0]), (x, limits[:, 1])))
+    row, column = (
+        torch.minimum(place.floor().long().clamp_(min=0), limit)
+        for place, limit in ((y, limits[:, 0]), (x, limits[:, 1]))
+    )
     return _at(images, row, column), turned
 
 
@@ -222,7 +256,9 @@ def grayscale(images: Tensor, sizes: list[Size], _: Parameters) -> tuple[Tensor,
 
 
 def hflip(images: Tensor, sizes: list[Size], _: Parameters) -> tuple[Tensor, list[Size]]:
-    return _select(images, sizes, [_shifted(height, 0) for height, _ in sizes], [_shifted(width, 0)[::-1] for _, width in sizes]), sizes
+    return _select(
+        images, sizes, [_shifted(height, 0) for height, _ in sizes], [_shifted(width, 0)[::-1] for _, width in sizes]
+    ), sizes
 
 
 def opacity(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
@@ -234,7 +270,9 @@ def overlay_stripes(images: Tensor, sizes: list[Size], parameters: Parameters) -
     masks = []
     for (height, width), own in zip(sizes, parameters, strict=True):
         if own["line_angle"] != 0 or own["line_opacity"] != 1.0:
-            raise ValueError("stripes are painted in whole rows here, as the recipe has them: set views.made_on=workers for others")
+            raise ValueError(
+                "stripes are painted in whole rows here, as the recipe has them: set views.made_on=workers for others"
+            )
         masks.append(np.flatnonzero(ops.stripe_mask(width, height, own["line_width"], 0, own["line_density"])[:, 0]))
     painted = images.clone()
     for image, rows, own in zip(painted, masks, parameters, strict=True):
@@ -244,9 +282,14 @@ def overlay_stripes(images: Tensor, sizes: list[Size], parameters: Parameters) -
 
 
 def pad(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
-    border = [(int(height * own["h_factor"]), int(width * own["w_factor"])) for (height, width), own in zip(sizes, parameters, strict=True)]
+    border = [
+        (int(height * own["h_factor"]), int(width * own["w_factor"]))
+        for (height, width), own in zip(sizes, parameters, strict=True)
+    ]
     grown = [(height + 2 * top, width + 2 * left) for (height, width), (top, left) in zip(sizes, border, strict=True)]
-    rows, columns = ([_shifted(size[axis], -own[axis]) for size, own in zip(grown, border, strict=True)] for axis in (0, 1))
+    rows, columns = (
+        [_shifted(size[axis], -own[axis]) for size, own in zip(grown, border, strict=True)] for axis in (0, 1)
+    )
     return _select(images, sizes, rows, columns, [own["color"] for own in parameters]), grown
 
 
@@ -262,7 +305,9 @@ def random_crop(images: Tensor, sizes: list[Size], parameters: Parameters) -> tu
         pad_x, pad_y = ops.random_crop_padding(width, height, size)
         top, left = ops.place_crop(width + 2 * pad_x, height + 2 * pad_y, size, own["seed"])
         places.append((top - pad_y, left - pad_x))
-    rows, columns = ([_shifted(size[axis], place[axis]) for size, place in zip(made, places, strict=True)] for axis in (0, 1))
+    rows, columns = (
+        [_shifted(size[axis], place[axis]) for size, place in zip(made, places, strict=True)] for axis in (0, 1)
+    )
     return _select(images, sizes, rows, columns), made
 
 
@@ -280,7 +325,9 @@ def scale(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Te
 def sharpen(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Tensor, list[Size]]:
     values = torch.nn.functional.pad(images.float(), (1, 1, 1, 1))
     lines = values[..., :-2] + values[..., 1:-1] + values[..., 2:]
-    smooth = ((lines[..., :-2, :] + lines[..., 1:-1, :] + lines[..., 2:, :] + 4 * values[..., 1:-1, 1:-1]) / 13 + 0.5).floor_()
+    smooth = (
+        (lines[..., :-2, :] + lines[..., 1:-1, :] + lines[..., 2:, :] + 4 * values[..., 1:-1, 1:-1]) / 13 + 0.5
+    ).floor_()
     limits = torch.tensor(sizes, device=images.device).view(-1, 2, 1, 1, 1) - 1
     row = torch.arange(images.shape[-2], device=images.device).view(1, 1, -1, 1)
     column = torch.arange(images.shape[-1], device=images.device).view(1, 1, 1, -1)
@@ -293,7 +340,9 @@ def shuffle_pixels(images: Tensor, sizes: list[Size], parameters: Parameters) ->
     flat = images.flatten(2).clone()
     for image, (height, width), own in zip(flat, sizes, parameters, strict=True):
         moved = ops.shuffle_indices(height * width, own["factor"], own["seed"])
-        targets, sources = (torch.from_numpy(index // width * images.shape[-1] + index % width).to(images.device) for index in moved)
+        targets, sources = (
+            torch.from_numpy(index // width * images.shape[-1] + index % width).to(images.device) for index in moved
+        )
         image[:, targets] = image[:, sources]
     return flat.view_as(images), sizes
 
@@ -302,13 +351,20 @@ def skew(images: Tensor, sizes: list[Size], parameters: Parameters) -> tuple[Ten
     if any(own["axis"] != 0 for own in parameters):
         raise ValueError("rows are sheared here, as the recipe has it: set views.made_on=workers for axis 1")
     # Row y is the input's row shifted by s (y + 0.5) - s h / 2 pixels, linearly between its two neighbours.
-    heights, widths = (torch.tensor([size[axis] for size in sizes], device=images.device).view(-1, 1, 1) for axis in (0, 1))
-    factor = torch.tensor([own["skew_factor"] for own in parameters], dtype=torch.float64, device=images.device).view(-1, 1, 1)
+    heights, widths = (
+        torch.tensor([size[axis] for size in sizes], device=images.device).view(-1, 1, 1) for axis in (0, 1)
+    )
+    factor = torch.tensor([own["skew_factor"] for own in parameters], dtype=torch.float64, device=images.device).view(
+        -1, 1, 1
+    )
     row = torch.arange(images.shape[-2], device=images.device).view(1, -1, 1)
     position = torch.arange(images.shape[-1], device=images.device) + 0.5 + factor * (row + 0.5) - factor * heights / 2
     base = (position - 0.5).floor()
     weight = (position - 0.5 - base).float()[:, None]
-    before, after = (_at(images, row.expand(base.shape), torch.minimum((base.long() + step).clamp_(min=0), widths - 1)).float() for step in (0, 1))
+    before, after = (
+        _at(images, row.expand(base.shape), torch.minimum((base.long() + step).clamp_(min=0), widths - 1)).float()
+        for step in (0, 1)
+    )
     sheared = (before + (after - before) * weight) * ((position >= 0) & (position < widths))[:, None]
     return sheared.to(torch.uint8), sizes
 

@@ -1,10 +1,14 @@
-"""The fast path of the views: the same 19 ops and crops on uint8 arrays [H, W, 3], one image at a time, for a data process.
+"""The fast path of the views: the same 19 ops and crops on uint8 arrays [H, W, 3], one image at a time, for a data
+process.
 
     view = tail(apply(pixels, steps), size=224)       # `steps` as drawn by TransformOperator.sample
 
-torch's uint8 kernels resize several times faster than Pillow, OpenCV does the rest; both differ from the reference by a grey level
-here and there. `tests/train/transforms/test_fast.py` compares op by op, `train.main bench` measures the speed. Nothing here
-changes its input, but an op that has nothing to do returns it. On a GPU `batched.py` makes the views of a whole batch at once.
+torch's uint8 kernels resize several times faster than Pillow, OpenCV does the rest; both differ from the reference by a
+grey level
+here and there. `tests/train/transforms/test_fast.py` compares op by op, `train.main bench` measures the speed. Nothing
+here
+changes its input, but an op that has nothing to do returns it. On a GPU `batched.py` makes the views of a whole batch
+at once.
 """
 
 from __future__ import annotations
@@ -42,11 +46,14 @@ def apply(pixels: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
     return pixels
 
 
-def interpolate(pixels: np.ndarray, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+def interpolate(
+    pixels: np.ndarray, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
     """Resize with anti-aliasing: Pillow's filters, order of passes and rounding."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # The kernel is fast for whole channels-last batches only: contiguous, and the batch's axis added before the permutation.
+    # The kernel is fast for whole channels-last batches only: contiguous, and the batch's axis added before the
+    # permutation.
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     return _RESIZERS[resample](tensor, [height, width], False)[0].permute(1, 2, 0).numpy()
 
@@ -70,7 +77,8 @@ def tail(pixels: np.ndarray, size: int = 224, *, resize: bool = True) -> np.ndar
     resized_width, resized_height = tail_size(width, height, math.floor(size / CROP_FRACTION))
     if not resize or (resized_width, resized_height) == (width, height):
         return center_crop(pixels, size)
-    # The two passes of the resize one by one, each for what the centre needs alone: the rows that the second pass reads, and
+    # The two passes of the resize one by one, each for what the centre needs alone: the rows that the second pass
+    # reads, and
     # then the central columns. The other rows stay as they are in memory; what they become is cut away.
     top, left = center_anchor(resized_height, size)[1], center_anchor(resized_width, size)[1]
     scale = height / resized_height
@@ -81,10 +89,14 @@ def tail(pixels: np.ndarray, size: int = 224, *, resize: bool = True) -> np.ndar
     return interpolate(across, size, resized_height)[top : top + size]
 
 
-def _bordered(pixels: np.ndarray, top: int, bottom: int, left: int, right: int, color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+def _bordered(
+    pixels: np.ndarray, top: int, bottom: int, left: int, right: int, color: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
     if not (top or bottom or left or right):
         return pixels
-    return cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[int(value) for value in color])
+    return cv2.copyMakeBorder(
+        pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[int(value) for value in color]
+    )
 
 
 def blur(pixels: np.ndarray, radius: float = 2.0) -> np.ndarray:
@@ -113,7 +125,9 @@ def rotation(pixels: np.ndarray, degrees: float = 0.0) -> np.ndarray:
     height, width = pixels.shape[:2]
     size, matrix = rotation_map(width, height, degrees)
     to_centres = np.array(matrix) - [[0, 0, 0.5], [0, 0, 0.5]]
-    return cv2.warpAffine(pixels, to_centres, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        pixels, to_centres, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def contrast(pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
@@ -126,11 +140,15 @@ def contrast(pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
 def saturation(pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
     if factor == 1:
         return pixels
-    return cv2.transform(pixels, np.concatenate([factor * np.eye(3) + (1 - factor) * _LUMA, np.full((3, 1), _TRUNCATE)], axis=1))
+    return cv2.transform(
+        pixels, np.concatenate([factor * np.eye(3) + (1 - factor) * _LUMA, np.full((3, 1), _TRUNCATE)], axis=1)
+    )
 
 
 def encoding_quality(pixels: np.ndarray, quality: int = 50) -> np.ndarray:
-    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
+    )
     if not done:
         raise ValueError(f"JPEG of {pixels.shape[1]}x{pixels.shape[0]} at quality {quality} failed")
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
@@ -161,8 +179,15 @@ def overlay_stripes(
     line_type: str = "solid",
 ) -> np.ndarray:
     if line_type != "solid" or line_opacity != 1.0 or line_angle != 0:
-        style = {"line_angle": line_angle, "line_opacity": line_opacity, "line_density": line_density, "line_type": line_type}
-        return np.array(ops.overlay_stripes(Image.fromarray(pixels), line_width=line_width, line_color=line_color, **style))
+        style = {
+            "line_angle": line_angle,
+            "line_opacity": line_opacity,
+            "line_density": line_density,
+            "line_type": line_type,
+        }
+        return np.array(
+            ops.overlay_stripes(Image.fromarray(pixels), line_width=line_width, line_color=line_color, **style)
+        )
     height, width = pixels.shape[:2]
     painted = pixels.reshape(height, -1).copy()
     # Horizontal stripes are whole rows: the mask is the same in every column.
@@ -170,7 +195,9 @@ def overlay_stripes(
     return painted.reshape(height, width, 3)
 
 
-def pad(pixels: np.ndarray, w_factor: float = 0.25, h_factor: float = 0.25, color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+def pad(
+    pixels: np.ndarray, w_factor: float = 0.25, h_factor: float = 0.25, color: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
     left, top = int(pixels.shape[1] * w_factor), int(pixels.shape[0] * h_factor)
     return _bordered(pixels, top, top, left, left, color)
 
@@ -221,7 +248,9 @@ def sharpen(pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
 def shuffle_pixels(pixels: np.ndarray, factor: float = 1.0, seed: int = 0) -> np.ndarray:
     height, width = pixels.shape[:2]
     targets, sources = ops.shuffle_indices(height * width, factor, seed)
-    whole = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32).reshape(-1)  # one number a pixel moves faster than three
+    whole = (
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32).reshape(-1)
+    )  # one number a pixel moves faster than three
     whole[targets] = whole.take(sources)
     return cv2.cvtColor(whole.view(np.uint8).reshape(height, width, 4), cv2.COLOR_RGBA2RGB)
 
@@ -233,7 +262,9 @@ def skew(pixels: np.ndarray, skew_factor: float = 0.5, axis: int = 0) -> np.ndar
     along_x = np.array([[1, skew_factor, 0.5 * skew_factor - skew_factor * height / 2], [0, 1, 0]], dtype=np.float64)
     along_y = np.array([[1, 0, 0], [skew_factor, 1, 0.5 * skew_factor - skew_factor * width / 2]], dtype=np.float64)
     four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)  # OpenCV interpolates four channels twice as fast as three
-    sheared = cv2.warpAffine(four, along_x if axis == 0 else along_y, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    sheared = cv2.warpAffine(
+        four, along_x if axis == 0 else along_y, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
     return cv2.cvtColor(sheared, cv2.COLOR_RGBA2RGB)
 
 

@@ -12,17 +12,27 @@ from train.transforms.ops import inscribed_box
 
 @lru_cache(maxsize=256)
 def gaussian_taps(radius: float) -> tuple[float, ...]:
-    """The kernel that Pillow's GaussianBlur amounts to: three passes of a box blur with a fractional edge (ImagingGaussianBlur)."""
+    """The kernel that Pillow's GaussianBlur amounts to: three passes of a box blur with a fractional edge
+    (ImagingGaussianBlur).
+    """
     box_length = math.sqrt(12.0 * radius * radius / 3 + 1.0)
     whole = math.floor((box_length - 1.0) / 2.0)
-    edge = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * radius * radius / 3) / (6 * (radius * radius / 3 - (whole + 1) ** 2))
+    edge = (
+        (2 * whole + 1)
+        * (whole * (whole + 1) - 3.0 * radius * radius / 3)
+        / (6 * (radius * radius / 3 - (whole + 1) ** 2))
+    )
     box = np.array([edge, *[1.0] * (2 * whole + 1), edge]) / (2 * (whole + edge) + 1)
     return tuple(np.convolve(np.convolve(box, box), box))
 
 
-def rotation_map(width: int, height: int, degrees: float) -> tuple[tuple[int, int], tuple[tuple[float, float, float], tuple[float, float, float]]]:
-    """Image.rotate(expand=True) and the inscribed crop in one: (width, height) of the result, and the affine map from its pixel
-    centres to positions in the source (0 = the left edge of the first pixel). Not for multiples of 90 degrees, which Pillow transposes.
+def rotation_map(
+    width: int, height: int, degrees: float
+) -> tuple[tuple[int, int], tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """Image.rotate(expand=True) and the inscribed crop in one: (width, height) of the result, and the affine map from
+    its pixel
+    centres to positions in the source (0 = the left edge of the first pixel). Not for multiples of 90 degrees, which
+    Pillow transposes.
     """
     angle = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)

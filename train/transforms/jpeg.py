@@ -1,7 +1,9 @@
 """What JPEG does to pixels, for a whole batch on any device: colour conversion, 4:2:0, DCT, quantisation, and back.
 
-The lossless part of the format (entropy coding) is left out, as it changes nothing. Follows libjpeg (ITU-T T.81, Annex K tables,
-triangle-filter upsampling) in floating point, so a value may differ by a grey level or two from an encoder's fixed-point one.
+The lossless part of the format (entropy coding) is left out, as it changes nothing. Follows libjpeg (ITU-T T.81, Annex
+K tables,
+triangle-filter upsampling) in floating point, so a value may differ by a grey level or two from an encoder's
+fixed-point one.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _TO_RGB = [[1.0, 0.0, 1.402], [1.0, -0.344136286, -0.714136286], [1.0, 1.772, 0.
 
 
 def round_trip(images: Tensor, sizes: Sequence[tuple[int, int]], qualities: Sequence[int]) -> Tensor:
-    """uint8 [N, 3, h, w] of [N, 3, H, W]: the first (height, width) of each image encoded at its quality (1 to 100) and decoded."""
+    """uint8 [N, 3, h, w] of [N, 3, H, W]: the first (height, width) of each image encoded at its quality (1 to 100) and
+    decoded.
+    """
     device = images.device
     center = torch.tensor([0.0, 128.0, 128.0], device=device).view(1, 3, 1, 1)
     # An encoder repeats the last row and column until whole blocks are full.
@@ -44,19 +48,28 @@ def round_trip(images: Tensor, sizes: Sequence[tuple[int, int]], qualities: Sequ
     luma = _through_blocks(ycc[:, :1], _quantisers(_LUMINANCE, qualities, device))
     halves = [(-(-height // 2), -(-width // 2)) for height, width in sizes]
     # Below the image it is the last row of chroma, not of the image, that is repeated.
-    small = _repeated(((quarters + bias) / 4).floor_(), [(height, quarters.shape[-1]) for height, _ in halves], quarters.shape[-2:])
+    small = _repeated(
+        ((quarters + bias) / 4).floor_(), [(height, quarters.shape[-1]) for height, _ in halves], quarters.shape[-2:]
+    )
     small = _through_blocks(small, _quantisers(_padded_chrominance(), qualities, device))
     # A decoder forgets what is beyond the image before it looks at neighbours.
     small = _repeated(small, halves, small.shape[-2:])
     back = torch.cat([luma, _upsampled(small)], 1) - center
-    made = torch.einsum("ij,njhw->nihw", torch.tensor(_TO_RGB, device=device), back).round_().clamp_(0, 255).to(torch.uint8)
+    made = (
+        torch.einsum("ij,njhw->nihw", torch.tensor(_TO_RGB, device=device), back)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+    )
     return made[..., : images.shape[-2], : images.shape[-1]]
 
 
 def _repeated(planes: Tensor, sizes: Sequence[tuple[int, int]], extents: Sequence[int]) -> Tensor:
     """[N, C, *extents]: the first (height, width) of each, its last row and column repeated."""
     limits = torch.tensor(sizes, device=planes.device) - 1
-    rows, columns = (torch.minimum(torch.arange(extents[axis], device=planes.device)[None], limits[:, axis, None]) for axis in (0, 1))
+    rows, columns = (
+        torch.minimum(torch.arange(extents[axis], device=planes.device)[None], limits[:, axis, None]) for axis in (0, 1)
+    )
     each = torch.arange(len(planes), device=planes.device)[:, None, None]
     return planes.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -88,7 +101,9 @@ def _through_blocks(planes: Tensor, quantisers: Tensor) -> Tensor:
 def _upsampled(planes: Tensor) -> Tensor:
     """Twice the size: each new value is three quarters of the nearer and a quarter of the next one, along both axes."""
     grown = F.pad(planes, (1, 1, 1, 1), mode="replicate")
-    tall = torch.stack([3 * grown[..., 1:-1, :] + grown[..., :-2, :], 3 * grown[..., 1:-1, :] + grown[..., 2:, :]], dim=-2)
+    tall = torch.stack(
+        [3 * grown[..., 1:-1, :] + grown[..., :-2, :], 3 * grown[..., 1:-1, :] + grown[..., 2:, :]], dim=-2
+    )
     tall = tall.flatten(-3, -2)
     left, right = 3 * tall[..., 1:-1] + tall[..., :-2] + 8, 3 * tall[..., 1:-1] + tall[..., 2:] + 7
     return (torch.stack([left, right], dim=-1).flatten(-2) / 16).floor_()

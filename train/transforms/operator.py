@@ -1,6 +1,7 @@
 """The transform operator T: zero, one or two distinct ops of the 19, applied in the list's order.
 
-Sampling is separate from applying, so that the same draws drive the PIL reference and the batched fast path, and so that a
+Sampling is separate from applying, so that the same draws drive the PIL reference and the batched fast path, and so
+that a
 view can be drawn again from its seed alone.
 """
 
@@ -32,7 +33,9 @@ def _uniform(name: str, low: float, high: float) -> Callable[[np.random.Generato
     return lambda rng: {name: float(rng.uniform(low, high))}
 
 
-def _choice(values: Iterable[dict[str, Any]], *, seeded: bool = False) -> Callable[[np.random.Generator], dict[str, Any]]:
+def _choice(
+    values: Iterable[dict[str, Any]], *, seeded: bool = False
+) -> Callable[[np.random.Generator], dict[str, Any]]:
     options = list(values)
 
     def draw(rng: np.random.Generator) -> dict[str, Any]:
@@ -42,7 +45,13 @@ def _choice(values: Iterable[dict[str, Any]], *, seeded: bool = False) -> Callab
     return draw
 
 
-_STRIPES = {"line_angle": 0, "line_color": [255, 255, 255], "line_opacity": 1.0, "line_density": 0.5, "line_type": "solid"}
+_STRIPES = {
+    "line_angle": 0,
+    "line_color": [255, 255, 255],
+    "line_opacity": 1.0,
+    "line_density": 0.5,
+    "line_type": "solid",
+}
 _CROP = {"pad_if_needed": True, "fill": 0, "padding_mode": "constant"}
 
 # Ranges and grids of the released train.sh; each list op takes one of five evenly spaced values.
@@ -64,7 +73,8 @@ SAMPLERS: Mapping[str, Callable[[np.random.Generator], dict[str, Any]]] = {
     "random_crop": _choice(({"size": [int(value), int(value)], **_CROP} for value in _grid(64, 512)), seeded=True),
     "scale": _choice({"factor": value, "interpolation": None} for value in _grid(0.5, 1.5)),
     "sharpen": _choice({"factor": value} for value in _grid(1.2, 2.0)),
-    # The release reseeds NumPy with 42 on every call, which shuffles alike everywhere; here every draw has its own seed.
+    # The release reseeds NumPy with 42 on every call, which shuffles alike everywhere; here every draw has its own
+    # seed.
     "shuffle_pixels": _choice(({"factor": value} for value in _grid(0.0, 0.35)), seeded=True),
     "skew": _choice({"skew_factor": value, "axis": 0} for value in _grid(-1, 1)),
 }

@@ -1,6 +1,7 @@
 """The 19 image ops of CoDE's transform operator T, as pure functions of a PIL image and their parameters.
 
-Semantics are those of augly 1.0.0 with the released arguments (`params` of the golden rows), torchvision's RandomCrop for
+Semantics are those of augly 1.0.0 with the released arguments (`params` of the golden rows), torchvision's RandomCrop
+for
 `random_crop`. Why written anew: the originals read and reseed NumPy's global generator, which ties workers to one
 another. No function here reads or changes global state. Every op converts its input to RGB and returns RGB.
 """
@@ -44,7 +45,9 @@ def aspect_ratio(image: Image.Image, ratio: float = 1.0) -> Image.Image:
 def pixelization(image: Image.Image, ratio: float = 1.0) -> Image.Image:
     """Shrink by `ratio` and stretch back to the first size, both bicubic."""
     image = _rgb(image)
-    small = image.resize((max(1, int(image.width * ratio)), max(1, int(image.height * ratio))), Image.Resampling.BICUBIC)
+    small = image.resize(
+        (max(1, int(image.width * ratio)), max(1, int(image.height * ratio))), Image.Resampling.BICUBIC
+    )
     return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
@@ -62,7 +65,9 @@ def largest_inscribed(width: float, height: float, radians: float) -> tuple[floa
     return (width * cosine - height * sine) / double_cosine, (height * cosine - width * sine) / double_cosine
 
 
-def inscribed_box(width: int, height: int, degrees: float, turned_width: int, turned_height: int) -> tuple[int, int, int, int]:
+def inscribed_box(
+    width: int, height: int, degrees: float, turned_width: int, turned_height: int
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the largest inscribed rectangle within the turned, expanded image."""
     inner_width, inner_height = largest_inscribed(width, height, math.radians(degrees))
     center_x, center_y = turned_width / 2, turned_height / 2
@@ -71,7 +76,9 @@ def inscribed_box(width: int, height: int, degrees: float, turned_width: int, tu
 
 
 def rotation(image: Image.Image, degrees: float = 0.0) -> Image.Image:
-    """Turn counter-clockwise (nearest neighbour), then keep the largest inscribed rectangle, so that no corner is black."""
+    """Turn counter-clockwise (nearest neighbour), then keep the largest inscribed rectangle, so that no corner is
+    black.
+    """
     image = _rgb(image)
     turned = image.rotate(degrees, expand=True)
     return turned.crop(inscribed_box(image.width, image.height, degrees, turned.width, turned.height))
@@ -117,7 +124,8 @@ def opacity(image: Image.Image, level: float = 1.0) -> Image.Image:
 def stripe_mask(width: int, height: int, line_width: float, line_angle: float, line_density: float) -> np.ndarray:
     """Bool [height, width], True inside a stripe.
 
-    The stripes are where a cosine of period `(1 - line_density) * min(width, height)` pixels exceeds the value that leaves
+    The stripes are where a cosine of period `(1 - line_density) * min(width, height)` pixels exceeds the value that
+    leaves
     `line_width` (a fraction of the period) above it; one stripe runs through the middle of the image.
     """
     if line_density == 1.0:
@@ -125,7 +133,11 @@ def stripe_mask(width: int, height: int, line_width: float, line_angle: float, l
     radians = math.radians(line_angle)
     distance = (1 - line_density) * min(width, height)
     across, down = np.arange(width)[None, :] - width / 2, np.arange(height)[:, None] - height / 2
-    phase = across * (math.sin(radians) / distance) - down * (math.cos(radians) / distance) if line_angle else down * (-1 / distance)
+    phase = (
+        across * (math.sin(radians) / distance) - down * (math.cos(radians) / distance)
+        if line_angle
+        else down * (-1 / distance)
+    )
     softness = (np.cos(2 * math.pi * phase) + 1) / 2
     return np.broadcast_to(softness > (math.cos(math.pi * line_width) + 1) / 2, (height, width))
 
@@ -149,7 +161,9 @@ def overlay_stripes(
     return image
 
 
-def pad(image: Image.Image, w_factor: float = 0.25, h_factor: float = 0.25, color: Sequence[int] = (0, 0, 0)) -> Image.Image:
+def pad(
+    image: Image.Image, w_factor: float = 0.25, h_factor: float = 0.25, color: Sequence[int] = (0, 0, 0)
+) -> Image.Image:
     """Add a border of `w_factor` of the width left and right, `h_factor` of the height above and below."""
     image = _rgb(image)
     left, top = int(image.width * w_factor), int(image.height * h_factor)
@@ -194,7 +208,9 @@ def random_crop(
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     pad_x, pad_y = random_crop_padding(image.width, image.height, (height, width))
     if (pad_x or pad_y) and not pad_if_needed:
-        raise ValueError(f"a crop of {width}x{height} does not fit into {image.width}x{image.height}: set pad_if_needed")
+        raise ValueError(
+            f"a crop of {width}x{height} does not fit into {image.width}x{image.height}: set pad_if_needed"
+        )
     padded = ImageOps.expand(image, (pad_x, pad_y, pad_x, pad_y), fill=(fill, fill, fill)) if pad_x or pad_y else image
     if top is None or left is None:
         top, left = place_crop(padded.width, padded.height, (height, width), seed)
@@ -202,7 +218,9 @@ def random_crop(
 
 
 def place_crop(width: int, height: int, size: tuple[int, int], seed: int | None) -> tuple[int, int]:
-    """(top, left), uniform over all places where a crop of `size` = (height, width) fits. Raises ValueError without a seed."""
+    """(top, left), uniform over all places where a crop of `size` = (height, width) fits. Raises ValueError without a
+    seed.
+    """
     if seed is None:
         raise ValueError("random_crop needs top and left, or a seed")
     rng = np.random.default_rng(seed)
@@ -225,7 +243,8 @@ def sharpen(image: Image.Image, factor: float = 1.0) -> Image.Image:
 def shuffle_indices(count: int, factor: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 targets and sources among `count` pixels: `int(factor * count)` of them change places with one another."""
     sources = np.random.default_rng(seed).choice(count, size=int(factor * count), replace=False)
-    # The same pixels in ascending order: against the random order that `choice` gives them they are a random permutation.
+    # The same pixels in ascending order: against the random order that `choice` gives them they are a random
+    # permutation.
     chosen = np.zeros(count, dtype=bool)
     chosen[sources] = True
     return np.flatnonzero(chosen), sources

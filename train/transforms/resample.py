@@ -1,7 +1,9 @@
 """Resizes and blurs of a batch whose images differ in size, box and strength, as two matrix products each.
 
-A separable filter is one matrix for the rows and one for the columns of an image. Built for each image and multiplied at once they
-keep a GPU busy where 2,000 small kernels would not, and crops cost nothing: rows of a matrix that are not needed are not made.
+A separable filter is one matrix for the rows and one for the columns of an image. Built for each image and multiplied
+at once they
+keep a GPU busy where 2,000 small kernels would not, and crops cost nothing: rows of a matrix that are not needed are
+not made.
 Pillow's filters, order of passes and rounding between them; weights in float32 instead of fixed point.
 """
 
@@ -41,7 +43,9 @@ _FILTERS: dict[Image.Resampling, tuple[Callable[[Tensor], Tensor], float]] = {
 
 @dataclass(frozen=True)
 class Span:
-    """One axis of one resize, in pixels: `length` source pixels from `start` on become `size`, of which those from `first` on are wanted."""
+    """One axis of one resize, in pixels: `length` source pixels from `start` on become `size`, of which those from
+    `first` on are wanted.
+    """
 
     start: int
     length: int
@@ -49,11 +53,16 @@ class Span:
     first: int = 0
 
 
-def resize_weights(spans: Sequence[Span], count: int, padded: int, resample: Image.Resampling, device: torch.device) -> Tensor:
-    """float32 [N, `count`, `padded`]: the matrix of each span, for an axis of `padded` pixels; rows beyond a span's size are zero."""
+def resize_weights(
+    spans: Sequence[Span], count: int, padded: int, resample: Image.Resampling, device: torch.device
+) -> Tensor:
+    """float32 [N, `count`, `padded`]: the matrix of each span, for an axis of `padded` pixels; rows beyond a span's
+    size are zero.
+    """
     kernel, support = _FILTERS[resample]
     start, length, size, first = (
-        torch.tensor([getattr(span, name) for span in spans], device=device)[:, None] for name in ("start", "length", "size", "first")
+        torch.tensor([getattr(span, name) for span in spans], device=device)[:, None]
+        for name in ("start", "length", "size", "first")
     )
     scale = length.double() / size
     stretch = scale.clamp(min=1)
@@ -64,13 +73,19 @@ def resize_weights(spans: Sequence[Span], count: int, padded: int, resample: Ima
     column = (torch.arange(padded, device=device) - start)[:, None, :]
     # Whole and fractional part apart: the distance is then exact enough in float32.
     whole = center.floor()
-    distance = ((column - whole[:, :, None]).float() + (0.5 - (center - whole)).float()[:, :, None]) / stretch.float()[:, :, None]
-    weights = kernel(distance.abs_()) * ((column >= low[:, :, None]) & (column < high[:, :, None]) & (row < size)[:, :, None])
+    distance = ((column - whole[:, :, None]).float() + (0.5 - (center - whole)).float()[:, :, None]) / stretch.float()[
+        :, :, None
+    ]
+    weights = kernel(distance.abs_()) * (
+        (column >= low[:, :, None]) & (column < high[:, :, None]) & (row < size)[:, :, None]
+    )
     return weights / weights.sum(-1, keepdim=True).where((row < size)[:, :, None], 1.0)
 
 
 def blur_weights(lengths: Sequence[int], radii: Sequence[float], padded: int, device: torch.device) -> Tensor:
-    """float32 [N, `padded`, `padded`]: Gaussian blur (as Pillow approximates it) of the first `lengths` pixels, the border repeated."""
+    """float32 [N, `padded`, `padded`]: Gaussian blur (as Pillow approximates it) of the first `lengths` pixels, the
+    border repeated.
+    """
     reach = max(len(gaussian_taps(radius)) for radius in radii) // 2
     taps = torch.zeros(len(radii), 2 * reach + 1)
     for row, radius in zip(taps, radii, strict=True):
@@ -79,11 +94,15 @@ def blur_weights(lengths: Sequence[int], radii: Sequence[float], padded: int, de
     source = torch.arange(padded, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
     last = torch.tensor(lengths, device=device)[:, None, None] - 1
     weights = torch.zeros(len(radii), padded, padded, device=device)
-    return weights.scatter_add_(2, torch.minimum(source.clamp(min=0)[None], last), taps.to(device)[:, None].expand(-1, padded, -1))
+    return weights.scatter_add_(
+        2, torch.minimum(source.clamp(min=0)[None], last), taps.to(device)[:, None].expand(-1, padded, -1)
+    )
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """uint8 [N, 3, h, w] of uint8 [N, 3, H, W]: `columns` [N, w, W] first, then `rows` [N, h, H], rounded after each as Pillow does."""
+    """uint8 [N, 3, h, w] of uint8 [N, 3, H, W]: `columns` [N, w, W] first, then `rows` [N, h, H], rounded after each as
+    Pillow does.
+    """
     across = _rounded(images.float() @ columns.mT[:, None])
     return _rounded(rows[:, None] @ across).to(torch.uint8)
 
@@ -92,8 +111,12 @@ def _rounded(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def resized(images: Tensor, sizes: Sequence[tuple[int, int]], new_sizes: Sequence[tuple[int, int]], resample: Image.Resampling) -> Tensor:
-    """uint8 [N, 3, h, w], the largest of `new_sizes` (height, width): the first `sizes` of each image resized to its new size."""
+def resized(
+    images: Tensor, sizes: Sequence[tuple[int, int]], new_sizes: Sequence[tuple[int, int]], resample: Image.Resampling
+) -> Tensor:
+    """uint8 [N, 3, h, w], the largest of `new_sizes` (height, width): the first `sizes` of each image resized to its
+    new size.
+    """
     weights = [
         resize_weights(
             [Span(0, size[axis], new[axis]) for size, new in zip(sizes, new_sizes, strict=True)],

@@ -46,7 +46,9 @@ def views_needed(terms: Terms) -> tuple[str, ...]:
 
 
 def plan_view(view: str, width: int, height: int, recipe: Views, rng: np.random.Generator) -> Plan:
-    """Draw one view of an image of `width` x `height` pixels. The clean views have neither crop nor ops; the crops get both, as released."""
+    """Draw one view of an image of `width` x `height` pixels. The clean views have neither crop nor ops; the crops get
+    both, as released.
+    """
     resize = recipe.tail == "resize248"
     if view in ("real", "fake"):
         return Plan(None, [], recipe.size_px, resize)
@@ -86,7 +88,10 @@ def plan_views(
 ) -> dict[str, Plan]:
     """The draw of each view that `terms` needs, for images of these sizes (width, height)."""
     sizes = {"real": real, "fake": fake}
-    return {view: plan_view(view, *sizes[class_of(view)], recipe, view_rng(seed, epoch, record_id, view, occurrence)) for view in views_needed(terms)}
+    return {
+        view: plan_view(view, *sizes[class_of(view)], recipe, view_rng(seed, epoch, record_id, view, occurrence))
+        for view in views_needed(terms)
+    }
 
 
 def class_of(view: str) -> str:
@@ -95,7 +100,8 @@ def class_of(view: str) -> str:
 
 
 def make_views(real: Picture, fake: Picture, plans: Mapping[str, Plan]) -> dict[str, Tensor]:
-    """uint8 [3, S, S] for each plan, channels last in memory; S is the recipe's `size_px`, or `local_size_px` for the local crops.
+    """uint8 [3, S, S] for each plan, channels last in memory; S is the recipe's `size_px`, or `local_size_px` for the
+    local crops.
 
     Arrays (uint8 [H, W, 3]) take the fast path, PIL images the reference.
     """

@@ -1,6 +1,7 @@
 """`bench decode`: the decoder against plain Pillow, on the sample images, turn by turn in one run.
 
-Plain Pillow is what a program would write first: open, convert the whole image, crop, on one thread. The ratio of one round
+Plain Pillow is what a program would write first: open, convert the whole image, crop, on one thread. The ratio of one
+round
 is what counts; the absolute figures move with the machine and its other work.
 """
 
@@ -27,10 +28,14 @@ ROUNDS = 5
 MIN_IMAGES = 96
 
 
-def measure_decode(settings: DecodeSettings | None = None, images: Sequence[bytes] | None = None, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Images per second of header reading, of the decoder and of plain Pillow, per format, and the median ratio of the rounds.
+def measure_decode(
+    settings: DecodeSettings | None = None, images: Sequence[bytes] | None = None, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Images per second of header reading, of the decoder and of plain Pillow, per format, and the median ratio of the
+    rounds.
 
-    `images` are the committed samples when unset, each format repeated to fill three batches. Raises SettingsError without samples.
+    `images` are the committed samples when unset, each format repeated to fill three batches. Raises SettingsError
+    without samples.
     """
     by_format: dict[str, list[tuple[bytes, ImageInfo]]] = defaultdict(list)
     for data in images or [path.read_bytes() for path in sorted(SAMPLES.rglob("*")) if path.is_file()]:

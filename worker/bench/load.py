@@ -71,7 +71,12 @@ def own_topics(settings: Settings) -> Iterator[Mapping[str, str]]:
         variable("redis", "hash_ttl"): "600",
         variable("triton", "url"): settings.triton.url,
     }
-    create_topics(settings.kafka, topics.values(), PARTITIONS, {"retention.bytes": "-1", "max.message.bytes": str(settings.kafka.max_request_bytes)})
+    create_topics(
+        settings.kafka,
+        topics.values(),
+        PARTITIONS,
+        {"retention.bytes": "-1", "max.message.bytes": str(settings.kafka.max_request_bytes)},
+    )
     try:
         yield environment
     finally:

@@ -1,4 +1,5 @@
-"""Does the worker's memory stay bounded, however much waits in Kafka? Peak resident memory with a small and with a large backlog.
+"""Does the worker's memory stay bounded, however much waits in Kafka? Peak resident memory with a small and with a
+large backlog.
 
 The bound comes from the settings: what may be in work (ASSAY_FLOW__MAX_BYTES, and one poll above it), the consumer's
 fetches, and the batches on their way through decoding and inference.
@@ -23,7 +24,9 @@ ALLOCATOR_SHARE = 1.25  # what the allocator keeps of buffers that were freed
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """Bytes. `idle`: after a first batch, so that what decoding and gRPC set up once is in it; `bound`: what the settings allow above it."""
+    """Bytes. `idle`: after a first batch, so that what decoding and gRPC set up once is in it; `bound`: what the
+    settings allow above it.
+    """
 
     image_bytes: int
     idle: int
@@ -48,7 +51,9 @@ def bound_bytes(settings: Settings) -> int:
 
 
 def measure(settings: Settings, config: Path | None, *, images: int, report: Callable[[str], None]) -> MemoryReport:
-    """Idle, then with a backlog that just fills the flow, then with `images` of 1 MB waiting; each worker is a new process."""
+    """Idle, then with a backlog that just fills the flow, then with `images` of 1 MB waiting; each worker is a new
+    process.
+    """
     small = 2 * settings.flow.max_bytes // IMAGE_BYTES
     producer = Producer(settings.kafka)
     try:
@@ -63,7 +68,9 @@ def measure(settings: Settings, config: Path | None, *, images: int, report: Cal
     return MemoryReport(IMAGE_BYTES, idle, small, small_peak, images, peak, bound_bytes(settings))
 
 
-def _peak(settings: Settings, config: Path | None, producer: Producer, *, images: int, image_bytes: int, watch_s: float) -> int:
+def _peak(
+    settings: Settings, config: Path | None, producer: Producer, *, images: int, image_bytes: int, watch_s: float
+) -> int:
     """Peak resident bytes of a worker that finds `images` waiting, over `watch_s` seconds."""
     pictures = load.sample_images()
     with load.own_topics(settings) as environment:

@@ -19,7 +19,17 @@ THROUGHPUT_IMAGES = 320
 MEMORY_IMAGES = 2_000
 
 
-def run(what: str, settings: Settings, config: Path | None, *, images: int | None, rounds: int, as_json: bool, out: Console, err: Console) -> None:
+def run(
+    what: str,
+    settings: Settings,
+    config: Path | None,
+    *,
+    images: int | None,
+    rounds: int,
+    as_json: bool,
+    out: Console,
+    err: Console,
+) -> None:
     """Measure `what` (throughput, memory or decode) and print it. Raises Unavailable where a server does not answer."""
 
     def report(line: str) -> None:
@@ -29,7 +39,10 @@ def run(what: str, settings: Settings, config: Path | None, *, images: int | Non
     machine = {"cores": os.cpu_count()}
     if what == "throughput":
         found = throughput.measure(settings, config, images=images or THROUGHPUT_IMAGES, rounds=rounds, report=report)
-        document = {"rounds": [{**asdict(one), "ratio": one.ratio} for one in found], "median_ratio": throughput.median_ratio(found)}
+        document = {
+            "rounds": [{**asdict(one), "ratio": one.ratio} for one in found],
+            "median_ratio": throughput.median_ratio(found),
+        }
     elif what == "memory":
         result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=report)
         document = {**asdict(result), "within_bound": result.within}

@@ -1,4 +1,5 @@
-"""How much of the model server's own speed reaches the user: the worker against Triton alone, in turn, on the same images.
+"""How much of the model server's own speed reaches the user: the worker against Triton alone, in turn, on the same
+images.
 
 Both sides have as many calls in flight and as large batches as the settings say. Machines are shared and noisy, so each
 round measures both and the ratio is the result, not the rates.
@@ -41,7 +42,9 @@ class Round:
         return self.worker_images_per_s / self.triton_images_per_s
 
 
-def measure(settings: Settings, config: Path | None, *, images: int, rounds: int, report: Callable[[str], None]) -> list[Round]:
+def measure(
+    settings: Settings, config: Path | None, *, images: int, rounds: int, report: Callable[[str], None]
+) -> list[Round]:
     """`rounds` pairs over `images` images each. Raises Unavailable where a server does not answer."""
     pictures = load.sample_images()
     pixels = _decoded(settings, pictures)
@@ -57,7 +60,9 @@ def measure(settings: Settings, config: Path | None, *, images: int, rounds: int
                 cpu_before = worker.cpu_s()
                 through = _worker_rate(worker, producer, pictures, images=images, first=(number + 1) * 1_000_000)
                 found.append(Round(alone, through, (worker.cpu_s() - cpu_before) * 1000 / images))
-                report(f"round {number + 1}: Triton alone {alone:.1f} images/s, worker {through:.1f} images/s, ratio {found[-1].ratio:.3f}")
+                report(
+                    f"round {number + 1}: Triton alone {alone:.1f} images/s, worker {through:.1f} images/s, ratio {found[-1].ratio:.3f}"
+                )
     finally:
         producer.close()
         triton.close()
@@ -107,7 +112,9 @@ def _triton_rate(triton: Triton, settings: Settings, pixels: Pixels, images: int
     return _rate(times)
 
 
-def _worker_rate(worker: load.BenchWorker, producer: Producer, pictures: list[bytes], *, images: int, first: int) -> float:
+def _worker_rate(
+    worker: load.BenchWorker, producer: Producer, pictures: list[bytes], *, images: int, first: int
+) -> float:
     """Images/s of the worker on images that no cache knows, by the moments of its decisions."""
     kafka = worker.settings.kafka
     reader = Reader(kafka, kafka.verdicts_topic, from_end=True)
@@ -115,7 +122,10 @@ def _worker_rate(worker: load.BenchWorker, producer: Producer, pictures: list[by
         load.produce(
             producer,
             kafka.incoming_topic,
-            ((f"bench/{number}", load.unlike(pictures[number % len(pictures)], number)) for number in range(first, first + images)),
+            (
+                (f"bench/{number}", load.unlike(pictures[number % len(pictures)], number))
+                for number in range(first, first + images)
+            ),
         )
         times: list[float] = []
         deadline = time.monotonic() + 120
@@ -136,5 +146,7 @@ def _rate(times: list[float]) -> float:
     The same estimate for both sides: a batch that is half done when the first one falls counts for neither or for both.
     """
     times = sorted(times)
-    at_first = sum(1 for moment in times if moment - times[0] < 0.02)  # the batch that falls first is where the clock starts
+    at_first = sum(
+        1 for moment in times if moment - times[0] < 0.02
+    )  # the batch that falls first is where the clock starts
     return (len(times) - at_first) / max(times[-1] - times[0], 1e-9)

@@ -1,4 +1,5 @@
-"""Images by reference (claim checks): `Fetcher(settings.references, settings.limits).fetch(reference) -> bytes`, from any thread.
+"""Images by reference (claim checks): `Fetcher(settings.references, settings.limits).fetch(reference) -> bytes`, from
+any thread.
 
 | what happens                                                                  | what it means                                |
 |---|---|
@@ -40,9 +41,11 @@ _BACKOFF_MAX_S = 2.0
 
 
 class Fetcher:
-    """Fetches references under the rules above. Thread-safe; `references.concurrency` threads are what it is laid out for.
+    """Fetches references under the rules above. Thread-safe; `references.concurrency` threads are what it is laid out
+    for.
 
-    `sleep` waits between tries and may raise worker.errors.Stopping; `clock` is monotonic, in seconds; `resolve` looks names up.
+    `sleep` waits between tries and may raise worker.errors.Stopping; `clock` is monotonic, in seconds; `resolve` looks
+    names up.
     Raises SettingsError for entries that can never match, a CA file that cannot be read, or s3 without boto3.
     """
 

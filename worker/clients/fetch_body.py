@@ -34,4 +34,6 @@ def collect_up_to(max_bytes: int) -> Collect:
 
 
 def _too_large(size: str, max_bytes: int) -> Rejected:
-    return Rejected(RejectReason.TOO_LARGE, f"the image behind the reference has {size}; the limit is {max_bytes}", stage="intake")
+    return Rejected(
+        RejectReason.TOO_LARGE, f"the image behind the reference has {size}; the limit is {max_bytes}", stage="intake"
+    )

@@ -22,12 +22,24 @@ from worker.settings import variable
 _CHUNK_BYTES = 256 * 1024
 # This object's own fault; anything else (EIO, ESTALE, EMFILE, …) is the storage's or ours.
 _OBJECT_ERRORS = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+        errno.EINVAL,
+    }
 )
 
 
 def read_file(target: FileTarget, roots: Sequence[str], collect: Collect) -> bytes:
-    """The file's bytes. Raises Rejected(fetch_denied, fetch_failed, too_large), or Unavailable when a root is gone or the disk fails."""
+    """The file's bytes. Raises Rejected(fetch_denied, fetch_failed, too_large), or Unavailable when a root is gone or
+    the disk fails.
+    """
     try:
         handle = os.open(target.path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:

@@ -1,7 +1,9 @@
 """https:// references: the address is checked where it is connected to, and one deadline covers everything.
 
-httpcore's network backend is the seam: it looks the name up once, checks each address and connects to that very address, so
-that a second answer of the name server (DNS rebinding) is never asked for. Every read and write gets what is left of the
+httpcore's network backend is the seam: it looks the name up once, checks each address and connects to that very
+address, so
+that a second answer of the name server (DNS rebinding) is never asked for. Every read and write gets what is left of
+the
 deadline, so that a server which trickles cannot hold the thread longer. No cookies, no proxies, no compression.
 
 Use:  source = HttpsSource(settings, rules, clock, system_addresses); source.read(target, collect)
@@ -47,7 +49,9 @@ def system_addresses(host: str, port: int) -> list[str]:
 
 
 def forbidden(address: str, *, allow_private: bool = False) -> str | None:
-    """Why `address` may not be connected to, or None. Embedded IPv4 addresses (mapped, 6to4, NAT64) count as themselves."""
+    """Why `address` may not be connected to, or None. Embedded IPv4 addresses (mapped, 6to4, NAT64) count as
+    themselves.
+    """
     try:
         parsed: _Address = ipaddress.ip_address(address)
     except ValueError:
@@ -98,7 +102,9 @@ class HttpsSource:
             max_connections=None,  # the callers' pool is the bound
             max_keepalive_connections=settings.concurrency,
             keepalive_expiry=_IDLE_SECONDS,
-            network_backend=_CheckedBackend(self._exchange, clock, resolve, allow_private=settings.allow_private_addresses),
+            network_backend=_CheckedBackend(
+                self._exchange, clock, resolve, allow_private=settings.allow_private_addresses
+            ),
         )
 
     def read(self, target: HttpsTarget, deadline: float, collect: Collect) -> bytes:
@@ -118,7 +124,9 @@ class HttpsSource:
                     stage="intake",
                 )
             target = self._redirected(target, found)
-        raise Rejected(RejectReason.FETCH_FAILED, f"{target}: more than {self._max_redirects} redirects", stage="intake")
+        raise Rejected(
+            RejectReason.FETCH_FAILED, f"{target}: more than {self._max_redirects} redirects", stage="intake"
+        )
 
     def close(self) -> None:
         self._pool.close()
@@ -128,7 +136,9 @@ class HttpsSource:
             return self._rules.https(url)
         except Rejected as rejected:
             if rejected.reason is RejectReason.BAD_REFERENCE:  # the server's fault, the reference is well-formed
-                raise Rejected(RejectReason.FETCH_FAILED, f"{source} redirects to nowhere: {rejected.detail}", stage="intake") from None
+                raise Rejected(
+                    RejectReason.FETCH_FAILED, f"{source} redirects to nowhere: {rejected.detail}", stage="intake"
+                ) from None
             raise
 
     def _get(self, target: HttpsTarget, collect: Collect) -> bytes | httpx.URL:
@@ -151,7 +161,9 @@ class HttpsSource:
                 if self._exchange.connected or isinstance(error, httpcore.TimeoutException):
                     raise Unavailable("storage", f"{target} does not answer: {_reason(error)}") from error
             except httpcore.LocalProtocolError as error:
-                raise Rejected(RejectReason.BAD_REFERENCE, f"the uri cannot be requested: {_reason(error)}", stage="intake") from error
+                raise Rejected(
+                    RejectReason.BAD_REFERENCE, f"the uri cannot be requested: {_reason(error)}", stage="intake"
+                ) from error
 
     def _exchange_once(self, target: HttpsTarget, collect: Collect) -> bytes | httpx.URL:
         url = httpcore.URL(scheme=b"https", host=target.host.encode(), port=target.port, target=target.request_target)
@@ -169,7 +181,9 @@ class HttpsSource:
                 raise Rejected(RejectReason.FETCH_FAILED, f"{target} answers {status}", stage="intake")
             encoding = answer.get(b"content-encoding", b"identity").strip().lower()
             if encoding not in (b"", b"identity"):
-                detail = f"{target} sends content-encoding {encoding.decode('latin-1')[:40]} though identity was asked for"
+                detail = (
+                    f"{target} sends content-encoding {encoding.decode('latin-1')[:40]} though identity was asked for"
+                )
                 raise Rejected(RejectReason.FETCH_FAILED, detail, stage="intake")
             length = answer.get(b"content-length")
             return collect(response.iter_stream(), int(length) if length is not None and length.isdigit() else None)
@@ -193,13 +207,17 @@ def _ssl_context(settings: ReferenceSettings) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=None if path is None else str(path))
     except OSError as error:  # SSLError is one
-        raise SettingsError([f"{variable('references', 'https_ca_path')}={str(path)!r}: {error}; a PEM file is expected"]) from error
+        raise SettingsError(
+            [f"{variable('references', 'https_ca_path')}={str(path)!r}: {error}; a PEM file is expected"]
+        ) from error
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
     """Looks up, checks, connects: in this order, once, to the address that was checked."""
 
-    def __init__(self, exchange: _Exchange, clock: Callable[[], float], resolve: Resolve, *, allow_private: bool) -> None:
+    def __init__(
+        self, exchange: _Exchange, clock: Callable[[], float], resolve: Resolve, *, allow_private: bool
+    ) -> None:
         self._exchange = exchange
         self._clock = clock
         self._resolve = resolve
@@ -271,7 +289,9 @@ class _DeadlineStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002 - the deadline counts
     ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, _time_left(self._exchange, self._clock, httpcore.ConnectTimeout))
+        stream = self._stream.start_tls(
+            ssl_context, server_hostname, _time_left(self._exchange, self._clock, httpcore.ConnectTimeout)
+        )
         return _DeadlineStream(stream, self._exchange, self._clock)
 
     def close(self) -> None:

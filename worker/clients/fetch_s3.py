@@ -1,4 +1,5 @@
-"""s3:// references through boto3 (extra `s3`), with boto3's own retries off: who waits and who gives up is decided in fetch.py.
+"""s3:// references through boto3 (extra `s3`), with boto3's own retries off: who waits and who gives up is decided in
+fetch.py.
 
 Use:  source = S3Source(settings, clock); source.read(target, deadline, collect)
 """
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 64 * 1024
 _THROTTLED = frozenset(
-    {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "BandwidthLimitExceeded"}
+    {
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+        "BandwidthLimitExceeded",
+    }
 )
 # 403 and 400 answers that speak of us, not of the object: rejecting every image because a key expired would be wrong.
 _OUR_CREDENTIALS = frozenset(
@@ -38,7 +46,9 @@ _OUR_CREDENTIALS = frozenset(
 
 
 class S3Source:
-    """Reads s3:// targets. Thread-safe, as boto3's clients are. Raises SettingsError when boto3 is missing or refuses the settings."""
+    """Reads s3:// targets. Thread-safe, as boto3's clients are. Raises SettingsError when boto3 is missing or refuses
+    the settings.
+    """
 
     def __init__(self, settings: ReferenceSettings, clock: Callable[[], float]) -> None:
         try:
@@ -114,5 +124,8 @@ class S3Source:
         if status >= 500 or status == 429 or code in _THROTTLED:
             return Unavailable("storage", f"{self._where} answers {status} {code}")
         if code in _OUR_CREDENTIALS:
-            return Unavailable("storage", f"{self._where} refuses the credentials ({code}); see {variable('references', 's3_access_key_id')}")
+            return Unavailable(
+                "storage",
+                f"{self._where} refuses the credentials ({code}); see {variable('references', 's3_access_key_id')}",
+            )
         return Rejected(RejectReason.FETCH_FAILED, f"{self._where} answers {status} {code}", stage="intake")

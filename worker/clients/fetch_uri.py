@@ -1,7 +1,9 @@
 """From the URI of a reference to what may be fetched: parsing and allow-lists. Pure, no look-ups, no I/O.
 
-What is compared with the allow-list is what is later connected to: one parse gives both, so that no second parser can read
-the same text differently. An unknown or unallowed scheme, host, bucket or root is `fetch_denied`, a malformed URI `bad_reference`.
+What is compared with the allow-list is what is later connected to: one parse gives both, so that no second parser can
+read
+the same text differently. An unknown or unallowed scheme, host, bucket or root is `fetch_denied`, a malformed URI
+`bad_reference`.
 
 Use:  rules = Rules(settings.references); target = rules.parse("https://img.example.org/a.jpg")
 """
@@ -42,7 +44,8 @@ class FileTarget:
 class HttpsTarget:
     """`host` as it is connected to: lower-case ASCII without a trailing dot, an IPv6 address without brackets.
 
-    `request_target`: path and query, percent-encoded. `exact`: the host stands in the allow-list itself, not below a wildcard.
+    `request_target`: path and query, percent-encoded. `exact`: the host stands in the allow-list itself, not below a
+    wildcard.
     """
 
     host: str
@@ -79,7 +82,9 @@ class _AllowedHost:
 
 
 class Rules:
-    """The allow-lists of the settings. Raises SettingsError for an entry that could never match, with every problem at once."""
+    """The allow-lists of the settings. Raises SettingsError for an entry that could never match, with every problem at
+    once.
+    """
 
     def __init__(self, settings: ReferenceSettings) -> None:
         problems: list[str] = []
@@ -133,7 +138,9 @@ class Rules:
             _bad(f"the uri names no host: {error}")
         matching = [entry for entry in self._hosts if entry.matches(host, port)]
         if not matching:
-            _denied(f"host {host_port(host, port)} is not on the list; {variable('references', 'https_hosts')} allows it")
+            _denied(
+                f"host {host_port(host, port)} is not on the list; {variable('references', 'https_hosts')} allows it"
+            )
         return HttpsTarget(host, port, url.raw_path or b"/", exact=any(not entry.below for entry in matching))
 
     def _s3(self, authority: str | None, path: str, query: str | None, fragment: str | None) -> S3Target:

@@ -1,4 +1,5 @@
-"""Kafka through kafka-python: one consumer owned by the poll thread, and one producer (beside them kafka_topics.py and kafka_probe.py).
+"""Kafka through kafka-python: one consumer owned by the poll thread, and one producer (beside them kafka_topics.py and
+kafka_probe.py).
 
 kafka-python's consumer is not thread-safe: only the poll thread may touch `Consumer`.
 """
@@ -77,7 +78,9 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
 def _explain(settings: KafkaSettings, error: BaseException) -> str:
     """The error in one line that says what to change, as far as that can be found out."""
     text = str(error) or type(error).__name__
-    if isinstance(error, (KafkaTimeoutError, KafkaConnectionError, SaslAuthenticationFailedError)) and (objection := diagnose(settings)):
+    if isinstance(error, (KafkaTimeoutError, KafkaConnectionError, SaslAuthenticationFailedError)) and (
+        objection := diagnose(settings)
+    ):
         return objection
     if isinstance(error, AuthorizationError):
         text += f" ({_WHO_MAY})"
@@ -100,7 +103,9 @@ def as_unavailable(settings: KafkaSettings) -> Iterator[None]:
 def to_records(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
     """What `poll` returned, as our records, in order within each partition."""
     return [
-        Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers])
+        Record(
+            r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers]
+        )
         for records in polled.values()
         for r in records
     ]
@@ -127,7 +132,9 @@ class Consumer:
     Raises Unavailable where no broker answers.
     """
 
-    def __init__(self, settings: KafkaSettings, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[list[int]], None]
+    ) -> None:
         self._settings = settings
         self._topic = settings.incoming_topic
         self._paused = False
@@ -167,7 +174,8 @@ class Consumer:
     def _collect_join(self) -> None:
         """Have a join that outlived its poll collected by the next one.
 
-        kafka-python 3.0.12 forgets it where the leader re-joins because the topic's partitions changed (also when it first
+        kafka-python 3.0.12 forgets it where the leader re-joins because the topic's partitions changed (also when it
+        first
         hears of them): making the assignment removes the reason to re-join, later polls see none, and the member stays
         without partitions and heartbeats for ever.
         """
@@ -181,9 +189,11 @@ class Consumer:
         return bool(self._consumer.group_metadata().state == MemberState.STABLE)
 
     def obstacle(self) -> str:
-        """Why this member has no partitions or lost its group; nothing where none is to be seen (more workers than partitions).
+        """Why this member has no partitions or lost its group; nothing where none is to be seen (more workers than
+        partitions).
 
-        kafka-python tells of neither a topic that ACLs hide nor a password that is refused on reconnecting. May take seconds.
+        kafka-python tells of neither a topic that ACLs hide nor a password that is refused on reconnecting. May take
+        seconds.
         """
         if objection := diagnose(self._settings):
             return objection
@@ -215,13 +225,20 @@ class Consumer:
 
     def commit(self, offsets: Mapping[int, int], timeout_ms: int) -> bool:
         """Commit one past the last finished offset of each partition. False where the group has moved on without us."""
-        wanted = {TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        wanted = {
+            TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in offsets.items()
+        }
         try:
             with as_unavailable(self._settings):
                 self._consumer.commit(wanted, timeout_ms=timeout_ms)
         except Unavailable as error:
             if isinstance(error.__cause__, (CommitFailedError, RebalanceInProgressError)):
-                log.info("commit_refused", reason="the group rebalanced; the new owner redoes the records", offsets=dict(offsets))
+                log.info(
+                    "commit_refused",
+                    reason="the group rebalanced; the new owner redoes the records",
+                    offsets=dict(offsets),
+                )
                 return False
             raise
         return True
@@ -282,7 +299,15 @@ class Producer:
             headers = [(name, b"" if content is None else content) for name, content in record.headers]
             try:
                 futures.append(
-                    (index, producer.send(record.topic, value=_NULL if record.value is None else record.value, key=record.key, headers=headers))
+                    (
+                        index,
+                        producer.send(
+                            record.topic,
+                            value=_NULL if record.value is None else record.value,
+                            key=record.key,
+                            headers=headers,
+                        ),
+                    )
                 )
             except (KafkaError, OSError) as raised:
                 failed.append(index)

@@ -1,4 +1,5 @@
-"""Is a broker there, and does it answer? A question small enough for a health check every second; and, where clients fail, why.
+"""Is a broker there, and does it answer? A question small enough for a health check every second; and, where clients
+fail, why.
 
 kafka-python gives one text for a broker that is down, a wrong password, a foreign authority and a missing certificate:
 `diagnose` goes the same way step by step and says which setting the first obstacle belongs to.
@@ -178,17 +179,23 @@ def _tls(settings: KafkaSettings) -> ssl.SSLContext:
     for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
         path = getattr(settings, field)
         if path is not None and not os.access(path, os.R_OK):
-            raise _BadFile(f"{variable('kafka', field)}={path} cannot be read: {'no such file' if not path.exists() else 'no permission'}")
+            raise _BadFile(
+                f"{variable('kafka', field)}={path} cannot be read: {'no such file' if not path.exists() else 'no permission'}"
+            )
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
-        raise _BadFile(f"{variable('kafka', 'ssl_ca_path')}={ca} holds no certificate in PEM form ({error.reason})") from error
+        raise _BadFile(
+            f"{variable('kafka', 'ssl_ca_path')}={ca} holds no certificate in PEM form ({error.reason})"
+        ) from error
     context.check_hostname = settings.ssl_check_hostname
     if certificate is not None:
         try:
             context.load_cert_chain(certificate, settings.ssl_key_path, key_password(settings))
         except ssl.SSLError as error:
-            names = ", ".join(variable("kafka", field) for field in ("ssl_cert_path", "ssl_key_path", "ssl_key_password"))
+            names = ", ".join(
+                variable("kafka", field) for field in ("ssl_cert_path", "ssl_key_path", "ssl_key_password")
+            )
             raise _BadFile(f"{names} do not go together ({error.reason or 'wrong password, or no PEM'})") from error
     return context
 
@@ -206,6 +213,9 @@ def _name_the_setting(settings: KafkaSettings, error: BaseException) -> str:
         return f"it refuses our certificate ({error.reason}): check {variable('kafka', 'ssl_cert_path')}"
     if isinstance(error, ssl.SSLError):
         return f"no TLS there ({error.reason or error}): change {protocol}, or the port"
-    if isinstance(error, (ConnectionResetError, LookupError, struct.error)) or str(error) == "the connection was closed":
+    if (
+        isinstance(error, (ConnectionResetError, LookupError, struct.error))
+        or str(error) == "the connection was closed"
+    ):
         return f"it broke the connection off: does {protocol} fit the port?"
     return str(error)

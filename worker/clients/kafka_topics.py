@@ -34,7 +34,9 @@ def topics(settings: KafkaSettings) -> list[TopicInfo]:
             admin.close()
 
 
-def create_topics(settings: KafkaSettings, names: Iterable[str], partitions: int, configs: Mapping[str, str] | None = None) -> None:
+def create_topics(
+    settings: KafkaSettings, names: Iterable[str], partitions: int, configs: Mapping[str, str] | None = None
+) -> None:
     """Create the topics that are missing, with one replica: for development and benchmarks."""
     with as_unavailable(settings):
         admin = KafkaAdminClient(**connection_options(settings))
@@ -62,10 +64,14 @@ class Reader:
     Raises Unavailable where no broker answers or the topic is not there.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int | None = None, *, from_end: bool = False) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topic: str, since_ms: int | None = None, *, from_end: bool = False
+    ) -> None:
         self._settings = settings
         with as_unavailable(settings):
-            self._consumer = KafkaConsumer(**connection_options(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes)
+            self._consumer = KafkaConsumer(
+                **connection_options(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes
+            )
             numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
                 raise Unavailable("kafka", missing_topic(topic))

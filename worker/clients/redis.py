@@ -97,12 +97,18 @@ def _sentinels(settings: RedisSettings, options: dict[str, Any]) -> Any:
     """The sentinels are asked with the same deadline, retries and TLS as the master, with a password of their own."""
     url = settings.url.get_secret_value()
     parsed: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    master = options | {name: value for name, value in parsed.items() if name not in {"host", "port", "connection_class"}}
+    master = options | {
+        name: value for name, value in parsed.items() if name not in {"host", "port", "connection_class"}
+    }
     if url.startswith("rediss://"):
         master["ssl"] = True
     secret = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
-    asked = {name: value for name, value in master.items() if name not in {"db", "username", "password"}} | {"password": secret}
-    hosts = [(host.strip("[]"), int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)]
+    asked = {name: value for name, value in master.items() if name not in {"db", "username", "password"}} | {
+        "password": secret
+    }
+    hosts = [
+        (host.strip("[]"), int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)
+    ]
     sentinel: Any = Sentinel
     return sentinel(hosts, sentinel_kwargs=asked, **master)
 
@@ -113,7 +119,10 @@ def _explain(settings: RedisSettings, error: BaseException) -> str:
     names = {field: variable("redis", field) for field in RedisSettings.model_fields}
     if isinstance(error, MasterNotFoundError):
         # The client's text shows each sentinel's whole configuration; what it said stands behind it.
-        said = "; ".join(dict.fromkeys(re.findall(r"> - ([\w:]+(?:\(.*?\))?)(?=, <|$)", text))) or "they watch no master of this name that is up"
+        said = (
+            "; ".join(dict.fromkeys(re.findall(r"> - ([\w:]+(?:\(.*?\))?)(?=, <|$)", text)))
+            or "they watch no master of this name that is up"
+        )
         suspects = ["sentinels", "sentinel_service", "sentinel_password", "url", "ssl_ca_path"]
         return f"{settings.sentinel_service!r}: {said}: check {', '.join(names[field] for field in suspects)}"
     for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
@@ -170,7 +179,8 @@ class Store:
     def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
         """Write verdicts (each with its JSON) and cache entries, with their lifetimes."""
         writes: list[tuple[str, dict[str, str], int]] = [
-            (self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl) for verdict, as_json in verdicts
+            (self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl)
+            for verdict, as_json in verdicts
         ]
         writes += [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
         foreign = self._write(writes)
@@ -206,7 +216,9 @@ class Store:
         with self._unavailable():
             pipeline = self._connected().pipeline(transaction=False)
             for comparison in comparisons:
-                pipeline.xadd(f"{self._settings.key_prefix}shadow:{model_name}", comparison, maxlen=max_items, approximate=True)
+                pipeline.xadd(
+                    f"{self._settings.key_prefix}shadow:{model_name}", comparison, maxlen=max_items, approximate=True
+                )
             pipeline.execute()
 
     def verdict(self, image_id: str) -> dict[str, str]:

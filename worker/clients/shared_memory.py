@@ -1,7 +1,9 @@
 """Regions of POSIX shared memory that a killed worker does not leave behind for ever.
 
-The maker holds a lock on a region for as long as it lives, and whoever starts next removes what nobody holds. The process
-id would not do as a sign of life: in a container it is 1 each time, while the memory that a pod shares outlives its containers.
+The maker holds a lock on a region for as long as it lives, and whoever starts next removes what nobody holds. The
+process
+id would not do as a sign of life: in a container it is 1 each time, while the memory that a pod shares outlives its
+containers.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ PREFIX = "assay-"
 
 
 class Region:
-    """`capacity_bytes` of shared memory. Raises OSError where there is no room for them, at once and not when they are written."""
+    """`capacity_bytes` of shared memory. Raises OSError where there is no room for them, at once and not when they are
+    written.
+    """
 
     def __init__(self, capacity_bytes: int, folder: Path = FOLDER) -> None:
         self.capacity_bytes = capacity_bytes
         self.name, file = _held(folder)
         self._path = folder / self.name
         try:
-            os.posix_fallocate(file, 0, capacity_bytes)  # a sparse region would end the process by SIGBUS when the memory is full
+            os.posix_fallocate(
+                file, 0, capacity_bytes
+            )  # a sparse region would end the process by SIGBUS when the memory is full
             self._map = mmap.mmap(file, capacity_bytes)  # keeps the lock, too
         except OSError:
             self._path.unlink()

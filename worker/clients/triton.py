@@ -32,7 +32,9 @@ CROP_BYTES = 224 * 224 * 3
 _RELOAD_INTERVAL_S = 10.0
 _REGISTER_S = 2.0
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "ABORTED")
-_DEAD_MODEL = re.compile(r"is not healthy|is not ready|unknown model|unloading|failed to (load|initialize)|stub process", re.IGNORECASE)
+_DEAD_MODEL = re.compile(
+    r"is not healthy|is not ready|unknown model|unloading|failed to (load|initialize)|stub process", re.IGNORECASE
+)
 _LOST_REGION = re.compile(r"shared memory region", re.IGNORECASE)
 
 
@@ -93,7 +95,8 @@ class Triton:
         version: str = config.get("parameters", {}).get("model_version", {}).get("string_value", "")
         if not re.fullmatch(r"[0-9a-f]{12}", version):
             raise Unavailable(
-                "triton", f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); build it with triton_models.build"
+                "triton",
+                f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); build it with triton_models.build",
             )
         return version
 
@@ -128,7 +131,10 @@ class Triton:
         scores, embedding = result.as_numpy("scores"), result.as_numpy("embedding")
         if scores is None or scores.shape != (len(pixels), 3) or embedding is None:
             got = None if scores is None else scores.shape
-            raise Unavailable("triton", f"model {self._model} answered scores of shape {got} to {len(pixels)} images: broken server environment?")
+            raise Unavailable(
+                "triton",
+                f"model {self._model} answered scores of shape {got} to {len(pixels)} images: broken server environment?",
+            )
         return Inference(embedding, scores)
 
     def _failure(self, error: InferenceServerException) -> AssayError:
@@ -140,7 +146,9 @@ class Triton:
         return InferenceFailed(f"{status} {message}".strip())
 
     def _reload(self) -> None:
-        """A killed Python stub is never restarted by the server (2.51), while it goes on calling itself ready: only loading anew heals it."""
+        """A killed Python stub is never restarted by the server (2.51), while it goes on calling itself ready: only
+        loading anew heals it.
+        """
         with self._reload_lock:
             if time.monotonic() - self._reloaded_at < _RELOAD_INTERVAL_S:
                 return
@@ -199,7 +207,9 @@ class Triton:
     def _register(self, region: Region) -> None:
         with contextlib.suppress(InferenceServerException):
             self._client.unregister_system_shared_memory(region.name, client_timeout=_REGISTER_S)
-        self._client.register_system_shared_memory(region.name, f"/{region.name}", region.capacity_bytes, client_timeout=_REGISTER_S)
+        self._client.register_system_shared_memory(
+            region.name, f"/{region.name}", region.capacity_bytes, client_timeout=_REGISTER_S
+        )
 
     def _remove_leftovers(self) -> None:
         """Regions of dead workers: their names, and the server's hold on their memory."""

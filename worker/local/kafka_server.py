@@ -16,10 +16,13 @@ from worker.local import install
 from worker.local.server import HOST, NotServing, Server, lines
 from worker.settings import KafkaSettings
 
-TOPICS = tuple(str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected"))
+TOPICS = tuple(
+    str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected")
+)
 PARTITIONS = 4
 MAX_RECORD_BYTES = 40 * 1024 * 1024
-# A rejection is the record as it came and some headers: its topic must take more than the incoming one, or it waits for ever.
+# A rejection is the record as it came and some headers: its topic must take more than the incoming one, or it waits for
+# ever.
 MAX_REJECTED_BYTES = KafkaSettings().max_request_bytes
 
 _LOG4J = """\
@@ -43,7 +46,9 @@ rootLogger.appenderRef.file.ref = FILE
 
 
 def new_cluster_id(random: bytes) -> str:
-    """22 characters of base64url out of 16 random bytes, never with a dash in front: the storage tool would take it for an option."""
+    """22 characters of base64url out of 16 random bytes, never with a dash in front: the storage tool would take it for
+    an option.
+    """
     return urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")
 
 
@@ -53,7 +58,9 @@ class KafkaServer(Server):
     name = "kafka"
     port_names = ("kafka", "kafka_controller")
 
-    def __init__(self, directory: Path, ports: Mapping[str, int], retention_bytes: int, topics: Sequence[str] = TOPICS) -> None:
+    def __init__(
+        self, directory: Path, ports: Mapping[str, int], retention_bytes: int, topics: Sequence[str] = TOPICS
+    ) -> None:
         super().__init__(directory, ports)
         self.retention_bytes = retention_bytes
         self.topics = tuple(topics)
@@ -132,7 +139,15 @@ class KafkaServer(Server):
         if (self.data / "meta.properties").exists():
             return
         cluster_id = new_cluster_id(uuid.uuid4().bytes)
-        arguments = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id, "-c", str(self.directory / "server.properties")]
+        arguments = [
+            "kafka.tools.StorageTool",
+            "format",
+            "--ignore-formatted",
+            "-t",
+            cluster_id,
+            "-c",
+            str(self.directory / "server.properties"),
+        ]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(self._java("-Xmx128m", *arguments), capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -140,7 +155,8 @@ class KafkaServer(Server):
 
     def check(self) -> None:
         """The port is open and the broker names its topics; those of the worker are created where they are missing."""
-        # kafka-python takes a quarter of a second to import, and an admin client backs off for seconds before a closed port.
+        # kafka-python takes a quarter of a second to import, and an admin client backs off for seconds before a closed
+        # port.
         self.connect().close()
         from worker.clients import kafka_topics  # noqa: PLC0415
 
@@ -149,7 +165,9 @@ class KafkaServer(Server):
             present = {topic.name for topic in kafka_topics.topics(settings)}
             if missing := [name for name in self.topics if name not in present]:
                 rejected = [name for name in missing if name == TOPICS[2]]
-                kafka_topics.create_topics(settings, rejected, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)})
+                kafka_topics.create_topics(
+                    settings, rejected, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)}
+                )
                 kafka_topics.create_topics(settings, [name for name in missing if name not in rejected], PARTITIONS)
         except Unavailable as error:
             raise NotServing(error.detail) from error

@@ -15,8 +15,14 @@ _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def environment_for_downloads() -> dict[str, str]:
-    """The environment for uv, pip and jgo: they trust the system's authorities too (a company's own, say), where nothing else is set."""
-    trusted = {name: str(_AUTHORITIES) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} if _AUTHORITIES.exists() else {}
+    """The environment for uv, pip and jgo: they trust the system's authorities too (a company's own, say), where
+    nothing else is set.
+    """
+    trusted = (
+        {name: str(_AUTHORITIES) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")}
+        if _AUTHORITIES.exists()
+        else {}
+    )
     return trusted | dict(os.environ)
 
 

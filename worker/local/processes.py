@@ -1,6 +1,7 @@
 """Server processes that outlive the command that started them, known by a pid file that a recycled pid cannot fool.
 
-Linux only: a process is the same one if its pid, its start time (field 22 of /proc/PID/stat) and the machine's boot agree.
+Linux only: a process is the same one if its pid, its start time (field 22 of /proc/PID/stat) and the machine's boot
+agree.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A started server. `start_time`: clock ticks since boot; `fingerprint`: what it was started with; `served`: it once did."""
+    """A started server. `start_time`: clock ticks since boot; `fingerprint`: what it was started with; `served`: it
+    once did.
+    """
 
     pid: int
     start_time: int
@@ -57,7 +60,8 @@ class Process:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_S)
-        # Its last threads hold ports and files for a moment; then whoever adopted it has to collect it, which not every init does.
+        # Its last threads hold ports and files for a moment; then whoever adopted it has to collect it, which not every
+        # init does.
         deadline = time.monotonic() + _COLLECTED_S
         while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             self.is_alive()  # collects it, where it is our own
@@ -66,7 +70,9 @@ class Process:
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str], log: Path, pid_file: Path, fingerprint: str) -> Process:
-    """Start a server in a session of its own (Ctrl-C does not reach it), its output appended to `log`; write `pid_file`."""
+    """Start a server in a session of its own (Ctrl-C does not reach it), its output appended to `log`; write
+    `pid_file`.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(log.with_name(log.name + ".1"))
@@ -109,10 +115,16 @@ def running(pid_file: Path) -> Process | None:
 
 
 def end_strays(directory: Path, log: Path) -> None:
-    """Kill what runs in `directory` and writes to `log`: a server whose starter was killed before it could write the pid file."""
+    """Kill what runs in `directory` and writes to `log`: a server whose starter was killed before it could write the
+    pid file.
+    """
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and (entry / "cwd").readlink() == directory and (entry / "fd" / "1").readlink() == log:
+            if (
+                entry.name.isdigit()
+                and (entry / "cwd").readlink() == directory
+                and (entry / "fd" / "1").readlink() == log
+            ):
                 os.kill(int(entry.name), signal.SIGKILL)
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue  # somebody else's, or gone

@@ -1,6 +1,7 @@
 """The stack's Redis: a `redis-server` found on the machine, else Valkey from a wheel.
 
-Its append-only file holds plain commands, so that the one can read what the other wrote; at most the last second is lost on a kill.
+Its append-only file holds plain commands, so that the one can read what the other wrote; at most the last second is
+lost on a kill.
 """
 
 from __future__ import annotations

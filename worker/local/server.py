@@ -1,4 +1,6 @@
-"""What the stack knows of a server: how it is started, whether it serves, how it is healed. One subclass for each of the three."""
+"""What the stack knows of a server: how it is started, whether it serves, how it is healed. One subclass for each of
+the three.
+"""
 
 from __future__ import annotations
 

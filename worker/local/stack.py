@@ -1,4 +1,5 @@
-"""The local stack: real Kafka, Redis and Triton as children that outlive the command, with their data in one run directory.
+"""The local stack: real Kafka, Redis and Triton as children that outlive the command, with their data in one run
+directory.
 
 `up` is idempotent and restarts only what died, does not serve or would now be started differently, at the same address.
 Run by `python -m worker stack up|down|status`.
@@ -93,7 +94,9 @@ def up(
     return status(directory)
 
 
-def down(directory: Path | None = None, *, purge: bool = False, report: Callable[[str], None] = install.quiet) -> StackStatus:
+def down(
+    directory: Path | None = None, *, purge: bool = False, report: Callable[[str], None] = install.quiet
+) -> StackStatus:
     """Stop what runs: SIGTERM, then SIGKILL for what stays. The data is kept for the next `up`, unless `purge`."""
     directory = _resolve(directory)
     if not directory.exists():
@@ -131,7 +134,9 @@ def discover(directory: Path | None = None) -> dict[str, str] | None:
 
 
 def _check_models(repository: Path) -> None:
-    """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do not say which."""
+    """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do
+    not say which.
+    """
     from triton_models import build  # noqa: PLC0415 - it is slow to import
     from triton_models.plan import PlanError  # noqa: PLC0415
 
@@ -155,7 +160,9 @@ def _read(directory: Path) -> _Plan | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise Unavailable("stack", f"{directory / 'stack.json'} is not readable ({error.error_count()} errors); remove {directory}") from error
+        raise Unavailable(
+            "stack", f"{directory / 'stack.json'} is not readable ({error.error_count()} errors); remove {directory}"
+        ) from error
 
 
 def _write(directory: Path, plan: _Plan) -> None:
@@ -220,7 +227,9 @@ def _await(server: Server, *, fresh: bool, report: Callable[[str], None]) -> Non
         except NotServing as seen:
             if server.running() is None:
                 if fresh:
-                    raise Unavailable(server.name, f"ended while starting; the end of {server.log}:\n{server.log_tail()}") from seen
+                    raise Unavailable(
+                        server.name, f"ended while starting; the end of {server.log}:\n{server.log_tail()}"
+                    ) from seen
             elif seen.curable and not healed:
                 report(f"{server.name}: {seen}; loading its models anew")
                 healed = True
@@ -231,7 +240,9 @@ def _await(server: Server, *, fresh: bool, report: Callable[[str], None]) -> Non
                 time.sleep(_POLL_S)
                 continue
             elif fresh:
-                raise Unavailable(server.name, f"does not serve: {seen}; the end of {server.log}:\n{server.log_tail()}") from seen
+                raise Unavailable(
+                    server.name, f"does not serve: {seen}; the end of {server.log}:\n{server.log_tail()}"
+                ) from seen
             report(f"{server.name}: {seen}; restarting")
             server.stop(grace_s=_SICK_GRACE_S)
             server.start()

@@ -1,7 +1,10 @@
-"""The stack's Triton: the real tritonserver out of a wheel, Python backend only, serving the CPU flavour of triton_models/.
+"""The stack's Triton: the real tritonserver out of a wheel, Python backend only, serving the CPU flavour of
+triton_models/.
 
-Server-ready and model-ready stay true after a model's process has died (2.51), so only a real inference counts as serving;
-loading the models anew heals that. A killed server leaves processes and shared memory behind, which the next start clears.
+Server-ready and model-ready stay true after a model's process has died (2.51), so only a real inference counts as
+serving;
+loading the models anew heals that. A killed server leaves processes and shared memory behind, which the next start
+clears.
 """
 
 from __future__ import annotations
@@ -65,7 +68,11 @@ class TritonServer(Server):
             f"--backend-directory={self.backends}",
             "--model-control-mode=explicit",
             # One that fails to load ends the server: the shadow, which decides nothing, is loaded by `complete`.
-            *(f"--load-model={path.parent.name}" for path in sorted(self.repository.glob("*/config.pbtxt")) if path.parent.name != SHADOW),
+            *(
+                f"--load-model={path.parent.name}"
+                for path in sorted(self.repository.glob("*/config.pbtxt"))
+                if path.parent.name != SHADOW
+            ),
             "--disable-auto-complete-config",
             "--exit-timeout-secs=5",
             "--allow-gpu-metrics=false",
@@ -123,12 +130,20 @@ class TritonServer(Server):
 
     def _check_once(self) -> None:
         pixels = bytes(_CANARY_SHAPE[0] * _CANARY_SHAPE[1] * _CANARY_SHAPE[2] * _CANARY_SHAPE[3])
-        tensor = {"name": "images", "shape": _CANARY_SHAPE, "datatype": "UINT8", "parameters": {"binary_data_size": len(pixels)}}
+        tensor = {
+            "name": "images",
+            "shape": _CANARY_SHAPE,
+            "datatype": "UINT8",
+            "parameters": {"binary_data_size": len(pixels)},
+        }
         # Both outputs by name: an ensemble refuses to give the one without the other.
         outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("embedding", "scores")]
         header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
         status, answer = self._post(
-            f"models/{MODEL}/infer", header + pixels, _CANARY_TIMEOUT_S, {"Inference-Header-Content-Length": str(len(header))}
+            f"models/{MODEL}/infer",
+            header + pixels,
+            _CANARY_TIMEOUT_S,
+            {"Inference-Header-Content-Length": str(len(header))},
         )
         if status != http.client.OK:
             message = answer.get("error", answer) if isinstance(answer, dict) else answer
@@ -152,7 +167,9 @@ class TritonServer(Server):
             if SHADOW not in self._loaded():
                 self._order("load", SHADOW)
         except NotServing as seen:
-            report(f"triton: serves without {SHADOW}, which decides nothing: {seen}; end it with python -m triton_models.rollout unshadow")
+            report(
+                f"triton: serves without {SHADOW}, which decides nothing: {seen}; end it with python -m triton_models.rollout unshadow"
+            )
 
     def _loaded(self) -> set[str]:
         status, index = self._post("repository/index", b'{"ready": true}', 5.0)
@@ -166,7 +183,9 @@ class TritonServer(Server):
             message, _, _frames_of_the_backend = str(answer.get("error", answer)).partition("\n\nAt:")
             raise NotServing(f"{action} {name}: {status} {' '.join(message.split())}")
 
-    def _post(self, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    def _post(
+        self, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(HOST, self.ports["triton_http"], timeout=timeout_s)
         try:
             connection.request("POST", f"/v2/{path}", body, dict(headers or {}))
@@ -174,6 +193,8 @@ class TritonServer(Server):
             text = response.read()
             return response.status, json.loads(text) if text else {}
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise NotServing(f"{HOST}:{self.ports['triton_http']}/v2/{path}: {error or type(error).__name__}") from error
+            raise NotServing(
+                f"{HOST}:{self.ports['triton_http']}/v2/{path}: {error or type(error).__name__}"
+            ) from error
         finally:
             connection.close()

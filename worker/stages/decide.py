@@ -49,7 +49,9 @@ def timestamp(epoch_s: float) -> str:
     return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def make_verdict(item: Item, policy: Policy, policy_ref: PolicyRef, model_name: str, *, now_s: float, total_ms: float) -> Verdict:
+def make_verdict(
+    item: Item, policy: Policy, policy_ref: PolicyRef, model_name: str, *, now_s: float, total_ms: float
+) -> Verdict:
     """The verdict on an item that has its scores. `now_s`: seconds since the epoch."""
     assert item.image_id is not None
     assert item.sha256 is not None

@@ -137,7 +137,9 @@ class Infer:
                 failures += 1
                 if failures >= self._settings.max_attempts:
                     detail = f"the model fails on this image alone: {error}"
-                    items[0].rejected = Rejected(RejectReason.INFERENCE_FAILED, detail, stage="infer", attempts=failures)
+                    items[0].rejected = Rejected(
+                        RejectReason.INFERENCE_FAILED, detail, stage="infer", attempts=failures
+                    )
                     return
                 continue
             break

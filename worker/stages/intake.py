@@ -136,7 +136,9 @@ class Intake:
                 unreadable = rejected  # the id is found out first, so that the rejection carries it
         else:
             item.sha256 = value_sha256
-        image_id = resolve_image_id(item.record, self._settings.intake.id_sources, value_sha256, reference.id if reference else None)
+        image_id = resolve_image_id(
+            item.record, self._settings.intake.id_sources, value_sha256, reference.id if reference else None
+        )
         item.image_id = image_id
         self._order.enter(item)
         if unreadable is not None:
@@ -148,7 +150,9 @@ class Intake:
             return False
         limit = self._settings.limits.max_image_bytes
         if len(value) > limit:
-            raise Rejected(RejectReason.TOO_LARGE, f"{len(value)} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}", stage="intake")
+            raise Rejected(
+                RejectReason.TOO_LARGE, f"{len(value)} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}", stage="intake"
+            )
         item.data = value
         return True
 
@@ -178,7 +182,9 @@ class Intake:
 
     def _fetched(self, reference: ImageReference) -> bytes:
         """The image, however long its storage is away. Raises Rejected or Stopping."""
-        place = "/".join(reference.uri.split("/", 3)[:3]).lower()  # scheme and host or bucket: each has a breaker of its own
+        place = "/".join(
+            reference.uri.split("/", 3)[:3]
+        ).lower()  # scheme and host or bucket: each has a breaker of its own
         if place not in self._storages:  # made when first needed: names that no rule allows must not pile up
             try:
                 return self._fetcher.fetch(reference)
@@ -196,7 +202,9 @@ class Intake:
         for item, entry in zip(items, entries, strict=True):
             if entry is not None:
                 item.scores, item.model_version, item.from_cache = entry.scores, version, True
-                item.image = ImageInfo(format=entry.format, width=entry.width, height=entry.height, bytes=len(item.data))
+                item.image = ImageInfo(
+                    format=entry.format, width=entry.width, height=entry.height, bytes=len(item.data)
+                )
         hits = [entry is not None for entry in entries]
         self._metrics.cache_lookups.labels(result="hit").inc(sum(hits))
         self._metrics.cache_lookups.labels(result="miss").inc(len(hits) - sum(hits))

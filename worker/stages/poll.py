@@ -25,11 +25,16 @@ from worker.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 POLL_MS = 100
 COMMIT_MS, LAST_COMMIT_MS = 5_000, 3_000
-TELL_EVERY_S, ASK_AGAIN_S = 5.0, 60.0  # what keeps us from consuming; where nothing does, there are more workers than partitions
+TELL_EVERY_S, ASK_AGAIN_S = (
+    5.0,
+    60.0,
+)  # what keeps us from consuming; where nothing does, there are more workers than partitions
 
 
 class Poll:
-    """`run` consumes until a drain is asked for, `drain` lets the rest finish. `assigned`, `beat` and `joined_at` are for the probes."""
+    """`run` consumes until a drain is asked for, `drain` lets the rest finish. `assigned`, `beat` and `joined_at` are
+    for the probes.
+    """
 
     def __init__(
         self,
@@ -109,7 +114,9 @@ class Poll:
         try:
             self._commit(consumer, LAST_COMMIT_MS)
         except Unavailable as error:
-            log.warning("last_commit_failed", error=error.detail, note="the records are redelivered and yield the same verdicts")
+            log.warning(
+                "last_commit_failed", error=error.detail, note="the records are redelivered and yield the same verdicts"
+            )
 
     def on_assigned(self, partitions: list[int]) -> None:
         """From inside `poll`: new epochs begin. Cooperative: only what is new."""
@@ -133,7 +140,9 @@ class Poll:
     def _room(self) -> int:
         """Records to ask for: as many as the flow has room for, by count and by the bytes that records have lately."""
         room_bytes = max(0, self._flow.max_bytes - self._flow.bytes)
-        return max(1, min(self._settings.kafka.max_poll_records, self._flow.room, int(room_bytes / self._average_bytes)))
+        return max(
+            1, min(self._settings.kafka.max_poll_records, self._flow.room, int(room_bytes / self._average_bytes))
+        )
 
     def _admit(self, records: list[Record]) -> None:
         """Give each record its epoch and its place in the flow, and hand them to Intake."""
@@ -146,7 +155,9 @@ class Poll:
             if epoch is None:
                 continue
             size = len(record.value or b"")
-            item = Item(record, epoch, touched_at=now, queued_ms=max(0.0, now_ms - record.timestamp_ms), held_bytes=size)
+            item = Item(
+                record, epoch, touched_at=now, queued_ms=max(0.0, now_ms - record.timestamp_ms), held_bytes=size
+            )
             item.trace = self._tracing.item(record.header("traceparent"))
             self._flow.admit(size)
             self._metrics.consumed_bytes.inc(size)
@@ -154,7 +165,9 @@ class Poll:
         if items:
             self._metrics.records_consumed.inc(len(items))
             self._intake.put(items, self._stop)
-        self._average_bytes = max(self._average_bytes * 0.9, sum(len(r.value or b"") for r in records) / len(records), 1.0)
+        self._average_bytes = max(
+            self._average_bytes * 0.9, sum(len(r.value or b"") for r in records) / len(records), 1.0
+        )
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         away = [dependency.name for dependency in self._dependencies() if dependency.is_away]
@@ -191,4 +204,6 @@ class Poll:
         self._metrics.flow_bytes.set(self._flow.bytes)
         for partition, waiting in consumer.waiting().items():
             lag = waiting + self._tracker.unfinished([partition])
-            self._metrics.consumer_lag.labels(topic=self._settings.kafka.incoming_topic, partition=str(partition)).set(lag)
+            self._metrics.consumer_lag.labels(topic=self._settings.kafka.incoming_topic, partition=str(partition)).set(
+                lag
+            )

@@ -115,7 +115,9 @@ class Publish:
 
     def _verdict(self, item: Item, now: float) -> Verdict:
         total_ms = item.queued_ms + (now - item.touched_at) * 1000
-        return make_verdict(item, self._policy, self._policy_ref, self._settings.triton.model_name, now_s=time.time(), total_ms=total_ms)
+        return make_verdict(
+            item, self._policy, self._policy_ref, self._settings.triton.model_name, now_s=time.time(), total_ms=total_ms
+        )
 
     def _outgoing(self, item: Item, verdict: Verdict | None, text: str | None) -> Outgoing:
         record = item.record
@@ -160,12 +162,25 @@ class Publish:
             for head, score in verdict.scores:
                 metrics.scores.labels(head=head).observe(score)
             item.trace.finish("verdict")
-            log.debug("verdict_published", image_id=verdict.image_id, decision=verdict.decision, source=verdict.source, origin=item.origin)
+            log.debug(
+                "verdict_published",
+                image_id=verdict.image_id,
+                decision=verdict.decision,
+                source=verdict.source,
+                origin=item.origin,
+            )
         elif item.rejected is not None:
             reason, stage = item.rejected.reason.value, item.rejected.stage
             metrics.rejections.labels(reason=reason, stage=stage).inc()
             item.trace.finish("rejected")
-            log.info("image_rejected", image_id=item.image_id, reason=reason, stage=stage, detail=item.rejected.detail, origin=item.origin)
+            log.info(
+                "image_rejected",
+                image_id=item.image_id,
+                reason=reason,
+                stage=stage,
+                detail=item.rejected.detail,
+                origin=item.origin,
+            )
 
     def _released(self, items: Sequence[Item]) -> list[Item]:
         """Followers of `items` have their result now, and the next record of each id has its turn."""

@@ -37,7 +37,16 @@ def is_sampled(sha256: str, share: float) -> bool:
 class Shadow:
     """Takes batches from Infer without making it wait; `run` is the body of its own thread."""
 
-    def __init__(self, settings: ShadowSettings, *, triton: Triton, store: Store, policy: Policy, metrics: Metrics, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        settings: ShadowSettings,
+        *,
+        triton: Triton,
+        store: Store,
+        policy: Policy,
+        metrics: Metrics,
+        stop: StopSignal,
+    ) -> None:
         self._settings = settings
         self._triton = triton
         self._store = store
@@ -50,7 +59,11 @@ class Shadow:
 
     def offer(self, items: Sequence[Item], pixels: Pixels) -> None:
         """Sample a batch whose items have their scores. Never blocks."""
-        chosen = [row for row, item in enumerate(items) if item.scores is not None and is_sampled(item.sha256 or "0", self._settings.share)]
+        chosen = [
+            row
+            for row, item in enumerate(items)
+            if item.scores is not None and is_sampled(item.sha256 or "0", self._settings.share)
+        ]
         if not chosen:
             return
         if len(self._inbox) >= self._settings.waiting_batches:
@@ -73,7 +86,12 @@ class Shadow:
                 self._metrics.shadow_images.labels(outcome="failed").inc(len(batch.items))
                 if time.monotonic() - self._told_at > TOLD_EVERY_S:
                     self._told_at = time.monotonic()
-                    log.warning("shadow_failed", model=self._settings.model_name, error=str(error), note="verdicts do not depend on it")
+                    log.warning(
+                        "shadow_failed",
+                        model=self._settings.model_name,
+                        error=str(error),
+                        note="verdicts do not depend on it",
+                    )
 
     def _compare(self, items: Sequence[Item], pixels: Pixels) -> None:
         version, scores = self._infer(pixels)

@@ -1,4 +1,5 @@
-"""When a certificate file expires. The standard library reads the dates of authorities only, and only through a TLS context;
+"""When a certificate file expires. The standard library reads the dates of authorities only, and only through a TLS
+context;
 a walk over the few DER elements before the validity (RFC 5280, section 4.1) needs no further dependency.
 
 Use:  Metrics(certificates=certificate_files(settings)); expiry_timestamp(Path("tls.crt"))
@@ -19,7 +20,11 @@ _SEQUENCE, _UTC_TIME, _GENERALIZED_TIME, _EXPLICIT_VERSION = 0x30, 0x17, 0x18, 0
 
 def certificate_files(settings: Settings) -> list[Path]:
     """The certificate and authority files named in the settings, each once."""
-    paths = [getattr(getattr(settings, group), name) for group, name, _ in fields() if name.endswith(("_ca_path", "_cert_path"))]
+    paths = [
+        getattr(getattr(settings, group), name)
+        for group, name, _ in fields()
+        if name.endswith(("_ca_path", "_cert_path"))
+    ]
     return list(dict.fromkeys(path for path in paths if path is not None))
 
 

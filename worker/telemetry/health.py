@@ -47,14 +47,22 @@ class HealthServer:
                     return HTTPStatus.OK, content_type, encode(metrics.registry)
                 if path in checks:
                     return _run(path, checks[path])
-                return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/metrics, /livez and /readyz are served here\n"
+                return (
+                    HTTPStatus.NOT_FOUND,
+                    "text/plain; charset=utf-8",
+                    b"/metrics, /livez and /readyz are served here\n",
+                )
 
         try:
             self._server = _Server(host, port, Handler)
         except OSError as error:
             problem = f"{variable('http', 'port')}={port}: cannot listen on {host}:{port} ({error.strerror or error})"
-            raise SettingsError([f"{problem}; set another port, 0 for a free one, or another {variable('http', 'host')}"]) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="health", daemon=True)
+            raise SettingsError(
+                [f"{problem}; set another port, 0 for a free one, or another {variable('http', 'host')}"]
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="health", daemon=True
+        )
 
     @property
     def port(self) -> int:

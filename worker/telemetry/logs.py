@@ -39,7 +39,9 @@ def mask(text: str) -> str:
 
 
 def configure(level: Level, format: Format) -> None:  # noqa: A002 - named as the setting is
-    """Set logging up for the process: events from `level` on, `auto` is a console on a terminal and JSON elsewhere. May be called again."""
+    """Set logging up for the process: events from `level` on, `auto` is a console on a terminal and JSON elsewhere. May
+    be called again.
+    """
     numeric = logging.getLevelNamesMapping()[level.upper()]
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
@@ -70,7 +72,9 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002 - named as th
 
 
 def _console() -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback)
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
+    )
 
 
 def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -1,9 +1,12 @@
-"""Every metric of the worker, in one file: name, type, labels, unit and one line of meaning (docs/metrics.md is generated from it).
+"""Every metric of the worker, in one file: name, type, labels, unit and one line of meaning (docs/metrics.md is
+generated from it).
 
-A `Metrics` owns its registry, so that tests and several workers in one process do not clash. Label values that are known
+A `Metrics` owns its registry, so that tests and several workers in one process do not clash. Label values that are
+known
 beforehand are there from the start at 0: a counter that first appears at 1 loses its first step in `rate()`.
 
-Use:  metrics = Metrics(); metrics.verdicts.labels(decision="fake", source="model").inc(); metrics.model("code", "0123456789ab")
+Use:  metrics = Metrics(); metrics.verdicts.labels(decision="fake", source="model").inc(); metrics.model("code",
+      "0123456789ab")
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ MetricType = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class MetricDoc:
-    """One line of docs/metrics.md. `name` is the one to query (counters end in `_total`), `unit` what one step of it is."""
+    """One line of docs/metrics.md. `name` is the one to query (counters end in `_total`), `unit` what one step of it
+    is.
+    """
 
     name: str
     type: MetricType
@@ -51,7 +56,8 @@ class MetricDoc:
 class Metrics:
     """All metrics of one worker.
 
-    `certificates`: the PEM files of the settings (`certificate_files`); their expiry is read at each scrape, so that a rotation shows at once.
+    `certificates`: the PEM files of the settings (`certificate_files`); their expiry is read at each scrape, so that a
+    rotation shows at once.
     """
 
     def __init__(self, *, certificates: Sequence[Path] = ()) -> None:
@@ -59,26 +65,46 @@ class Metrics:
         self.docs: list[MetricDoc] = []
 
         # What came in and what became of it.
-        self.records_consumed = self._counter("records_consumed", "Records taken from the incoming topic.", unit="records")
+        self.records_consumed = self._counter(
+            "records_consumed", "Records taken from the incoming topic.", unit="records"
+        )
         self.consumed_bytes = self._counter("consumed_bytes", "Size of the values of these records.", unit="bytes")
-        self.verdicts = self._counter("verdicts", "Verdicts stored and acknowledged.", unit="verdicts", labels=("decision", "source"))
-        self.rejections = self._counter("rejections", "Rejected records, acknowledged.", unit="records", labels=("reason", "stage"))
+        self.verdicts = self._counter(
+            "verdicts", "Verdicts stored and acknowledged.", unit="verdicts", labels=("decision", "source")
+        )
+        self.rejections = self._counter(
+            "rejections", "Rejected records, acknowledged.", unit="records", labels=("reason", "stage")
+        )
         self.stale_results = self._counter(
-            "stale_results", "Results dropped because their partition had been revoked; the new owner redoes them.", unit="records"
+            "stale_results",
+            "Results dropped because their partition had been revoked; the new owner redoes them.",
+            unit="records",
         )
         self.scores = self._histogram(
-            "scores", "Scores P(fake) of each head, model and cache alike: watch it for drift.", unit="1", buckets=_SCORE_BUCKETS, labels=("head",)
+            "scores",
+            "Scores P(fake) of each head, model and cache alike: watch it for drift.",
+            unit="1",
+            buckets=_SCORE_BUCKETS,
+            labels=("head",),
         )
 
         # Cache and coalescing.
-        self.cache_lookups = self._counter("cache_lookups", "Look-ups of an image hash, result hit or miss.", unit="look-ups", labels=("result",))
+        self.cache_lookups = self._counter(
+            "cache_lookups", "Look-ups of an image hash, result hit or miss.", unit="look-ups", labels=("result",)
+        )
         self.coalesced_items = self._counter(
-            "coalesced_items", "Items that waited for an equal image in work instead of a run of their own.", unit="items"
+            "coalesced_items",
+            "Items that waited for an equal image in work instead of a run of their own.",
+            unit="items",
         )
 
         # Batches and time.
-        self.batch_items = self._histogram("batch_items", "Images in a batch handed to decoding.", unit="images", buckets=_ITEMS_BUCKETS)
-        self.batch_bytes = self._histogram("batch_bytes", "Encoded size of such a batch.", unit="bytes", buckets=_BYTES_BUCKETS)
+        self.batch_items = self._histogram(
+            "batch_items", "Images in a batch handed to decoding.", unit="images", buckets=_ITEMS_BUCKETS
+        )
+        self.batch_bytes = self._histogram(
+            "batch_bytes", "Encoded size of such a batch.", unit="bytes", buckets=_BYTES_BUCKETS
+        )
         self.stage_seconds = self._histogram(
             "stage_seconds",
             "Time of one item in a stage; queued runs from the Kafka timestamp to the first touch, total from there to the acknowledged verdict.",
@@ -87,16 +113,27 @@ class Metrics:
             labels=("stage",),
         )
         self.last_progress_timestamp_seconds = self._gauge(
-            "last_progress_timestamp_seconds", "When a record was last finished, Unix time; 0 before the first.", unit="seconds"
+            "last_progress_timestamp_seconds",
+            "When a record was last finished, Unix time; 0 before the first.",
+            unit="seconds",
         )
 
         # Flow: what is under way, and back-pressure.
         self.flow_items = self._gauge("flow_items", "Records in work.", unit="records")
-        self.flow_items_limit = self._gauge("flow_items_limit", "Records in work at which consumption pauses.", unit="records")
+        self.flow_items_limit = self._gauge(
+            "flow_items_limit", "Records in work at which consumption pauses.", unit="records"
+        )
         self.flow_bytes = self._gauge("flow_bytes", "Encoded bytes in work.", unit="bytes")
-        self.flow_bytes_limit = self._gauge("flow_bytes_limit", "Encoded bytes in work at which consumption pauses.", unit="bytes")
+        self.flow_bytes_limit = self._gauge(
+            "flow_bytes_limit", "Encoded bytes in work at which consumption pauses.", unit="bytes"
+        )
         self.paused = self._gauge("paused", "1 while consumption is paused.", unit="1")
-        self.pauses = self._counter("pauses", "Pauses of consumption, by cause: flow (high water) or a dependency.", unit="pauses", labels=("cause",))
+        self.pauses = self._counter(
+            "pauses",
+            "Pauses of consumption, by cause: flow (high water) or a dependency.",
+            unit="pauses",
+            labels=("cause",),
+        )
 
         # Kafka consumer.
         self.consumer_lag = self._gauge(
@@ -105,17 +142,31 @@ class Metrics:
             unit="records",
             labels=("topic", "partition"),
         )
-        self.assigned_partitions = self._gauge("assigned_partitions", "Partitions assigned to this worker.", unit="partitions")
+        self.assigned_partitions = self._gauge(
+            "assigned_partitions", "Partitions assigned to this worker.", unit="partitions"
+        )
         self.rebalances = self._counter("rebalances", "Changes of the assignment.", unit="rebalances")
         self.commits = self._counter("commits", "Offset commits acknowledged.", unit="commits")
-        self.commit_failures = self._counter("commit_failures", "Offset commits refused or timed out; the next one covers them.", unit="commits")
+        self.commit_failures = self._counter(
+            "commit_failures", "Offset commits refused or timed out; the next one covers them.", unit="commits"
+        )
 
         # Dependencies.
-        self.dependency_up = self._gauge("dependency_up", "1 while Kafka, Redis and Triton answer the probe.", unit="1", labels=("dependency",))
-        self.dependency_failures = self._counter("dependency_failures", "Calls that failed.", unit="calls", labels=("dependency",))
-        self.retries = self._counter("retries", "Calls made again after a failure.", unit="calls", labels=("dependency",))
-        self.breaker_state = self._gauge("breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", unit="1", labels=("dependency",))
-        self.triton_calls = self._counter("triton_calls", "Inference calls, outcome ok or error.", unit="calls", labels=("outcome",))
+        self.dependency_up = self._gauge(
+            "dependency_up", "1 while Kafka, Redis and Triton answer the probe.", unit="1", labels=("dependency",)
+        )
+        self.dependency_failures = self._counter(
+            "dependency_failures", "Calls that failed.", unit="calls", labels=("dependency",)
+        )
+        self.retries = self._counter(
+            "retries", "Calls made again after a failure.", unit="calls", labels=("dependency",)
+        )
+        self.breaker_state = self._gauge(
+            "breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", unit="1", labels=("dependency",)
+        )
+        self.triton_calls = self._counter(
+            "triton_calls", "Inference calls, outcome ok or error.", unit="calls", labels=("outcome",)
+        )
         self.triton_calls_in_flight = self._gauge("triton_calls_in_flight", "Inference calls under way.", unit="calls")
         self.fetches = self._counter(
             "fetches",
@@ -123,7 +174,9 @@ class Metrics:
             unit="fetches",
             labels=("scheme", "outcome"),
         )
-        self.fetched_bytes = self._counter("fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",))
+        self.fetched_bytes = self._counter(
+            "fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",)
+        )
 
         # Shadow model: a second version on a sample of the traffic.
         self.shadow_images = self._counter(
@@ -139,14 +192,22 @@ class Metrics:
             labels=("decision", "shadow"),
         )
         self.shadow_score_difference = self._histogram(
-            "shadow_score_difference", "Absolute difference of the two models' scores.", unit="1", buckets=_SCORE_BUCKETS, labels=("head",)
+            "shadow_score_difference",
+            "Absolute difference of the two models' scores.",
+            unit="1",
+            buckets=_SCORE_BUCKETS,
+            labels=("head",),
         )
-        self.shadow_model_info = self._gauge("shadow_model_info", "1 for the shadow model.", unit="1", labels=("name", "version"))
+        self.shadow_model_info = self._gauge(
+            "shadow_model_info", "1 for the shadow model.", unit="1", labels=("name", "version")
+        )
 
         # What runs.
         self.model_info = self._gauge("model_info", "1 for the model in use.", unit="1", labels=("name", "version"))
         self.policy_info = self._gauge("policy_info", "1 for the policy in use.", unit="1", labels=("name", "version"))
-        self.build_info = self._gauge("build_info", "1; the worker's version and its Python.", unit="1", labels=("version", "python"))
+        self.build_info = self._gauge(
+            "build_info", "1; the worker's version and its Python.", unit="1", labels=("version", "python")
+        )
 
         self._expect_labels()
         self.docs.append(_CertificateExpiry.DOC)
@@ -217,7 +278,9 @@ class Metrics:
         self.docs.append(MetricDoc(PREFIX + name, "gauge", labels, unit, meaning))
         return Gauge(PREFIX + name, meaning, labels, registry=self.registry)
 
-    def _histogram(self, name: str, meaning: str, *, unit: str, buckets: Sequence[float], labels: tuple[str, ...] = ()) -> Histogram:
+    def _histogram(
+        self, name: str, meaning: str, *, unit: str, buckets: Sequence[float], labels: tuple[str, ...] = ()
+    ) -> Histogram:
         self.docs.append(MetricDoc(PREFIX + name, "histogram", labels, unit, meaning))
         return Histogram(PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
 

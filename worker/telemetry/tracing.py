@@ -1,7 +1,9 @@
 """W3C trace context: an incoming `traceparent` is continued into the verdict, with or without OpenTelemetry.
 
-Without it (the default) nothing is recorded: the outgoing record has the same trace id and a span id of our own, an invalid
-or missing one stays away. With `ASSAY_TRACING__ENABLED=true` (extra `otel`) each item has a span below the incoming one and
+Without it (the default) nothing is recorded: the outgoing record has the same trace id and a span id of our own, an
+invalid
+or missing one stays away. With `ASSAY_TRACING__ENABLED=true` (extra `otel`) each item has a span below the incoming one
+and
 each batch a span with links to its items; the exporter is the one that the OTEL_* variables name, none by default.
 
 Use:  tracing = Tracing(settings.tracing, version); item = tracing.item(record.header("traceparent")); item.traceparent
@@ -58,7 +60,9 @@ class SpanContext:
 
 
 def continue_trace(traceparent: bytes | None) -> tuple[bytes | None, SpanContext | None]:
-    """(header of the outgoing record, its context): the same trace with a new span id, or (None, None) without a valid one."""
+    """(header of the outgoing record, its context): the same trace with a new span id, or (None, None) without a valid
+    one.
+    """
     incoming = SpanContext.parse(traceparent)
     if incoming is None:
         return None, None
@@ -95,11 +99,15 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - an optional extra
         except ImportError as error:
             raise SettingsError(
-                [f"{variable('tracing', 'enabled')}=true: OpenTelemetry is not installed; run pip install 'assay-worker[otel]'"]
+                [
+                    f"{variable('tracing', 'enabled')}=true: OpenTelemetry is not installed; run pip install 'assay-worker[otel]'"
+                ]
             ) from error
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over these.
         service = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "assay-worker"}
-        self._provider = TracerProvider(resource=Resource.create({**service, "service.version": version}), shutdown_on_exit=False)
+        self._provider = TracerProvider(
+            resource=Resource.create({**service, "service.version": version}), shutdown_on_exit=False
+        )
         if processor is None and (exporter := _exporter()) is not None:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - an optional extra
 
@@ -116,7 +124,12 @@ class Tracing:
 
         parent = context.Context()
         if (incoming := SpanContext.parse(traceparent)) is not None:
-            remote = trace.SpanContext(incoming.trace_id, incoming.span_id, is_remote=True, trace_flags=trace.TraceFlags(incoming.flags & _SAMPLED))
+            remote = trace.SpanContext(
+                incoming.trace_id,
+                incoming.span_id,
+                is_remote=True,
+                trace_flags=trace.TraceFlags(incoming.flags & _SAMPLED),
+            )
             parent = trace.set_span_in_context(trace.NonRecordingSpan(remote), parent)
         span = self._tracer.start_span("assay.item", context=parent, kind=trace.SpanKind.CONSUMER)
         own = span.get_span_context()
@@ -124,7 +137,9 @@ class Tracing:
 
     @contextmanager
     def batch(self, stage: str, items: Sequence[ItemTrace]) -> Iterator[None]:
-        """A span `assay.<stage>` over the block, linked to its items; an exception that leaves the block is recorded on it."""
+        """A span `assay.<stage>` over the block, linked to its items; an exception that leaves the block is recorded on
+        it.
+        """
         if not self._enabled:
             yield
             return
@@ -154,7 +169,9 @@ def _exporter() -> SpanExporter | None:
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
         raise SettingsError(
-            [f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; expected none, console, otlp, or one from another package"]
+            [
+                f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; expected none, console, otlp, or one from another package"
+            ]
         )
     exporter: SpanExporter = found.load()()
     return exporter

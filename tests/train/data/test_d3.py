@@ -25,10 +25,18 @@ from train.data.images import DataError
 from train.data.shards import open_shards
 from train.data.synthetic import synthetic_record
 
-LIMITS = DownloadLimits(concurrency=4, timeout_s=30, attempts=2, backoff_s=0.01, max_bytes=200_000, max_redirects=2, allow_private=True)
+LIMITS = DownloadLimits(
+    concurrency=4, timeout_s=30, attempts=2, backoff_s=0.01, max_bytes=200_000, max_redirects=2, allow_private=True
+)
 
 
-BAD_REDIRECTS = {"far": "http://127.0.0.1:99999/ok/1", "spaced": "http://a b/ok/1", "split": "http://[::1/ok/1", "ftp": "ftp://x/ok/1", "nowhere": ""}
+BAD_REDIRECTS = {
+    "far": "http://127.0.0.1:99999/ok/1",
+    "spaced": "http://a b/ok/1",
+    "split": "http://[::1/ok/1",
+    "ftp": "ftp://x/ok/1",
+    "nowhere": "",
+}
 
 
 class Server(ThreadingHTTPServer):
@@ -119,14 +127,26 @@ def write_rows(path: Path, urls: list[str]) -> None:
     rows = []
     for index, url in enumerate(urls):
         record = synthetic_record(index, size=32)
-        row = {"id": f"{index:04d}", "original_prompt": f"prompt {index}", "positive_prompt": "p", "negative_prompt": "n", "url": url}
+        row = {
+            "id": f"{index:04d}",
+            "original_prompt": f"prompt {index}",
+            "positive_prompt": "p",
+            "negative_prompt": "n",
+            "url": url,
+        }
         for k in range(4):
             data = record.images[f"gen_{k}"]
             if k == 3:
                 buffer = io.BytesIO()
                 Image.open(io.BytesIO(data)).save(buffer, "GIF")
                 data = buffer.getvalue()
-            row |= {f"model_gen{k}": f"m{k}", f"width_gen{k}": 32, f"height_gen{k}": 32, f"num_inference_steps_gen{k}": 50, f"filepath_gen{k}": "f"}
+            row |= {
+                f"model_gen{k}": f"m{k}",
+                f"width_gen{k}": 32,
+                f"height_gen{k}": 32,
+                f"num_inference_steps_gen{k}": 50,
+                f"filepath_gen{k}": "f",
+            }
             row[f"image_gen{k}"] = {"bytes": data, "path": None}
         rows.append(row)
     parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
@@ -149,7 +169,9 @@ def download_all(urls: list[str], limits: DownloadLimits, **options: object) -> 
 
 def test_downloads_end_as_images_or_reasons(server: Server) -> None:
     """Each thing that goes wrong on the web has its reason; what is passing is tried again, what is not is not."""
-    results = download_all([f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS)
+    results = download_all(
+        [f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS
+    )
     by_kind = dict(zip([*KINDS[:10], "ok", "ok", "words", "ftp"], results, strict=True))
     for kind in ("ok", "moved", "busy"):
         assert isinstance(by_kind[kind], bytes)
@@ -199,7 +221,10 @@ def test_a_server_that_does_not_answer_is_a_timeout(server: Server) -> None:
     assert server.asked["/slow/1"] <= LIMITS.attempts
 
 
-PUBLIC, PRIVATE = "93.184.215.14", ["127.0.0.1", "10.0.0.8", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1"]
+PUBLIC, PRIVATE = (
+    "93.184.215.14",
+    ["127.0.0.1", "10.0.0.8", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1"],
+)
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -207,7 +232,9 @@ def test_private_addresses_are_refused_by_default(address: str, server: Server) 
     """A URL from the data set cannot make the machine ask its own network, whatever form the name's address has."""
     strict = replace(LIMITS, allow_private=False)
     assert not DownloadLimits().allow_private
-    assert download_all(["http://images.example/1"], strict, resolve=lambda _host, _port: [address]) == ["address is not public"]
+    assert download_all(["http://images.example/1"], strict, resolve=lambda _host, _port: [address]) == [
+        "address is not public"
+    ]
     literal = f"[{address}]" if ":" in address else address
     assert download_all([f"http://{literal}:{server.server_port}/ok/1"], strict) == ["address is not public"]
     assert server.asked == {}
@@ -270,12 +297,18 @@ def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp
     assert [str(identity)[-4:] for identity in source.ids] == ["0000", "0001", "0003", "0010", "0011"]
     assert source.key(2, 0).read() == synthetic_record(3).images["real"]
     assert source.key(2, 1).read() == synthetic_record(3, size=32).images["gen_0"]
-    failures = [json.loads(line) for path in sorted((tmp_path / "out").glob("*.failures.jsonl")) for line in path.read_text().splitlines()]
+    failures = [
+        json.loads(line)
+        for path in sorted((tmp_path / "out").glob("*.failures.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     assert len(failures) == 7 and all(failure["url"].startswith("http") for failure in failures)
     assert list((tmp_path / "out" / ".staging").iterdir()) == []
 
 
-def test_interrupted_run_goes_on_without_loss_or_duplicates(rows: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_goes_on_without_loss_or_duplicates(
+    rows: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in the third block and started again: the same shards as in one go, and no finished download is asked for again."""
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     server.asked.clear()
@@ -382,7 +415,13 @@ def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:
     build_shards(str(rows), tmp_path / "out", records_per_shard=5, limit=2, limits=LIMITS)
     manifest = build_shards(str(rows), tmp_path / "out", records_per_shard=5, limits=LIMITS)
     assert [entry["rows"] for entry in manifest["shards"]] == [2, 5, 5]
-    assert [str(identity)[-4:] for identity in open_shards(tmp_path / "out").ids] == ["0000", "0001", "0003", "0010", "0011"]
+    assert [str(identity)[-4:] for identity in open_shards(tmp_path / "out").ids] == [
+        "0000",
+        "0001",
+        "0003",
+        "0010",
+        "0011",
+    ]
 
 
 def test_wrong_sources_give_one_clear_line(rows: Path, tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             return true_cut(*arguments)
 
         monkeypatch.setattr(equalise, "equalise_image", cut)
-        result = CliRunner().invoke(app, ["data", "equalise", str(tmp_path / "set"), str(tmp_path / out), *OPTIONS, *options])
+        result = CliRunner().invoke(
+            app, ["data", "equalise", str(tmp_path / "set"), str(tmp_path / out), *OPTIONS, *options]
+        )
         return result.exit_code, result.output
 
     assert equalised("whole")[0] == 0
@@ -64,7 +66,9 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
     folder = tmp_path_factory.mktemp("cuts")
     write_synthetic_folder(folder / "set", 12, size=64)
     images = scan_folder(folder / "set")[0].images
-    equalise.equalise_folder(images, folder / "equal", held_out_fraction=0, max_per_generator=99, copies=4, side_px=(32, 48))
+    equalise.equalise_folder(
+        images, folder / "equal", held_out_fraction=0, max_per_generator=99, copies=4, side_px=(32, 48)
+    )
     source = scan_folder(folder / "equal" / "train")[0]
     assert len(source.images) == 4 * 24
     return source

@@ -25,7 +25,10 @@ def test_labels_and_generators_come_from_the_folders(folder: Path) -> None:
     """real/ is 0, fake/<generator>/ is 1 with the generator's name."""
     source, problems = scan_folder(folder)
     assert problems == []
-    assert Counter((image.label, image.generator) for image in source.images) == {(REAL, "real"): 6, (FAKE, "upsampled"): 6}
+    assert Counter((image.label, image.generator) for image in source.images) == {
+        (REAL, "real"): 6,
+        (FAKE, "upsampled"): 6,
+    }
 
 
 def test_bad_files_are_named_and_counted(folder: Path) -> None:
@@ -47,18 +50,27 @@ def test_bad_files_are_named_and_counted(folder: Path) -> None:
     assert len(source.images) == 6 + 6 - 1
 
 
-def test_linked_generators_are_read_and_loops_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linked_generators_are_read_and_loops_end(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A generator's folder may be a link; a link to a folder that it lies in is not followed, whichever way leads there."""
     write_synthetic_folder(tmp_path / "another_set", 1, seed=1, size=48)
     elsewhere = tmp_path / "elsewhere"
     (folder / "fake" / "upsampled").rename(elsewhere)
     (folder / "fake" / "linked").symlink_to(elsewhere)
-    for loop, target in ((elsewhere / "up", tmp_path), (folder / "real" / "again", folder), (folder / "real" / "self", Path("self"))):
+    for loop, target in (
+        (elsewhere / "up", tmp_path),
+        (folder / "real" / "again", folder),
+        (folder / "real" / "self", Path("self")),
+    ):
         loop.symlink_to(target)
     monkeypatch.chdir(folder)
     for name in (folder, "."):
         source, problems = scan_folder(name)
-        assert Counter((image.label, image.generator) for image in source.images) == {(REAL, "real"): 6, (FAKE, "linked"): 6}
+        assert Counter((image.label, image.generator) for image in source.images) == {
+            (REAL, "real"): 6,
+            (FAKE, "linked"): 6,
+        }
         assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("self", "corrupt")]
 
 
@@ -68,7 +80,11 @@ def test_what_lies_beside_the_layout_is_named(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     source, problems = scan_folder(folder)
-    assert [(Path(problem.path).name, problem.kind) for problem in problems] == [("c.png", "stray"), ("generated", "stray"), ("real_2", "stray")]
+    assert [(Path(problem.path).name, problem.kind) for problem in problems] == [
+        ("c.png", "stray"),
+        ("generated", "stray"),
+        ("real_2", "stray"),
+    ]
     assert source.problems == {"stray": 3} and len(source.images) == 12
     console = Console(record=True, width=300)
     open_source(folder, console=console)
@@ -96,7 +112,10 @@ def test_a_group_without_reals_is_named(tmp_path: Path) -> None:
     assert {str(Path(problem.path).relative_to(tmp_path)): problem.kind for problem in problems} == dict.fromkeys(
         ("no_augm", "gen_0", "augm/loose.png"), "stray"
     )
-    assert Counter((image.group, image.generator) for image in source.images) == {("augm", "real"): 1, ("augm", "gen_0"): 1}
+    assert Counter((image.group, image.generator) for image in source.images) == {
+        ("augm", "real"): 1,
+        ("augm", "gen_0"): 1,
+    }
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "WEBP", "PNG", "JPEG"])

@@ -69,7 +69,9 @@ def test_unreadable_records_are_named(source: FolderSource, made_on: str, tmp_pa
 
 
 @pytest.mark.parametrize(("made_on", "workers"), [("device", 0), ("workers", 0), ("workers", 1), ("device", 1)])
-def test_data_that_cannot_be_read_are_one_line(source: FolderSource, made_on: str, workers: int, tmp_path: Path) -> None:
+def test_data_that_cannot_be_read_are_one_line(
+    source: FolderSource, made_on: str, workers: int, tmp_path: Path
+) -> None:
     """What goes wrong in the thread that works ahead, or in a data process, is raised in one line where the batch is asked for."""
     for path in (tmp_path / "real").iterdir():
         path.write_bytes(b"")

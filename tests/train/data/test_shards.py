@@ -63,7 +63,9 @@ def test_a_damaged_index_is_made_anew(kept: int, shards: Path) -> None:
 
 def test_manifest_entry_counts_and_hashes(tmp_path: Path) -> None:
     """The entry of a shard has its records, images and bytes, and an unfinished file does not stay."""
-    entry = write_shard(tmp_path, 7, [synthetic_record(1), D3Record("x", {"real": synthetic_record(2).images["real"]}, "", "", {})])
+    entry = write_shard(
+        tmp_path, 7, [synthetic_record(1), D3Record("x", {"real": synthetic_record(2).images["real"]}, "", "", {})]
+    )
     assert (entry["shard"], entry["records"], entry["images"]) == ("shard-000007.tar", 2, 6)
     assert entry["bytes"] == (tmp_path / "shard-000007.tar").stat().st_size
     assert not list(tmp_path.glob("*.partial"))
@@ -85,7 +87,12 @@ def test_records_without_a_pair_are_counted(tmp_path: Path) -> None:
 def test_small_images_are_left_out(indexed: bool, tmp_path: Path) -> None:
     """What is smaller than asked, or no image at all, is left out of a record and named; the record stays while it has a pair."""
     big, tiny = synthetic_record(0).images, synthetic_record(0, size=20).images
-    records = {"whole": big, "one": big | {"gen_1": tiny["gen_1"]}, "real": big | {"real": tiny["real"]}, "broken": big | {"gen_3": b"no image"}}
+    records = {
+        "whole": big,
+        "one": big | {"gen_1": tiny["gen_1"]},
+        "real": big | {"real": tiny["real"]},
+        "broken": big | {"gen_3": b"no image"},
+    }
     write_shard(tmp_path, 0, [D3Record(name, images, "", "", {}) for name, images in records.items()])
     if not indexed:
         (tmp_path / "shard-000000.index.npz").unlink()
@@ -93,7 +100,12 @@ def test_small_images_are_left_out(indexed: bool, tmp_path: Path) -> None:
     assert [str(identity) for identity in source.ids] == ["whole", "one", "broken"]
     assert (source.sizes > 0).sum(axis=1).tolist() == [5, 4, 4]
     assert source.problems == {"tiny": 2, "corrupt": 1, "incomplete": 1}
-    assert [Path(problem.path).name for problem in source.left_out] == ["one.gen_1", "real.real", "broken.gen_3", "real"]
+    assert [Path(problem.path).name for problem in source.left_out] == [
+        "one.gen_1",
+        "real.real",
+        "broken.gen_3",
+        "real",
+    ]
     assert len(open_shards(tmp_path).ids) == 4
 
 

@@ -30,7 +30,9 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=o
 
 def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return np.clip(np.asarray(coarse).astype(int) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
@@ -64,7 +66,12 @@ def test_op_gives_each_image_of_a_batch_its_own_parameters(name: str, device: st
             expected = np.asarray(OPS[name](Image.fromarray(image), **own)).astype(int)
             mean, share = difference(made[index, :, :height, :width], expected)
             tiny = image.shape[0] * image.shape[1] < 100  # a single pixel is the whole mean
-            assert mean <= (2 if tiny else mean_limit) and (tiny or share <= share_limit), (image.shape, own, mean, share)
+            assert mean <= (2 if tiny else mean_limit) and (tiny or share <= share_limit), (
+                image.shape,
+                own,
+                mean,
+                share,
+            )
 
 
 @DEVICES
@@ -73,10 +80,15 @@ def test_op_gives_each_image_of_a_batch_its_own_parameters(name: str, device: st
 def test_views_of_a_batch_are_those_of_its_records(tail: str, local_size: int, device: str) -> None:
     """The eight views of records of different sizes are, within a grey level on average, what the reference makes of them."""
     recipe = Views(tail=tail, local_size_px=local_size)
-    records = [{"real": photo(320, 240, 1), "fake": photo(256, 256, 2)}, {"real": photo(100, 300, 3), "fake": photo(64, 64, 4)}] * 4
+    records = [
+        {"real": photo(320, 240, 1), "fake": photo(256, 256, 2)},
+        {"real": photo(100, 300, 3), "fake": photo(64, 64, 4)},
+    ] * 4
     sizes = [[record[name].shape[1::-1] for name in ("real", "fake")] for record in records]
     plans = [plan_views(*sizes[index], f"record {index}", recipe, seed=3, epoch=0) for index in range(len(records))]
-    views = batched.make_views([{name: to_device(image, device) for name, image in record.items()} for record in records], plans)
+    views = batched.make_views(
+        [{name: to_device(image, device) for name, image in record.items()} for record in records], plans
+    )
     assert set(views) == set(plans[0])
     differences = []
     for name, made in views.items():
@@ -92,7 +104,11 @@ def test_a_small_canvas_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     """A batch worked on in many parts gives the pixels of one worked on at once."""
     records = [{"real": photo(40 + index, 60, index), "fake": photo(64, 50 + index, index)} for index in range(6)]
     plans = [plan_views((40 + index, 60), (64, 50 + index), str(index), Views(), seed=0, epoch=0) for index in range(6)]
-    make = partial(batched.make_views, [{name: to_device(image, "cpu") for name, image in record.items()} for record in records], plans)
+    make = partial(
+        batched.make_views,
+        [{name: to_device(image, "cpu") for name, image in record.items()} for record in records],
+        plans,
+    )
     whole = make()
     monkeypatch.setattr(batched, "CANVAS_PX", 5000)
     for name, views in make().items():

@@ -17,7 +17,9 @@ from train.transforms.crops import GLOBAL_SCALE, LOCAL_SCALE, center_crop, resiz
 
 def cases(golden: Path) -> dict:
     folder = golden / "crops"
-    return json.loads((folder / "views.json" if (folder / "views.json").exists() else folder / "cases.json").read_text())
+    return json.loads(
+        (folder / "views.json" if (folder / "views.json").exists() else folder / "cases.json").read_text()
+    )
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -64,8 +66,12 @@ def test_boxes_follow_the_released_distribution(view: str, scale: tuple[float, f
         width, height = (int(part) for part in size.split("x"))
         rng = np.random.default_rng(5)
         boxes = np.array([sample_box(width, height, scale, rng) for _ in range(8000)], dtype=float)
-        assert np.mean(boxes[:, 2] * boxes[:, 3]) / (width * height) == pytest.approx(expected["area_fraction"]["mean"], abs=0.01)
-        assert np.mean(np.log(boxes[:, 3] / boxes[:, 2])) == pytest.approx(expected["log_ratio_w_over_h"]["mean"], abs=0.01)
+        assert np.mean(boxes[:, 2] * boxes[:, 3]) / (width * height) == pytest.approx(
+            expected["area_fraction"]["mean"], abs=0.01
+        )
+        assert np.mean(np.log(boxes[:, 3] / boxes[:, 2])) == pytest.approx(
+            expected["log_ratio_w_over_h"]["mean"], abs=0.01
+        )
         for start, side, whole in ((0, 2, height), (1, 3, width)):
             free = boxes[whole - boxes[:, side] > 20]  # else there is hardly a choice
             if len(free) > 1000:
@@ -89,7 +95,10 @@ def test_center_crop_pads_and_rounds_as_torchvision_does(width: int, height: int
     crop = center_crop(Image.fromarray(image))
     expected = np.zeros((224, 224, 3), np.uint8)
     pad_top, pad_left = max(0, (224 - height) // 2), max(0, (224 - width) // 2)
-    padded = np.pad(image, ((pad_top, max(0, math.ceil((224 - height) / 2))), (pad_left, max(0, math.ceil((224 - width) / 2))), (0, 0)))
+    padded = np.pad(
+        image,
+        ((pad_top, max(0, math.ceil((224 - height) / 2))), (pad_left, max(0, math.ceil((224 - width) / 2))), (0, 0)),
+    )
     top, left = round((padded.shape[0] - 224) / 2), round((padded.shape[1] - 224) / 2)
     expected[:] = padded[top : top + 224, left : left + 224]
     assert np.array_equal(crop, expected)
@@ -99,7 +108,11 @@ def test_center_crop_pads_and_rounds_as_torchvision_does(width: int, height: int
 def test_center_crop_of_any_mode_is_convert_then_crop(mode: str) -> None:
     """Cropping before the conversion gives the pixels of converting first."""
     source = Image.effect_noise((301, 257), 80)
-    image = source.convert("RGB").convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(source).astype(np.uint16) << 4)
+    image = (
+        source.convert("RGB").convert(mode)
+        if mode != "I;16"
+        else Image.fromarray(np.asarray(source).astype(np.uint16) << 4)
+    )
     assert np.array_equal(center_crop(image), center_crop(image.convert("RGB")))
 
 

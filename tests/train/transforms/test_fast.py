@@ -11,7 +11,16 @@ from train.recipe import Views
 from train.transforms import OPS, fast
 from train.transforms.crops import center_crop, resize_tail, resized_crop, tail_size
 from train.transforms.operator import SAMPLERS
-from train.transforms.views import Picture, fast_view, make_views, plan_view, plan_views, reference_view, view_rng, views_needed
+from train.transforms.views import (
+    Picture,
+    fast_view,
+    make_views,
+    plan_view,
+    plan_views,
+    reference_view,
+    view_rng,
+    views_needed,
+)
 
 # Mean difference in grey levels, and the share of values that differ by more than 2. Rotation: nearest neighbour in Pillow's
 # fixed-point arithmetic picks the other pixel here and there. Blur: Pillow rounds after each of its three passes. Resizes
@@ -31,8 +40,12 @@ TOLERANCE = {
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth shapes with some noise: resampling differs from plain noise."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    return Image.fromarray(np.clip(np.asarray(coarse).astype(int) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    return Image.fromarray(
+        np.clip(np.asarray(coarse).astype(int) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("name", list(OPS))
@@ -49,7 +62,12 @@ def test_op_equals_the_reference(name: str, size: tuple[int, int]) -> None:
         actual = fast.FAST_OPS[name](given, **parameters)
         assert actual.dtype == np.uint8 and actual.shape == expected.shape, (name, parameters)
         delta = np.abs(actual.astype(int) - expected)
-        assert delta.mean() <= mean_limit and (delta > 2).mean() <= share_limit, (name, parameters, delta.mean(), (delta > 2).mean())
+        assert delta.mean() <= mean_limit and (delta > 2).mean() <= share_limit, (
+            name,
+            parameters,
+            delta.mean(),
+            (delta > 2).mean(),
+        )
     assert np.array_equal(given, np.asarray(image))
 
 

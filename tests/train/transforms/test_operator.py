@@ -40,15 +40,22 @@ def test_draws_follow_the_released_distribution(golden: Path) -> None:
     for name in OPS:
         assert included[name] == pytest.approx(DRAWS / 19, abs=127)
     for released, grid in facts["grid_values"].items():
-        drawn = Counter(json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True) for parameters in values[names[released]])
-        expected = [json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True) for parameters in grid]
+        drawn = Counter(
+            json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True)
+            for parameters in values[names[released]]
+        )
+        expected = [
+            json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True) for parameters in grid
+        ]
         assert set(drawn) == set(expected)
         assert min(drawn.values()) > 140 and max(drawn.values()) < 280
     for released, spread in facts["continuous_params"].items():
         drawn_values = [parameters[spread["param"]] for parameters in values[names[released]]]
         low, high = spread["declared_min"], spread["declared_max"]
         assert min(drawn_values) >= low and max(drawn_values) <= high
-        assert np.mean(drawn_values) == pytest.approx((low + high) / 2, abs=4 * (high - low) / 12**0.5 / len(drawn_values) ** 0.5)
+        assert np.mean(drawn_values) == pytest.approx(
+            (low + high) / 2, abs=4 * (high - low) / 12**0.5 / len(drawn_values) ** 0.5
+        )
 
 
 def test_sampled_seeds_vary() -> None:

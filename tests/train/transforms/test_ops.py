@@ -72,7 +72,9 @@ def test_op_gives_the_released_pixels(name: str, golden: Path) -> None:
 def test_there_are_nineteen_ops_in_the_released_order(golden: Path) -> None:
     """OPS holds exactly the 19, in the order in which T applies them."""
     rows = json.loads((golden / "transforms" / "ops.json").read_text())["rows"]
-    released = [name for _, name in sorted({(row["op_index"], row["op"].lower().removeprefix("random")) for row in rows})]
+    released = [
+        name for _, name in sorted({(row["op_index"], row["op"].lower().removeprefix("random")) for row in rows})
+    ]
     assert [name.replace("_", "").removeprefix("random") for name in OPS] == released
 
 
@@ -114,11 +116,17 @@ def test_random_crop_needs_a_place() -> None:
     image = Image.effect_noise((90, 70), 40).convert("RGB")
     with pytest.raises(ValueError, match="seed"):
         OPS["random_crop"](image, size=[64, 64])
-    assert OPS["random_crop"](image, size=64, seed=1).tobytes() == OPS["random_crop"](image, size=[64, 64], seed=1).tobytes()
+    assert (
+        OPS["random_crop"](image, size=64, seed=1).tobytes()
+        == OPS["random_crop"](image, size=[64, 64], seed=1).tobytes()
+    )
     assert OPS["random_crop"](image, size=64, seed=1).tobytes() != OPS["random_crop"](image, size=64, seed=2).tobytes()
 
 
 def test_shuffle_seeds_differ() -> None:
     """Another seed shuffles other pixels."""
     image = Image.effect_noise((64, 64), 60).convert("RGB")
-    assert OPS["shuffle_pixels"](image, factor=0.2, seed=1).tobytes() != OPS["shuffle_pixels"](image, factor=0.2, seed=2).tobytes()
+    assert (
+        OPS["shuffle_pixels"](image, factor=0.2, seed=1).tobytes()
+        != OPS["shuffle_pixels"](image, factor=0.2, seed=2).tobytes()
+    )
