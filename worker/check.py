@@ -52,7 +52,8 @@ def _policy(settings: Settings) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("policy", ok=False, detail=str(error), hint="see docs/policy.md")
     else:
-        detail = f"{policy.name} {policy.ref.version}: fake from {policy.fake_from:g}, real below {policy.real_below:g} of {policy.head}"
+        thresholds = f"fake from {policy.fake_from:g}, real below {policy.real_below:g} of {policy.head}"
+        detail = f"{policy.name} {policy.ref.version}: {thresholds}"
         yield Finding("policy", ok=True, detail=detail)
 
 

@@ -123,7 +123,7 @@ def overview(
 @command(
     examples="""
     python -m worker run
-    ASSAY_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 ASSAY_REDIS__URL=redis://redis:6379/0 ASSAY_TRITON__URL=triton:8001 python -m worker run
+    ASSAY_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 ASSAY_TRITON__URL=triton:8001 python -m worker run
     python -m worker run --config assay.toml --processes 4
     """
 )
@@ -209,9 +209,8 @@ def send(
                     print(json.dumps(asdict(one)))
         failed = [one for one in sent if one.error]
         if not as_json:
-            err.print(
-                f"{len(sent) - len(failed)} images sent to {settings.kafka.incoming_topic} in {time.monotonic() - started:.1f} s"
-            )
+            took_s = time.monotonic() - started
+            err.print(f"{len(sent) - len(failed)} images sent to {settings.kafka.incoming_topic} in {took_s:.1f} s")
         if waiter:
             show.results(
                 waiter.results(sent, timeout_s=timeout_s), total=len(sent) - len(failed), as_json=as_json, console=out
@@ -302,7 +301,11 @@ def replay(
 
 
 @command(
-    examples='python -m worker stack up\npython -m worker stack up --models build/models\neval "$(python -m worker stack status --export)"',
+    examples="""
+    python -m worker stack up
+    python -m worker stack up --models build/models
+    eval "$(python -m worker stack status --export)"
+    """,
     group=stack_app,
     name="up",
 )

@@ -243,7 +243,7 @@ class Decoder:
     def _by_dali(
         self, indices: list[int], images: Sequence[bytes], infos: Sequence[ImageInfo], pixels: Pixels
     ) -> list[int]:
-        """Fills `pixels`; returns the indices that DALI refuses, found by halving (one bad image fails a whole call)."""
+        """Fills `pixels`; returns the indices that DALI refuses, found by halving: one bad image fails a whole call."""
         assert self._dali is not None
         try:
             regions = self._dali([images[i] for i in indices], [infos[i] for i in indices])

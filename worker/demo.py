@@ -87,7 +87,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(worker: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
-    """Until /readyz says so: images sent before would only show how long a worker takes to start. Raises Unavailable."""
+    """Until /readyz says so: images sent before would only show how long a start takes. Raises Unavailable."""
     deadline = time.monotonic() + WORKER_START_S
     last = "no answer yet"
     while time.monotonic() < deadline:

@@ -33,21 +33,22 @@ _SETTINGS_HEAD = """# Settings
 
 {generated}
 
-A setting comes from its environment variable, else from the TOML file that `--config` names, else it has the default below. In the
-file `ASSAY_KAFKA__GROUP_ID` is `group_id` in the table `[kafka]`. A list is comma separated in a variable and an array in the file.
+A setting comes from its environment variable, else from the TOML file that `--config` names, else it has the default
+below. In the file `ASSAY_KAFKA__GROUP_ID` is `group_id` in the table `[kafka]`. A list is comma separated in a variable
+and an array in the file.
 A secret may also come from a file: `ASSAY_REDIS__PASSWORD_FILE=/run/secrets/redis` reads it from there.
 
-A variable that begins with `ASSAY_` and is none of these is refused, with the name that is nearest. `python -m worker check` reads the
-settings, tries the servers and says what is wrong, a line for each problem.
+A variable that begins with `ASSAY_` and is none of these is refused, with the name that is nearest. `python -m worker
+check` reads the settings, tries the servers and says what is wrong, a line for each problem.
 """
 
 _METRICS_HEAD = """# Metrics
 
 {generated}
 
-`GET /metrics` on the port of `ASSAY_HTTP__PORT` (9464) serves these in Prometheus' text format, and the usual `process_*` beside them.
-Series whose labels are known beforehand are there from the start, at 0. A histogram `NAME` has the series `NAME_bucket`, `NAME_sum` and
-`NAME_count`.
+`GET /metrics` on the port of `ASSAY_HTTP__PORT` (9464) serves these in Prometheus' text format, and the usual
+`process_*` beside them. Series whose labels are known beforehand are there from the start, at 0. A histogram `NAME` has
+the series `NAME_bucket`, `NAME_sum` and `NAME_count`.
 """
 
 

@@ -59,7 +59,7 @@ class JpegFrame:
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
-    """The frame header of an ordinary JPEG; None where anything before the first scan is unusual (ITU-T T.81, annex B)."""
+    """The frame header of an ordinary JPEG (ITU-T T.81, annex B); None where anything before the scan is unusual."""
     position, size = 2, len(data)
     found: tuple[int, int, int, int] | None = None
     while position + 4 <= size:

@@ -114,7 +114,7 @@ class Monitor:
                 self._stop.wait(INTERVAL_S)
 
     def _tell_of_kafka(self, was_well: bool, well: bool, detail: str) -> None:
-        """Its client waits by itself, in words of its own: the log gets the same two events as for what has a breaker."""
+        """Its client waits by itself, in words of its own: the log gets the two events of what has a breaker."""
         if was_well and not well:
             log.warning(
                 "dependency_away", dependency="kafka", error=detail, action="waiting; nothing is rejected for it"

@@ -34,7 +34,8 @@ def stored_verdict(settings: RedisSettings, *, image_id: str | None, sha256: str
         raise NotFound(f"no verdict on {image_id or sha256 or file}")
     if sha256 is not None and stored.get("sha256") != sha256:
         raise NotFound(
-            f"no verdict on {sha256}: its latest id {image_id} has been judged on other bytes since (query {image_id} shows it)"
+            f"no verdict on {sha256}: its latest id {image_id} has been judged on other bytes since "
+            f"(query {image_id} shows it)"
         )
     try:
         json.loads(stored["json"])

@@ -6,19 +6,17 @@ Each record goes back once, however often it was rejected, with its own bytes, k
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.clients.kafka import Outgoing
 from worker.clients.kafka_topics import Reader
 from worker.contract import Record, rejection_header, without_rejection_headers
+from worker.durations import parse_duration
 from worker.errors import RejectReason, SettingsError
 from worker.settings import KafkaSettings
-
-_AGO = re.compile(r"(\d+)([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +31,17 @@ class Candidate:
 
 
 def parse_since(text: str, now_s: float) -> int:
-    """Milliseconds since the epoch of `2h` (ago) or an ISO 8601 time (UTC where it has no zone). Raises SettingsError."""
-    if match := _AGO.fullmatch(text.strip()):
-        return int((now_s - int(match[1]) * _SECONDS[match[2]]) * 1000)
+    """Milliseconds since the epoch of `2h` (ago) or an ISO 8601 time (UTC without a zone). Raises SettingsError."""
+    with suppress(ValueError):
+        if not text.strip().isdigit():  # 20261121 is a date
+            return max(0, int((now_s - parse_duration(text)) * 1000))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise SettingsError(
             [f"--since {text!r}: a time such as 2026-11-21T12:00:00Z or an age such as 90m, 2h, 3d is expected"]
         ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000))
 
 
 def check_reason(text: str | None) -> RejectReason | None:

@@ -157,7 +157,8 @@ class Waiter:
             if clock() > deadline:
                 raise Unavailable(
                     "worker",
-                    f"{len(missing)} images have no verdict for {timeout_s:.0f} s: is one running? (python -m worker run)",
+                    f"{len(missing)} images have no verdict for {timeout_s:.0f} s: is a worker running? "
+                    "(python -m worker run)",
                 )
 
     def close(self) -> None:

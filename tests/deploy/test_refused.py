@@ -210,7 +210,7 @@ def _judged_by_code() -> Iterator[str]:
 
 
 def test_every_check_of_the_worker_has_a_case() -> None:
-    """A new check in worker/settings.py fails here until the chart is tested against it."""
+    """A new check in worker/settings/ fails here until the chart is tested against it."""
     tried = {
         place
         for values, _ in BAD

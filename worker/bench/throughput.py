@@ -61,7 +61,8 @@ def measure(
                 through = _worker_rate(worker, producer, pictures, images=images, first=(number + 1) * 1_000_000)
                 found.append(Round(alone, through, (worker.cpu_s() - cpu_before) * 1000 / images))
                 report(
-                    f"round {number + 1}: Triton alone {alone:.1f} images/s, worker {through:.1f} images/s, ratio {found[-1].ratio:.3f}"
+                    f"round {number + 1}: Triton alone {alone:.1f} images/s, worker {through:.1f} images/s, "
+                    f"ratio {found[-1].ratio:.3f}"
                 )
     finally:
         producer.close()

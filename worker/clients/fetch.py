@@ -1,21 +1,22 @@
 """Images by reference (claim checks): `Fetcher(settings.references, settings.limits).fetch(reference) -> bytes`, from
 any thread.
 
-| what happens                                                                  | what it means                                |
+| what happens                                                            | what it means                           |
 |---|---|
-| unknown scheme or one that is off; host, address, bucket or root not allowed; | Rejected(fetch_denied)                       |
-|   user in the URL; a redirect while redirects are off                         |                                              |
-| malformed URI                                                                 | Rejected(bad_reference)                      |
-| larger than limits.max_image_bytes, declared or arriving                      | Rejected(too_large)                          |
-| nothing in it                                                                 | Rejected(empty)                              |
-| sha256 given and another                                                      | Rejected(hash_mismatch)                      |
-| https 4xx (but 408, 425, 429), compressed body, too many redirects; S3        | Rejected(fetch_failed)                       |
-|   NoSuchKey, AccessDenied, other 4xx; no such file, no regular file           |                                              |
-| https 408, 425, 500, other 5xx; an answer that breaks off or passes the       | another try, up to references.max_attempts,  |
-|   deadline; a name below a wildcard that does not exist                       |   then Rejected(fetch_failed, attempts=n)    |
-| no connection, no name server, no such name on the list, TLS handshake,       | Unavailable("storage"): the caller waits     |
-|   no answer before the deadline; https 429, 502, 503, 504; S3 5xx, throttling,|                                              |
-|   credentials refused; an allowed folder gone, the disk fails                 |                                              |
+| unknown scheme or one that is off; host, address, bucket or root not    | Rejected(fetch_denied)                  |
+|   allowed; user in the URL; a redirect while redirects are off          |                                         |
+| malformed URI                                                           | Rejected(bad_reference)                 |
+| larger than limits.max_image_bytes, declared or arriving                | Rejected(too_large)                     |
+| nothing in it                                                           | Rejected(empty)                         |
+| sha256 given and another                                                | Rejected(hash_mismatch)                 |
+| https 4xx (but 408, 425, 429), compressed body, too many redirects; S3  | Rejected(fetch_failed)                  |
+|   NoSuchKey, AccessDenied, other 4xx; no such file, no regular file     |                                         |
+| https 408, 425, 500, other 5xx; an answer that breaks off or passes the | another try, up to                      |
+|   deadline; a name below a wildcard that does not exist                 |   references.max_attempts, then         |
+|                                                                         |   Rejected(fetch_failed, attempts=n)    |
+| no connection, no name server, no such name on the list, TLS handshake, | Unavailable("storage"): the caller      |
+|   no answer before the deadline; https 429, 502, 503, 504; S3 5xx,      |   waits                                 |
+|   throttling, credentials refused; an allowed folder gone, disk fails   |                                         |
 
 One try, redirects included, has references.timeout_ms; only the system's resolver has time-outs of its own.
 """
@@ -67,7 +68,7 @@ class Fetcher:
         self._s3 = S3Source(settings, clock) if "s3" in settings.schemes else None
 
     def fetch(self, reference: ImageReference) -> bytes:
-        """The image's bytes, at least one, verified where the reference carries a hash. Raises Rejected or Unavailable."""
+        """The image's bytes, at least one, verified where the reference has a hash. Raises Rejected or Unavailable."""
         target = self._rules.parse(reference.uri)
         data = self._with_retries(target)
         if not data:

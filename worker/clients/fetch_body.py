@@ -12,7 +12,7 @@ Collect = Callable[[Iterable[bytes], int | None], bytes]
 
 
 class Broken(Exception):
-    """This object failed while its storage answers. The fetcher tries again, then rejects it; nothing else sees this."""
+    """This object failed while its storage answers. The fetcher tries again, then rejects it; no one else sees this."""
 
 
 def collect_up_to(max_bytes: int) -> Collect:

@@ -261,7 +261,8 @@ class _CheckedBackend(httpcore.NetworkBackend):
             address, reason = next(iter(reasons.items()))
             raise Rejected(
                 RejectReason.FETCH_DENIED,
-                f"host {host} has the {reason} address {address}; {variable('references', 'allow_private_addresses')} allows private ones",
+                f"host {host} has the {reason} address {address}; "
+                f"{variable('references', 'allow_private_addresses')} allows private ones",
                 stage="intake",
             )
         return allowed

@@ -55,7 +55,8 @@ class S3Source:
             import boto3  # noqa: PLC0415 - an optional extra
             from botocore import config, exceptions  # noqa: PLC0415 - an optional extra
         except ImportError as error:
-            problem = f"{variable('references', 'schemes')}={','.join(settings.schemes)}: s3 needs boto3; run pip install 'assay-worker[s3]'"
+            name = variable("references", "schemes")
+            problem = f"{name}={','.join(settings.schemes)}: s3 needs boto3; run pip install 'assay-worker[s3]'"
             raise SettingsError([problem]) from error
         secret = settings.s3_secret_access_key
         if (settings.s3_access_key_id is None) != (secret is None):

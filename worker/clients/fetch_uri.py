@@ -96,7 +96,8 @@ class Rules:
                 self._hosts.append(_allowed_host(entry))
             except ValueError as error:
                 problems.append(
-                    f"{variable('references', 'https_hosts')}={entry!r}: {error}; `host`, `host:port`, `*.example.org` or `[v6]:port` is expected"
+                    f"{variable('references', 'https_hosts')}={entry!r}: {error}; "
+                    "`host`, `host:port`, `*.example.org` or `[v6]:port` is expected"
                 )
         problems += [
             f"{variable('references', 'file_roots')}={root!r}: an absolute folder is expected"

@@ -330,7 +330,8 @@ class Producer:
         if isinstance(error, MessageSizeTooLargeError):
             topics = ", ".join(sorted({records[index].topic for index in failed}))
             largest = max(len(records[index].value or b"") for index in failed)
-            detail = f"{topics} refuses a record of {largest} bytes: raise the topic's max.message.bytes and ASSAY_KAFKA__MAX_REQUEST_BYTES"
+            remedy = "raise the topic's max.message.bytes and ASSAY_KAFKA__MAX_REQUEST_BYTES"
+            detail = f"{topics} refuses a record of {largest} bytes: {remedy}"
         else:
             detail = _explain(self._settings, error)
             # An idempotent producer that gave a record up may refuse all later ones: begin with a new one.

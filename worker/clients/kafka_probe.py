@@ -68,11 +68,13 @@ class Probe:
         code = struct.unpack_from(">h", answer)[0]
         if has_sasl is (code == _ILLEGAL_SASL_STATE):
             wants = "no SASL" if has_sasl else "SASL"
-            return f"it wants {wants} there: change {variable('kafka', 'security_protocol')}={self._settings.security_protocol}, or the port"
+            protocol = f"{variable('kafka', 'security_protocol')}={self._settings.security_protocol}"
+            return f"it wants {wants} there: change {protocol}, or the port"
         if not has_sasl:
             return ""
         if code:
-            return f"it has no {mechanism}: set {variable('kafka', 'sasl_mechanism')} to one of {', '.join(_strings(answer, 2))}"
+            offered = ", ".join(_strings(answer, 2))
+            return f"it has no {mechanism}: set {variable('kafka', 'sasl_mechanism')} to one of {offered}"
         assert self._settings.sasl_password is not None
         client = get_sasl_mechanism(mechanism)(
             host=server,
@@ -179,9 +181,8 @@ def _tls(settings: KafkaSettings) -> ssl.SSLContext:
     for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
         path = getattr(settings, field)
         if path is not None and not os.access(path, os.R_OK):
-            raise _BadFile(
-                f"{variable('kafka', field)}={path} cannot be read: {'no such file' if not path.exists() else 'no permission'}"
-            )
+            reason = "no permission" if path.exists() else "no such file"
+            raise _BadFile(f"{variable('kafka', field)}={path} cannot be read: {reason}")
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
@@ -207,7 +208,8 @@ def _name_the_setting(settings: KafkaSettings, error: BaseException) -> str:
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _WRONG_NAME:
-            return f"its certificate is for another name ({error.verify_message}): change {variable('kafka', 'bootstrap_servers')}"
+            servers = variable("kafka", "bootstrap_servers")
+            return f"its certificate is for another name ({error.verify_message}): change {servers}"
         return f"its certificate is not trusted ({error.verify_message}): check {variable('kafka', 'ssl_ca_path')}"
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         return f"it refuses our certificate ({error.reason}): check {variable('kafka', 'ssl_cert_path')}"

@@ -51,7 +51,7 @@ class Inference:
 
 
 class Triton:
-    """The model `settings.model_name` behind one gRPC client; thread-safe. `batch_max_items` sizes the shared memory."""
+    """The model `settings.model_name` behind one gRPC client; thread-safe. `batch_max_items` sizes shared memory."""
 
     def __init__(self, settings: TritonSettings, batch_max_items: int) -> None:
         self._settings = settings
@@ -96,7 +96,8 @@ class Triton:
         if not re.fullmatch(r"[0-9a-f]{12}", version):
             raise Unavailable(
                 "triton",
-                f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); build it with triton_models.build",
+                f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); "
+                "build it with triton_models.build",
             )
         return version
 
@@ -133,7 +134,8 @@ class Triton:
             got = None if scores is None else scores.shape
             raise Unavailable(
                 "triton",
-                f"model {self._model} answered scores of shape {got} to {len(pixels)} images: broken server environment?",
+                f"model {self._model} answered scores of shape {got} to {len(pixels)} images: "
+                "broken server environment?",
             )
         return Inference(embedding, scores)
 

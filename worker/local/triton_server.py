@@ -87,7 +87,7 @@ class TritonServer(Server):
         return argv, {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "PATH": path}
 
     def prepare(self) -> None:
-        """Clear what a killed server left, and lay out the backend: the wheel keeps a stub for each Python elsewhere."""
+        """Clear what a killed server left, and lay out the backend: the wheel keeps a stub per Python elsewhere."""
         super().prepare()
         self.clear_leftovers()
         source = install.triton_environment()
@@ -168,7 +168,8 @@ class TritonServer(Server):
                 self._order("load", SHADOW)
         except NotServing as seen:
             report(
-                f"triton: serves without {SHADOW}, which decides nothing: {seen}; end it with python -m triton_models.rollout unshadow"
+                f"triton: serves without {SHADOW}, which decides nothing: {seen}; "
+                "end it with python -m triton_models.rollout unshadow"
             )
 
     def _loaded(self) -> set[str]:

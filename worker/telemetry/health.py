@@ -24,7 +24,7 @@ from worker.settings import variable
 from worker.telemetry.metrics import Metrics
 
 Check = Callable[[], tuple[bool, dict[str, Any]]]
-"""Answers (well or not, JSON-able detail by check name). Called in the server's threads: it must be quick and thread-safe."""
+"""Answers (well or not, JSON-able detail by check name). Called in the server's threads: quick and thread-safe."""
 
 _JSON = "application/json; charset=utf-8"
 _log = structlog.get_logger()

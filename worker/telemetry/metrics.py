@@ -107,7 +107,8 @@ class Metrics:
         )
         self.stage_seconds = self._histogram(
             "stage_seconds",
-            "Time of one item in a stage; queued runs from the Kafka timestamp to the first touch, total from there to the acknowledged verdict.",
+            "Time of one item in a stage; queued runs from the Kafka timestamp to the first touch, total from there "
+            "to the acknowledged verdict.",
             unit="seconds",
             buckets=_SECONDS_BUCKETS,
             labels=("stage",),
@@ -235,7 +236,7 @@ class Metrics:
         self.build_info.labels(version=version, python=platform.python_version()).set(1)
 
     def forget_partition(self, topic: str, partition: int) -> None:
-        """Drop the lag of a partition that was taken away: its last value would stand for ever. Unknown ones are fine."""
+        """Drop the lag of a partition that was taken away, lest its last value stands. Unknown ones are fine."""
         self.consumer_lag.remove_by_labels({"topic": topic, "partition": str(partition)})
 
     def _expect_labels(self) -> None:
@@ -286,7 +287,7 @@ class Metrics:
 
 
 class _CertificateExpiry(Collector):
-    """Reads the files when it is scraped. A file that cannot be read counts as expired (0): that is what it is worth."""
+    """Reads the files when it is scraped. One that cannot be read counts as expired (0): that is what it is worth."""
 
     DOC = MetricDoc(
         f"{PREFIX}tls_certificate_expiry_timestamp_seconds",

@@ -72,7 +72,7 @@ def continue_trace(traceparent: bytes | None) -> tuple[bytes | None, SpanContext
 
 @dataclass(slots=True)
 class ItemTrace:
-    """The trace of one item. `traceparent` is the header of the record it becomes, None where it belongs to no trace."""
+    """The trace of one item. `traceparent` is the header of the record it becomes, None where there is no trace."""
 
     traceparent: bytes | None
     _span: Span | None = None
@@ -98,10 +98,9 @@ class Tracing:
             from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an optional extra
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - an optional extra
         except ImportError as error:
+            name = variable("tracing", "enabled")
             raise SettingsError(
-                [
-                    f"{variable('tracing', 'enabled')}=true: OpenTelemetry is not installed; run pip install 'assay-worker[otel]'"
-                ]
+                [f"{name}=true: OpenTelemetry is not installed; run pip install 'assay-worker[otel]'"]
             ) from error
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over these.
         service = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "assay-worker"}
@@ -117,7 +116,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("assay", version)
 
     def item(self, traceparent: bytes | None) -> ItemTrace:
-        """Begin an item: below the incoming span; without one a new trace when tracing is enabled, none when it is not."""
+        """Begin an item: below the incoming span; without one a new trace where tracing is enabled, else none."""
         if not self._enabled:
             return ItemTrace(continue_trace(traceparent)[0])
         from opentelemetry import context, trace  # noqa: PLC0415 - an optional extra
@@ -168,10 +167,7 @@ def _exporter() -> SpanExporter | None:
     name = "otlp_proto_grpc" if name == "otlp" else name
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
-        raise SettingsError(
-            [
-                f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; expected none, console, otlp, or one from another package"
-            ]
-        )
+        expected = "expected none, console, otlp, or one from another package"
+        raise SettingsError([f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; {expected}"])
     exporter: SpanExporter = found.load()()
     return exporter

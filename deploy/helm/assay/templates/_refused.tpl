@@ -1,4 +1,4 @@
-{{/* What the worker (worker/settings.py, policy.py, clients/fetch_*.py) or Triton would refuse at start, refused here before anything is
+{{/* What the worker (worker/settings/, policy.py, clients/fetch_*.py) or Triton would refuse at start, refused here before anything is
 installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 
 {{/* Why an address is no host:port with a port that exists; nothing when it is one. An IPv6 address stands in brackets. */}}
