@@ -15,11 +15,15 @@ from worker.contract import (
     HEADS,
     REFERENCE_CONTENT_TYPE,
     REJECTION_HEADERS,
+    C2pa,
+    DetectorScores,
+    Evidence,
     Headers,
     ImageInfo,
     ImageReference,
     InvalidImageId,
     ModelRef,
+    Origin,
     PolicyRef,
     Record,
     Scores,
@@ -41,6 +45,13 @@ SOURCES = ["ce_id", "key", "sha256"]
 SHA = hashlib.sha256(b"image").hexdigest()
 SHARE = st.floats(0, 1)
 SCORES = st.builds(Scores, linear=SHARE, knn=SHARE, svm=SHARE)
+HEAD_SCORES = st.dictionaries(st.sampled_from(["linear", "mlp"]), SHARE)
+EVIDENCE = st.builds(
+    Evidence,
+    declared=st.none() | st.sampled_from(["generated", "edited", "captured"]),
+    c2pa=st.builds(C2pa, state=st.none() | st.sampled_from(["valid", "untrusted", "invalid"]), issuer=st.none()),
+    watermark=st.none() | st.just("sdxl"),
+)
 
 
 def record(*, key: bytes | None = None, value: bytes | None = b"image", headers: Headers | None = None) -> Record:
@@ -66,12 +77,23 @@ def verdicts(draw: st.DrawFn) -> Verdict:
             width=draw(st.integers(1, 99999)),
             height=draw(st.integers(1, 99999)),
             bytes=draw(st.integers(1, 99999)),
+            jpeg_quality=draw(st.none() | st.integers(1, 100)),
+            frames=draw(st.none() | st.integers(1, 99)),
         ),
         source=draw(st.sampled_from(["model", "cache"])),
         decided_at="2026-11-21T12:00:00.000Z",
         timings_ms=Timings(
-            queued=draw(st.floats(0, 1e6)), decode=draw(stage_ms), infer=draw(stage_ms), total=draw(st.floats(0, 1e6))
+            queued=draw(stage_ms), decode=draw(stage_ms), infer=draw(stage_ms), total=draw(st.floats(0, 1e6))
         ),
+        origin=draw(st.none() | st.just(Origin(topic="images.incoming", partition=1, offset=2, uri=None))),
+        detectors=draw(
+            st.dictionaries(
+                st.sampled_from(["clip", "dino"]), st.builds(DetectorScores, version=hexes, scores=HEAD_SCORES)
+            )
+        ),
+        evidence=draw(EVIDENCE),
+        labels=draw(st.lists(st.just("not_applicable"), max_size=1)),
+        headers=draw(st.dictionaries(st.just("tenant"), st.text(st.characters(exclude_categories=["Cs"])))),
     )
 
 
@@ -99,12 +121,45 @@ def test_a_verdict_has_the_fields_of_the_contract(verdict: Verdict) -> None:
         "source",
         "decided_at",
         "timings_ms",
+        "origin",
+        "detectors",
+        "evidence",
+        "labels",
+        "headers",
     ]
     assert list(document) == names
     assert document["schema"] == "assay.verdict/1"
     assert list(document["scores"]) == list(HEADS)
-    assert list(document["image"]) == ["format", "width", "height", "bytes"]
+    assert list(document["image"]) == ["format", "width", "height", "bytes", "jpeg_quality", "frames"]
     assert list(document["timings_ms"]) == ["queued", "decode", "infer", "total"]
+    evidence = document["evidence"]
+    assert list(evidence) == ["declared", "c2pa", "metadata", "watermark", "nearest"]
+    assert list(evidence["c2pa"]) == ["state", "issuer", "claim_generator", "source_type"]
+    assert list(evidence["metadata"]) == ["tool", "source_type", "aigc"]
+    assert [list(part) for part in evidence["nearest"].values()] == [["distance", "label"]] * 2
+
+
+def test_a_verdict_of_the_first_version_still_reads() -> None:
+    """What was stored before `origin`, `detectors`, `evidence`, `labels` and `headers` were there is a verdict."""
+    document = {
+        "schema": "assay.verdict/1",
+        "verdict_id": "00000000-0000-5000-8000-000000000000",
+        "image_id": "a",
+        "sha256": SHA,
+        "decision": "fake",
+        "reasons": ["linear 0.97 >= 0.9"],
+        "scores": {"linear": 0.97, "knn": 0.81, "svm": 0.66},
+        "model": {"name": "code", "version": "0123456789ab"},
+        "policy": {"name": "default", "version": "ea8eb75614a8"},
+        "image": {"format": "jpeg", "width": 640, "height": 480, "bytes": 48211},
+        "source": "model",
+        "decided_at": "2026-11-21T12:00:00.000Z",
+        "timings_ms": {"queued": 3.1, "decode": 1.9, "infer": 22.4, "total": 30.2},
+    }
+    verdict = Verdict.model_validate(document)
+    assert (verdict.origin, verdict.detectors, verdict.labels, verdict.headers) == (None, {}, [], {})
+    assert verdict.evidence == Evidence()
+    assert (verdict.image.jpeg_quality, verdict.image.frames) == (None, None)
 
 
 @given(verdicts())

@@ -112,27 +112,107 @@ class ImageInfo(BaseModel):
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     bytes: int = Field(ge=1)
+    jpeg_quality: int | None = Field(
+        default=None, ge=1, le=100, description="of a JPEG, estimated from its quantisation tables; else null"
+    )
+    frames: int | None = Field(default=None, ge=1, description="images in the file; null where that was not looked at")
 
 
 class Timings(BaseModel):
-    """Milliseconds. `queued`: Kafka timestamp to first touch; None for a stage that a cache hit skipped."""
+    """Milliseconds. `queued`: Kafka timestamp to first touch, None where the record has no sensible timestamp; None too
+    for a stage that a cache hit skipped.
+    """
 
-    queued: float = Field(ge=0)
+    queued: float | None = Field(ge=0)
     decode: float | None
     infer: float | None
     total: float = Field(ge=0)
 
 
+class Origin(BaseModel):
+    """Where the image came from: its record, and the address behind it where the record was a reference."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    uri: str | None
+
+
+class DetectorScores(BaseModel):
+    """What a detector beside `code` said: P(fake) by head."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: VersionHex
+    scores: dict[str, Score]
+
+
+class _EvidencePart(BaseModel):
+    """Every field is always written, null where nothing was found."""
+
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class C2pa(_EvidencePart):
+    """The C2PA manifest: `valid` needs a trust list, without one a sound manifest is `untrusted`."""
+
+    state: Literal["valid", "untrusted", "invalid"] | None = None
+    issuer: str | None = None
+    claim_generator: str | None = None
+    source_type: str | None = None
+
+
+class FileMetadata(_EvidencePart):
+    """What the file's own metadata says about its making; `tool` is a slug such as `comfyui`."""
+
+    tool: str | None = None
+    source_type: str | None = None
+    aigc: str | None = None
+
+
+class Neighbour(_EvidencePart):
+    """An embedding of the 1-NN bank: cosine distance and the group (source or generator) that it came from."""
+
+    distance: float | None = Field(default=None, ge=0)
+    label: str | None = None
+
+
+class Nearest(_EvidencePart):
+    """The nearest real and the nearest generated image of the bank."""
+
+    real: Neighbour = Neighbour()
+    fake: Neighbour = Neighbour()
+
+
+class Evidence(_EvidencePart):
+    """What the file itself and its neighbours say, beside the scores. Never a reason to reject."""
+
+    declared: Literal["generated", "edited", "captured"] | None = Field(
+        default=None, description="the file's strongest claim about its origin"
+    )
+    c2pa: C2pa = C2pa()
+    metadata: FileMetadata = FileMetadata()
+    watermark: str | None = None
+    nearest: Nearest = Nearest()
+
+
 Decision = Literal["real", "fake", "review"]
 
 
-class Verdict(BaseModel):
-    """The verdict on one image, as published to `images.verdicts` and stored in Redis."""
+def _with_schema_required(schema: dict[str, Any]) -> None:
+    """`schema` has a default for us who write it; whoever reads a verdict finds it always."""
+    schema["required"].insert(0, "schema")
 
-    # Whoever reads a verdict finds every field, `schema` too, although we need not say it when we make one.
-    model_config = ConfigDict(
-        title="Assay verdict", populate_by_name=True, json_schema_serialization_defaults_required=True
-    )
+
+class Verdict(BaseModel):
+    """The verdict on one image, as published to `images.verdicts` and stored in Redis.
+
+    The fields with a default are of 1.1: always written, absent in verdicts that an earlier version stored.
+    """
+
+    model_config = ConfigDict(title="Assay verdict", populate_by_name=True, json_schema_extra=_with_schema_required)
 
     schema_: Literal["assay.verdict/1"] = Field(default="assay.verdict/1", alias="schema")
     verdict_id: uuid.UUID = Field(description="UUID 5 of image id, sha256, model version and policy version")
@@ -151,6 +231,11 @@ class Verdict(BaseModel):
         json_schema_extra={"format": "date-time"},
     )
     timings_ms: Timings
+    origin: Origin | None = None
+    detectors: dict[str, DetectorScores] = Field(default={}, description="the detectors beside `code` that were asked")
+    evidence: Evidence = Evidence()
+    labels: list[str] = Field(default=[], description="labels of the rule that decided, such as not_applicable")
+    headers: dict[str, str] = Field(default={}, description="of the record's headers those that the policy names")
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True)
