@@ -31,7 +31,8 @@ def shorter_side(image: Image.Image, pixels: int) -> Image.Image:
     width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     if width * height > MAX_PIXELS:
         raise BadImage(
-            f"{image.width}x{image.height} with a shorter side of {pixels} is more than {MAX_PIXELS // 1_000_000} megapixels"
+            f"{image.width}x{image.height} with a shorter side of {pixels} is more than "
+            f"{MAX_PIXELS // 1_000_000} megapixels"
         )
     return image.resize((width, height), Image.Resampling.LANCZOS)
 

@@ -53,7 +53,10 @@ UNSEEN = (
 HELD_OUT, VALIDATION = 0.12, 0.08
 MOST_PER_GENERATOR = 120
 VIEW_SIDE_PX, HEAD_SIDE_PX = (128, 257), (224, 353)
-CALIBRATION = "Fitted on cuts of photographs of which the heads saw no cut; the epoch was chosen by a probe held out in the same way."
+CALIBRATION = (
+    "Fitted on cuts of photographs of which the heads saw no cut; the epoch was chosen by a probe held out in the "
+    "same way."
+)
 METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy at 0.5", "tpr_at_1pct_fpr": "TPR at 1 % FPR"}
 
 
@@ -183,13 +186,14 @@ trained model of the real size from a small download. The paper's encoder saw 57
 {trained} images for an hour on two CPU cores. Replace it before a decision means anything to anyone.
 
 **Data.** {trained} images for training, {chosen} for choosing the best epoch; at most {MOST_PER_GENERATOR} of one
-source. Every image became JPEG cuts whose side, quality and shrinking are drawn alike for both classes (`data equalise`), so that
-format, size and compression tell little. What is left: subjects (portraits among the generated images, garments among the real ones)
-and the size at which a scene was made. `card.json` has the counts by source. No image is contained in these files, only parameters
-and embeddings.
+source. Every image became JPEG cuts whose side, quality and shrinking are drawn alike for both classes (`data
+equalise`), so that format, size and compression tell little. What is left: subjects (portraits among the generated
+images, garments among the real ones) and the size at which a scene was made. `card.json` has the counts by source. No
+image is contained in these files, only parameters and embeddings.
 
-**Recipe.** `train/recipes/{RECIPE}.toml`: the loss and views of CoDE with views of 112 px, and a start as spectrum analyser
-(`train/spectral.py`) instead of from noise. Heads as released, fitted on equalised cuts of 224 px and more under T.
+**Recipe.** `train/recipes/{RECIPE}.toml`: the loss and views of CoDE with views of 112 px, and a start as spectrum
+analyser (`train/spectral.py`) instead of from noise. Heads as released, fitted on equalised cuts of 224 px and more
+under T.
 
 **Calibration.** {card["heads"]["calibration"]}
 
@@ -199,9 +203,9 @@ and embeddings.
 |---|---|---|---|---|
 {table}
 
-Both parts are small and of few sources (the intervals do not cover that). Generated images among them are more often PNG or WebP than the
-real ones. The one-class SVM is near chance: it knows real images only, and does not know enough of them. AUC of the
-linear head on the unseen sources when all of them are changed alike:
+Both parts are small and of few sources (the intervals do not cover that). Generated images among them are more often
+PNG or WebP than the real ones. The one-class SVM is near chance: it knows real images only, and does not know enough
+of them. AUC of the linear head on the unseen sources when all of them are changed alike:
 
 {_weak_and_strong(measured["unseen"]["robustness"])}
 

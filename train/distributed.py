@@ -1,4 +1,4 @@
-"""The little that data-parallel training needs: who am I, average and agree. Without torchrun everything is one
+"""The little that data-parallel training needs: who am I, and agree. Without torchrun everything is one
 process.
 """
 
@@ -32,13 +32,6 @@ class Group:
         value = torch.tensor(float(flag), device=self.device)
         distributed.all_reduce(value, distributed.ReduceOp.MAX)
         return bool(value.item())
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The average over the ranks, on every rank."""
-        if self.world > 1:
-            distributed.all_reduce(values)
-            values /= self.world
-        return values
 
     def broadcast(self, value: float) -> float:
         """The main process's number, on every rank."""

@@ -5,8 +5,7 @@ what happens.
     torchrun --nproc-per-node 4 -m -- train.main fit --recipe paper --set data.source=SHARDS --run runs/paper
 
 Everything random is drawn from (seed, epoch, step, rank or record), never from a generator's state, so that a run
-stopped
-and resumed equals the uninterrupted one bit for bit on a CPU.
+stopped and resumed equals the uninterrupted one bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -328,7 +327,8 @@ def _diverged(folder: RunFolder, progress: Progress, what: str) -> TrainingDiver
         else ""
     )
     return TrainingDiverged(
-        f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or training.precision=bf16{hint}"
+        f"{what} (step {progress.step}): begin another run with a lower optimisation.lr, or "
+        f"training.precision=bf16{hint}"
     )
 
 

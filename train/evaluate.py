@@ -5,8 +5,7 @@ sweeps.
     python -m train.main evaluate --backbone timm:resnet50 --fit-on TRAIN --data D3_TEST --out results/resnet50
 
 Writes `results.json`, `scores.csv` (one row an image) and `embeddings.npz` (for the report). Every image format is
-read;
-what cannot be read is named in the results, never dropped in silence. A stopped evaluation goes on where it was.
+read; what cannot be read is named in the results, never dropped in silence. A stopped evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from triton_models.weights import SCORES
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
 # D3's four generators, under its own names and those of the folders that images elsewhere carry.
 TRAINED_ON = re.compile(
-    r"^(gen_[0-3]|d3[-_].*|deepfloyd.*|if-i+-.*|(sd|stable-diffusion)[-_ ]?(v?1[.-]4|2[.-]1.*)|(sdxl|stable-diffusion-xl)([-_ ]1[.-]0|-base.*)?)$",
+    r"^(gen_[0-3]|d3[-_].*|deepfloyd.*|if-i+-.*|(sd|stable-diffusion)[-_ "
+    r"]?(v?1[.-]4|2[.-]1.*)|(sdxl|stable-diffusion-xl)([-_ ]1[.-]0|-base.*)?)$",
     re.IGNORECASE,
 )
 GAN = re.compile(r"^gan|gan(?![a-z])", re.IGNORECASE)
@@ -72,9 +72,8 @@ def evaluate(
     """Measure `heads` on embeddings of `images` and write the results below `out`; returns what results.json holds.
 
     `left_out` is what the look at the data left out (`Source.left_out`): named and counted with what cannot be read
-    now.
-    `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads do not
-    have.
+    now. `about` (model version, data, …) is kept with the results. Raises ValueError for a calibration that the heads
+    do not have.
     """
     options = options or Options()
     passes = Passes(backbone, images, out)

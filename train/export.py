@@ -4,8 +4,7 @@ version.
     python -m train.main export --weights runs/first/weights --out triton_models/weights/mine --half
 
 The graphs are those that `triton_models.build` makes of the folder; here they are compared with PyTorch and NumPy
-before
-anything is kept.
+before anything is kept.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def export(source: Path, out: Path, *, half: bool = False, card: dict[str, Any] 
     card.
 
     `half` stores the encoder as float16: half the size, another version. Raises WeightsError if the source is not
-    whole, the
-    graphs compute something else, or `out` is not empty.
+    whole, the graphs compute something else, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise WeightsError(f"{out} is not empty: name a new folder")

@@ -2,11 +2,10 @@
 arrays.
 
 Fitted with scikit-learn and the released hyper-parameters, saved as `heads.safetensors` (no pickle). Scores are P(fake)
-as
-in the contract and come from `triton_models.weights.reference_scores`, the same function that checks the served graphs.
-A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same file; a
-head that
-the held-out images do not support a calibration of has none, and its calibrated scores are its plain ones.
+as in the contract and come from `triton_models.weights.reference_scores`, the same function that checks the served
+graphs. A calibrated variant (temperature and bias, or isotonic, per head, on held-out embeddings) travels in the same
+file; a head that the held-out images do not support a calibration of has none, and its calibrated scores are its plain
+ones.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ SEED = 42  # random_state of the release
 CHUNK_ROWS = 512  # a chunk against a bank of 48,000 is 200 MB
 _EDGE = 1e-6  # of a score, before taking its logit
 # Above 0, so that a calibration never turns the ranking round. A logit is 14 at most (_EDGE): divided by more than 100
-# it is lost in the
-# bias, and one of 0.1, multiplied by more than 100, is certain. A fit that wants to leave these bounds found no
-# temperature.
+# it is lost in the bias, and one of 0.1, multiplied by more than 100, is certain. A fit that wants to leave these
+# bounds found no temperature.
 TEMPERATURES = (0.01, 100.0)
 CALIBRATION = frozenset({"temperature", "bias", "isotonic_x", "isotonic_y"})  # of one head
 
@@ -140,8 +138,7 @@ class Heads:
         """The same heads with both calibrations fitted on held-out embeddings [N, D] and labels [N] of both classes.
 
         A head that these do not support a calibration of (an AUC at or below chance, or no temperature within
-        TEMPERATURES) stays
-        without one: `say` gets one line that names it.
+        TEMPERATURES) stays without one: `say` gets one line that names it.
         """
         scores, y = self.scores(embeddings), np.asarray(labels)
         fitted: dict[str, np.ndarray] = {}
@@ -173,7 +170,8 @@ class Heads:
     def _calibrated(self, scores: np.ndarray, calibration: Calibration) -> np.ndarray:
         if not self.calibration:
             raise ValueError(
-                "these heads have no calibration: fit them on more images, with a recipe whose heads.calibration_fraction is above 0 "
+                "these heads have no calibration: fit them on more images, with a recipe whose "
+                "heads.calibration_fraction is above 0 "
                 "(`train.main heads` says why a head got none)"
             )
         columns = []
@@ -226,7 +224,8 @@ def _check_calibration(calibration: Mapping[str, np.ndarray], file: Path) -> Non
             raise WeightsError(f"{file}: {name} is empty or holds values that are no finite numbers; {advice}")
         if name.endswith(".temperature") and array.min() <= 0:
             raise WeightsError(
-                f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is expected; {advice}"
+                f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is "
+                f"expected; {advice}"
             )
     for head in SCORES:
         if (names := _of_head(calibration, head).keys()) and names != CALIBRATION:

@@ -3,8 +3,7 @@ embeddings.
 
 Negatives are explicit and only of the other class: samples of the own class never enter the denominator. No weights, no
 projection head, no queue, no gather over GPUs. `variant="released"` keeps a defect of the released engine (line 174
-sums
-real + real, so fake anchors get no gradient), so that both can be measured.
+sums real + real, so fake anchors get no gradient), so that both can be measured.
 """
 
 from __future__ import annotations
@@ -47,11 +46,9 @@ def code_loss(
     """The terms of one step and their total, each a 0-d tensor.
 
     views: [N, D] under the names in VIEWS, in sample order; the permutations ([N] int64) pair an anchor with the
-    transformed
-    view of ANOTHER sample of its class. The multi-scale terms have the LOCAL crop as query and the GLOBAL crop of the
-    same
-    image as positive, unpermuted. `terms` leaves one kind out (ablations); its views may then be absent.
-    Raises ValueError for an unknown variant or terms.
+    transformed view of ANOTHER sample of its class. The multi-scale terms have the LOCAL crop as query and the GLOBAL
+    crop of the same image as positive, unpermuted. `terms` leaves one kind out (ablations); its views may then be
+    absent. Raises ValueError for an unknown variant or terms.
     """
     if variant not in get_args(Variant):
         raise ValueError(f"loss variant {variant!r}: expected one of {', '.join(get_args(Variant))}")

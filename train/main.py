@@ -1,8 +1,7 @@
 """The command line of training: `python -m train.main`. Each command is a few lines that call a module beside this one.
 
 Without arguments it prints an overview with the next command to type. Exit codes: 0 done (also when stopped and saved),
-1
-unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
+1 unexpected, 2 wrong usage, recipe, data or weights (one line for each problem).
 """
 # ruff: noqa: PLC0415 - torch takes seconds to import, and `--help` and wrong usage should not
 
@@ -36,7 +35,7 @@ Reproduces CoDE and measures it.
   heads                       linear, 1-NN and one-class SVM on its embeddings
   evaluate, report            protocol, metrics with intervals, robustness; one HTML page
   export, import-release      a folder that Triton serves; the published weights as arrays
-  bench                       views per second against the released pipeline's
+  bench                       views per second, training steps per second
 
 Next: {next}
 Every command has --help with an example; docs/training.md goes from nothing to a served model.
@@ -71,7 +70,9 @@ def overview(context: typer.Context) -> None:
         step = (
             "python -m train.main data inspect DIR"
             if not runs
-            else f"python -m train.main heads --encoder {runs[-1].parent} --data DIR --out {runs[-1].parents[1]}/weights"
+            else (
+                f"python -m train.main heads --encoder {runs[-1].parent} --data DIR --out {runs[-1].parents[1]}/weights"
+            )
         )
         out_console.print(OVERVIEW.format(recipes=recipes, next=step), highlight=False, markup=False, soft_wrap=True)
 
@@ -104,7 +105,10 @@ def fit(
             if RunFolder(run).recipe() != chosen:
                 raise RecipeError(
                     [
-                        f"{run} holds a run with another recipe: name another folder with --run, or give the recipe it was begun with"
+                        (
+                            f"{run} holds a run with another recipe: name another folder with --run, or give the "
+                            "recipe it was begun with"
+                        )
                     ]
                 )
             resume = True
@@ -258,7 +262,8 @@ def import_release(
     from train.release import import_release as convert
 
     say(
-        "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as data: nothing in them "
+        "The published heads are pickles, and a pickle can run code when it is loaded. They are read here as "
+        "data: nothing in them "
         "runs, and anything beyond the expected estimators is refused. Take them from a source you trust all the same."
     )
     with clear_errors():
@@ -270,21 +275,16 @@ def import_release(
 @app.command()
 def bench(
     data: Annotated[Path, typer.Option(help="Labelled images whose views are made.")],
-    augly_python: Annotated[
-        Path | None, typer.Option(help="A Python that has augly 1.0.0; else it is looked for in this one.")
-    ] = None,
     processes: Annotated[int, typer.Option(help="0 = one per core.", min=0)] = 0,
     records: Annotated[int, typer.Option(help="Records whose eight views are made by each process.", min=1)] = 40,
     train_steps: Annotated[int, typer.Option(help="Training steps to time afterwards; 0 = none.", min=0)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Views per second against augly's, in one run. Example: `bench --data tests/data/images --augly-python
-    .assay/augly/bin/python`
-    """
+    """Views per second of the fast path against the reference. Example: `bench --data tests/data/images`"""
     from train.bench import measure
 
     with clear_errors():
-        result = measure(data, augly_python, processes=processes, records=records, train_steps=train_steps)
+        result = measure(data, processes=processes, records=records, train_steps=train_steps)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

@@ -1,8 +1,7 @@
 """Detection metrics with bootstrap confidence intervals, as pure functions of labels and scores.
 
 All are functions of weighted counts over the sorted distinct scores, so that a bootstrap resample is a vector of
-weights and
-a thousand of them take a second instead of a thousand sorts.
+weights and a thousand of them take a second instead of a thousand sorts.
 """
 
 from __future__ import annotations
@@ -87,7 +86,9 @@ def _calibration_error(ranked: Ranked, weights: np.ndarray) -> float:
 def with_intervals(
     labels: np.ndarray, scores: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Each metric as {"value", "low", "high"}: percentile bootstrap, resampling within each class (so both stay there)."""
+    """Each metric as {"value", "low", "high"}: percentile bootstrap, resampling within each class (so both stay
+    there).
+    """
     ranked = Ranked.of(labels, scores)
     value = summarise(ranked)
     rng = np.random.default_rng(seed)

@@ -1,8 +1,7 @@
 """The encoder: timm's ViT-Tiny/16 from scratch, the CLS token after the final norm, 192 numbers, 5,524,416 parameters.
 
 Weights travel as `encoder.safetensors` in timm's names (float16 or float32; computed in float32). Other timm backbones
-are
-made here too, for the paper's baselines (`evaluate --backbone timm:<name>`).
+are made here too, for the paper's baselines (`evaluate --backbone timm:<name>`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     recipe = load_recipe("train/recipes/smoke.toml", ["optimisation.lr=1e-3", "views.local_size_px=96"])
 
 A TOML file names only what differs from the defaults; `section.field=value` overrides on top. pydantic's dataclasses
-check
-types and ranges, so that a wrong recipe is one clear line per problem (RecipeError) before anything is loaded.
+check types and ranges, so that a wrong recipe is one clear line per problem (RecipeError) before anything is loaded.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ of them.
     python -m train.main import-release hf://aimagelab/CoDE weights/code
 
 The encoder comes as `model.safetensors` in transformers' names, the heads as scikit-learn pickles, which are read as
-data by
-`sklearn_pickle.py`. Out comes a weights folder that everything else uses.
+data by `sklearn_pickle.py`. Out comes a weights folder that everything else uses.
 """
 
 from __future__ import annotations
@@ -63,8 +62,7 @@ def import_release(source: str | Path, destination: str | Path) -> Path:
     not exist or be empty.
 
     Raises UnsafePickleError if a pickle holds anything but the estimator's data, WeightsError for everything else that
-    is
-    wrong; then `destination` is not made.
+    is wrong; then `destination` is not made.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -73,7 +71,8 @@ def import_release(source: str | Path, destination: str | Path) -> Path:
     for name in ("model.safetensors", *PUBLISHED.values()):
         if not (folder / name).is_file():
             raise WeightsError(
-                f"{folder / name} is not there: give the folder with the published files (model.safetensors, config.json, sklearn/)"
+                f"{folder / name} is not there: give the folder with the published files (model.safetensors, "
+                "config.json, sklearn/)"
             )
     _check_config(folder / "config.json")
     heads = _heads({kind: folder / name for kind, name in PUBLISHED.items()})

@@ -44,9 +44,14 @@ _CAPTIONS = {
     "tsne_label": "t-SNE of the embeddings, by label (the paper's Figure 1).",
     "tsne_generator": "The same map by generator; those with few images are together.",
     "roc": "ROC on all images. Dotted: chance.",
-    "det": "Detection error trade-off on all images, on normal deviates: straight lines are Gaussian scores; lower left is better.",
+    "det": (
+        "Detection error trade-off on all images, on normal deviates: straight lines are Gaussian scores; lower "
+        "left is better."
+    ),
     "histograms": "How the scores of each head are spread over the two classes.",
-    "reliability": "Is a score of 0.8 right in 80 % of cases? Dotted: perfectly calibrated. Points stand for 15 equal bins.",
+    "reliability": (
+        "Is a score of 0.8 right in 80 % of cases? Dotted: perfectly calibrated. Points stand for 15 equal bins."
+    ),
     "robustness": "AUC after what happens to images on their way. Dotted: the images as received.",
     "training": "Loss terms (faint: each step; line: running mean) and the AUC of the linear probe.",
     "shortcuts": "Properties of the files by label: the two colours should look alike.",

@@ -2,14 +2,12 @@
 runs.
 
 A pickle is a program. This reads its opcodes with the standard library's `pickletools` and interprets the few that
-describe
-data (numbers, text, tuples, dictionaries, arrays, one estimator with its attributes); every name outside a short list
-and
-every other opcode is refused (UnsafePickleError). So neither scikit-learn's version nor joblib matters.
+describe data (numbers, text, tuples, dictionaries, arrays, one estimator with its attributes); every name outside a
+short list and every other opcode is refused (UnsafePickleError). So neither scikit-learn's version nor joblib matters.
 
 A small file can describe an object that takes for ever to hash, compare or print (tuples of tuples), so types come
-first:
-only text, numbers and flat tuples of numbers are hashed, compared or printed, and no message shows more than a type.
+first: only text, numbers and flat tuples of numbers are hashed, compared or printed, and no message shows more than a
+type.
 """
 
 from __future__ import annotations
@@ -198,7 +196,8 @@ def _admit(module: Any, name: Any) -> _Name:
         )
     if (module, name) not in _ALLOWED:
         raise UnsafePickleError(
-            f"names {ascii(f'{module[:60]}.{name[:60]}')[1:-1]}, which is not part of an estimator's data: refused, nothing was run"
+            f"names {ascii(f'{module[:60]}.{name[:60]}')[1:-1]}, which is not part of an estimator's data: "
+            "refused, nothing was run"
         )
     return _Name(module, name)
 

@@ -1,13 +1,10 @@
 """A start for small data: the encoder begins as a spectrum analyser instead of as noise.
 
 From timm's initialisation a ViT does not leave the plateau of the contrastive loss in the hour of CPU that the demo
-weights get.
-Here the patch embedding takes the 8 x 8 DCT coefficients of Y, Cb and Cr, the first MLP adds their magnitudes, and the
-second attention
-lets every token, the class token too, take the mean over all tokens. Traces of generators lie in such spectra: Frank et
-al.,
-"Leveraging Frequency Analysis for Deep Fake Image Recognition" (ICML 2020). Everything is trained from there; the
-paper's recipe does without.
+weights get. Here the patch embedding takes the 8 x 8 DCT coefficients of Y, Cb and Cr, the first MLP adds their
+magnitudes, and the second attention lets every token, the class token too, take the mean over all tokens. Traces of
+generators lie in such spectra: Frank et al., "Leveraging Frequency Analysis for Deep Fake Image Recognition" (ICML
+2020). Everything is trained from there; the paper's recipe does without.
 """
 
 from __future__ import annotations

@@ -4,11 +4,9 @@
     python -m triton_models.build --check REPOSITORY        hashes, and plans against this machine's TensorRT and GPU
 
 Flavours: `cpu` (ONNX Runtime in the Python backend), `tensorrt` (plans; run it inside the serving image, on the GPU
-that
-serves), `null` (constant scores under the same names, to measure everything but the model). The repository appears, or
-replaces the previous one, only when it is complete; a failed build leaves the previous one as it was. Exit 1 with one
-line
-that names the file if something is wrong.
+that serves), `null` (constant scores under the same names, to measure everything but the model). The repository
+appears, or replaces the previous one, only when it is complete; a failed build leaves the previous one as it was. Exit
+1 with one line that names the file if something is wrong.
 """
 
 from __future__ import annotations
@@ -72,14 +70,15 @@ def build(
     """Write the repository `out` from the weights folder `source` (None for `null`) and return its manifest.
 
     `compiler`: for `tensorrt`, what builds the plans (this machine's when None). Raises WeightsError for a bad folder,
-    PlanError
-    for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was before.
+    PlanError for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was
+    before.
     """
     options = options or Options()
     out = out.resolve()  # a link stays a link: what it leads to is replaced
     if flavour == "cpu" and options.precision == "bf16":
         raise BuildError(
-            "flavour cpu cannot serve bf16: ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16, or --flavour tensorrt"
+            "flavour cpu cannot serve bf16: ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 "
+            "or fp16, or --flavour tensorrt"
         )
     if flavour == "tensorrt":
         compiler = compiler or plan.here()
@@ -189,7 +188,8 @@ def read_manifest(repository: Path) -> dict[str, Any]:
         ) from error
     if manifest.get("schema") != SCHEMA:
         raise BuildError(
-            f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m triton_models.build"
+            f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m "
+            "triton_models.build"
         )
     if missing := [
         name
@@ -407,7 +407,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--code",
         choices=get_args(CodeKind),
         default="fused",
-        help="`code` as one graph, or as an ensemble of its parts, whose clients must ask for both outputs or name none",
+        help=(
+            "`code` as one graph, or as an ensemble of its parts, whose clients must ask for both outputs or name none"
+        ),
     )
     parser.add_argument(
         "--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)"
@@ -437,12 +439,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:  # no room, no permission, no such place
         print(
-            f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; nothing was changed",
+            f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; "
+            "nothing was changed",
             file=sys.stderr,
         )
         return 1
     print(
-        f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, {len(manifest['files'])} files"
+        f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, "
+        f"{len(manifest['files'])} files"
     )
     return 0
 

@@ -2,8 +2,7 @@
 to.
 
 A model's numbered version folder is its `model_version` read as a hexadecimal number: every answer of the server then
-names
-the weights that gave it (`InferResponse.model_version`), whatever is being loaded at that moment.
+names the weights that gave it (`InferResponse.model_version`), whatever is being loaded at that moment.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "code_heads": (("embedding",), ("scores",)),
 }
 # Rows that the CPU flavour computes at a time: what an encoder's eight images need stays in the processor's cache and
-# below 200 MB (256 at once
-# take 1 GB and 20 % longer); the heads alone read their bank once per run, so they take all rows together.
+# below 200 MB (256 at once take 1 GB and 20 % longer); the heads alone read their bank once per run, so they take all
+# rows together.
 CPU_ROWS = {"code": 8, "code_encoder": 8, "code_heads": MAX_BATCH}
 # No priorities, no queue time-outs and no queue limit: any of them turns Triton's prefetching off, and then a request
-# that arrives
-# just as an answer leaves is not noticed for half a second (docs/decisions.md). The queue stays short because the
-# worker bounds its calls in flight.
+# that arrives just as an answer leaves is not noticed for half a second (docs/decisions.md). The queue stays short
+# because the worker bounds its calls in flight.
 SCHEDULING = """dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {delay}
@@ -46,7 +44,9 @@ def version_number(model_version: str) -> int:
 
 
 def python_model(name: str, model_version: str, files: Mapping[str, str], *, instances: int, threads: int) -> str:
-    """CPU: the Python backend over ONNX Runtime. `files` are name -> SHA-256, checked at start; `threads` per instance."""
+    """CPU: the Python backend over ONNX Runtime. `files` are name -> SHA-256, checked at start; `threads` per
+    instance.
+    """
     parameters = {"files": json.dumps(files), "threads": str(threads), "rows": str(CPU_ROWS[name])}
     # Merging beyond 32 gains nothing on a CPU and makes everybody wait for the whole batch.
     scheduling = SCHEDULING.format(preferred="8, 16, 32", delay=1000)
@@ -70,7 +70,10 @@ def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str,
         + f'cc_model_filenames [ {{ key: "{capability}" value: "{plan}" }} ]\n'
         + f"instance_group [ {{ kind: KIND_GPU count: {instances} }} ]\n"
         + scheduling
-        + "optimization { cuda { graphs: false } input_pinned_memory { enable: true } output_pinned_memory { enable: true } }\n"
+        + (
+            "optimization { cuda { graphs: false } input_pinned_memory { enable: true } output_pinned_memory { "
+            "enable: true } }\n"
+        )
         + _warm_up(name, [1, 32, MAX_BATCH])
         + _parameters(model_version, {})
     )

@@ -1,13 +1,11 @@
 """The ONNX graphs, written from arrays with `onnx.helper`: no torch, no tracing, so the demo path stays small and a
-graph
-is the same bytes on every machine.
+graph is the same bytes on every machine.
 
     images UINT8 [N, 224, 224, 3] -> code_encoder -> embedding FP32 [N, 192] -> code_heads -> scores FP32 [N, 3]
 
 `code` is both in one graph. Only operators of opset 18 are used, which ONNX Runtime and TensorRT's parser both know.
 Two things differ from timm's forward pass, neither changes the result: the last block computes its class token only
-(the
-other tokens are never read: 7 % of the work), and the patch convolution is a product of flattened patches.
+(the other tokens are never read: 7 % of the work), and the patch convolution is a product of flattened patches.
 """
 
 from __future__ import annotations
@@ -91,8 +89,7 @@ class _Builder:
 
 def encoder(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
     """Images UINT8 [N, 224, 224, 3] RGB -> embedding FP32 [N, 192]. `precision` of the matrix products; LayerNorm,
-    softmax,
-    GELU and the residual sums stay in float32.
+    softmax, GELU and the residual sums stay in float32.
     """
     b = _Builder(precision)
     _encode(b, weights)
@@ -263,8 +260,9 @@ def _score(b: _Builder, weights: Weights) -> None:
 
 
 def _nearest(b: _Builder, weights: Weights, x: str) -> str:
-    """d_real / (d_real + d_fake). A cosine distance is |a - c|^2/2 + |b - c|^2/2 - (a - c)(b - c) for unit vectors a, b and any c:
-    with c the bank's mean nothing large cancels, where 1 - ab loses most digits of embeddings that lie close together.
+    """d_real / (d_real + d_fake). A cosine distance is |a - c|^2/2 + |b - c|^2/2 - (a - c)(b - c) for unit vectors a, b
+    and any c: with c the bank's mean nothing large cancels, where 1 - ab loses most digits of embeddings that lie close
+    together.
     """
     real, fake = weights.bank
     centre = np.concatenate([real, fake]).mean(axis=0)

@@ -1,10 +1,9 @@
 """From an ONNX graph to a TensorRT plan, and what a plan is bound to.
 
-A plan runs on one TensorRT version and one kind of GPU only, so it is keyed by both and by its graph, and
-`python -m triton_models.build --check` refuses one with another key. Written for TensorRT 10.12 and 11: no precision
-flag is
-set (11 has none), types stand in the graph and the network is strongly typed. The same code builds with TensorRT-RTX,
-whose parser and builder run without a GPU: that is how it is tested where there is none.
+A plan runs on one TensorRT version and one kind of GPU only, so it is keyed by both and by its graph, and `python -m
+triton_models.build --check` refuses one with another key. Written for TensorRT 10.12 and 11: no precision flag is set
+(11 has none), types stand in the graph and the network is strongly typed. The same code builds with TensorRT-RTX, whose
+parser and builder run without a GPU: that is how it is tested where there is none.
 """
 
 from __future__ import annotations
@@ -63,7 +62,8 @@ class Key:
         """Raises PlanError unless the plan is for this TensorRT and this kind of GPU."""
         if (self.tensorrt, self.gpu) != (tensorrt, gpu):
             raise PlanError(
-                f"the plan is for TensorRT {self.tensorrt} on {self.gpu}, here are TensorRT {tensorrt} and {gpu}; {REBUILD}"
+                f"the plan is for TensorRT {self.tensorrt} on {self.gpu}, here are TensorRT {tensorrt} and "
+                f"{gpu}; {REBUILD}"
             )
 
 
@@ -97,7 +97,8 @@ def load_tensorrt() -> Any:
         import tensorrt  # noqa: PLC0415 - only in the serving image
     except ImportError as error:
         raise PlanError(
-            f"the tensorrt module is not here ({error}); run this inside the serving image (deploy/docker/triton.Dockerfile)"
+            f"the tensorrt module is not here ({error}); run this inside the serving image "
+            "(deploy/docker/triton.Dockerfile)"
         ) from error
     if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < OLDEST:
         raise PlanError(f"TensorRT {tensorrt.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed")
@@ -109,8 +110,7 @@ class Driver:
     PyTorch nor CuPy.
 
     It knows the GPUs that a process may use, CUDA_VISIBLE_DEVICES included, which nvidia-smi ignores. Raises PlanError
-    without a driver
-    or a usable GPU, and for whatever a call answers but success.
+    without a driver or a usable GPU, and for whatever a call answers but success.
     """
 
     def __init__(self) -> None:
@@ -166,8 +166,7 @@ def compile_plan(
     """The serialised plan of `graph`, whose single input has the shape [N, *dims].
 
     `trt`: the module `tensorrt` or `tensorrt_rtx`. `profile`: N at least, at its best, at most. `cache`: timing cache
-    file,
-    read and written. `target`: see `Compiler`. Raises PlanError with what the parser or the builder says.
+    file, read and written. `target`: see `Compiler`. Raises PlanError with what the parser or the builder says.
     """
     said = recorder(trt)
     builder = trt.Builder(said)

@@ -25,7 +25,8 @@ class TritonPythonModel:
         """
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
-                f"NumPy {np.__version__} in the server's environment: this backend would answer with empty tensors; install requirements/triton.txt"
+                f"NumPy {np.__version__} in the server's environment: this backend would answer with empty "
+                "tensors; install requirements/triton.txt"
             )
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -115,7 +116,8 @@ def check(path: Path, expected: str) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise pb_utils.TritonModelException(
-            f"{path}: damaged or replaced (SHA-256 {digest.hexdigest()[:12]}, the configuration says {expected[:12]}); {REBUILD}"
+            f"{path}: damaged or replaced (SHA-256 {digest.hexdigest()[:12]}, the configuration says "
+            f"{expected[:12]}); {REBUILD}"
         )
 
 

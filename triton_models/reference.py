@@ -89,8 +89,7 @@ def embeddings(weights: Weights, pixels: Images) -> Array:
 
 def rounding(weights: Weights, pixels: Images, expected: Array, seed: int = 0) -> Array:
     """How much float32 matters on each image, float64 [N]: the largest change of its embedding (`expected` as it is)
-    when every number
-    of the encoder moves up or down by float32's unit roundoff, half of its last digit.
+    when every number of the encoder moves up or down by float32's unit roundoff, half of its last digit.
 
     Largest where much cancels out, as in images of one colour; float32 has rounding of that size at every operation.
     """

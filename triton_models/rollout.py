@@ -10,9 +10,8 @@
 
 LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
 LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a
-second or
-more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries its version,
-so the worker follows.
+second or more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries
+its version, so the worker follows.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ def load(client: Any, live: Path, new: Path) -> str:
     """Serve the repository `new` in place of `live`'s content; returns its model version.
 
     Raises BuildError or PlanError when `new` is damaged or for another machine, RolloutError when the server does not
-    take it;
-    in each case `live` and the server are as before.
+    take it; in each case `live` and the server are as before.
     """
     previous = previous_of(live)
     if new.resolve() in (live, previous):
@@ -105,7 +103,9 @@ def back(client: Any, live: Path) -> str:
 
 
 def shadow(client: Any, live: Path, new: Path) -> str:
-    """Serve `new`'s `code` beside the serving one, as `code_shadow`; returns its model version. Raises as `load` does."""
+    """Serve `new`'s `code` beside the serving one, as `code_shadow`; returns its model version. Raises as
+    `load` does.
+    """
     manifest = build.check(new)
     if manifest["code"] != "fused":
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")

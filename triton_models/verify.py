@@ -4,10 +4,8 @@
 
 Compared with float64 NumPy: PyTorch and scikit-learn (where installed), each ONNX graph, each TensorRT plan where the
 repository has them, and the models of a running server. Prints the largest differences and the labels that changed;
-exit 1 past the tolerance:
-1e-4 for float32 (of an embedding that float32 itself cannot give so exactly, what its rounding explains); for mixed
-precision scores within 0.01
-and no label changed outside 0.45 to 0.55.
+exit 1 past the tolerance: 1e-4 for float32 (of an embedding that float32 itself cannot give so exactly, what its
+rounding explains); for mixed precision scores within 0.01 and no label changed outside 0.45 to 0.55.
 """
 
 from __future__ import annotations
@@ -271,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     tolerance = TOLERANCES[manifest["precision"]]
     print(
-        f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model version {manifest['model_version']}"
+        f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model "
+        f"version {manifest['model_version']}"
     )
     print(f"{'':40}{'embedding':>12}{'score':>12}{'labels':>8}")
     for row in rows:
@@ -299,7 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
     skipped = [row.name for row in rows if row.skipped and row.name.startswith("ONNX graph code")]
     if skipped and not manifest["plans"] and all(row.score is None for row in rows if row.name == "server code"):
         print(
-            f"{skipped[0]} is what this repository serves, and it was not run: verify where ONNX Runtime runs it, or name a --server"
+            f"{skipped[0]} is what this repository serves, and it was not run: verify where ONNX Runtime runs "
+            "it, or name a --server"
         )
         return 1
     print("the same model in every form")

@@ -85,7 +85,9 @@ class WeightsError(Exception):
 
 @dataclass(frozen=True)
 class Weights:
-    """Encoder in float32 under timm's names, heads in float64 (labels int64), checked for names, shapes and finiteness."""
+    """Encoder in float32 under timm's names, heads in float64 (labels int64), checked for names, shapes and
+    finiteness.
+    """
 
     encoder: dict[str, npt.NDArray[np.float32]]
     heads: dict[str, npt.NDArray[np.generic]]
@@ -167,8 +169,8 @@ def reference_scores(weights: Weights, embeddings: npt.ArrayLike) -> Array:
     """Scores [N, 3] (linear, knn, svm; P(fake)) of embeddings [N, 192] in float64, as the contract defines them.
 
     linear: logistic regression's `predict_proba[:, 1]`. knn: d_real / (d_real + d_fake), cosine distances to the
-    nearest of
-    each kind, 0.5 where both are 0. svm: sigmoid(-decision_function) of a polynomial one-class SVM fitted on reals.
+    nearest of each kind, 0.5 where both are 0. svm: sigmoid(-decision_function) of a polynomial one-class SVM fitted on
+    reals.
     """
     x = np.asarray(embeddings, dtype=np.float64)
     linear = x @ weights.head("linear.coef") + weights.scalar("linear.intercept")
@@ -257,7 +259,8 @@ def _check_heads(heads: Arrays, source: str) -> None:
         lengths = np.linalg.norm(bank.astype(np.float32), axis=1)
     if not (lengths > 0).all():
         raise WeightsError(
-            f"{source}: knn.bank holds rows of zeros, or so small that float32 has no length for them: they have no direction to compare"
+            f"{source}: knn.bank holds rows of zeros, or so small that float32 has no length for them: they "
+            "have no direction to compare"
         )
     if not len(vectors) or len(vectors) != len(heads["svm.dual_coef"]):
         rows = f"{len(vectors)} rows, svm.dual_coef {len(heads['svm.dual_coef'])}"

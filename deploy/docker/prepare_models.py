@@ -2,19 +2,17 @@
 next pod.
 
 The chart's init container runs it in the serving image, because a TensorRT plan works only with the TensorRT version
-and the
-kind of GPU that built it. The cache key holds both, with the weights' version, the code that builds and the cores it
-builds for, so that
-a claim may be shared by unlike nodes and outlives an upgrade. A cache that is damaged, full or not writable never stops
-a pod.
+and the kind of GPU that built it. The cache key holds both, with the weights' version, the code that builds and the
+cores it builds for, so that a claim may be shared by unlike nodes and outlives an upgrade. A cache that is damaged,
+full or not writable never stops a pod.
 
-    python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit --flavour cpu|tensorrt
-                              --out /models/repository [--expect 0123456789ab] [--cache /cache] [--precision fp32|fp16|bf16]
+    python3 prepare_models.py --source /weights|s3://bucket/prefix|hub://organisation/repository@commit
+                              --flavour cpu|tensorrt --out /models/repository [--expect 0123456789ab]
+                              [--cache /cache] [--precision fp32|fp16|bf16]
                               [--shadow SOURCE]     another model, served beside it as `code_shadow`
 
 Exit 1 with one line that says what is wrong; `--out` is then not there, and Triton does not start. A shadow model
-decides nothing:
-one that cannot be had is said and left out.
+decides nothing: one that cannot be had is said and left out.
 """
 
 from __future__ import annotations
@@ -106,7 +104,8 @@ def prepare(
         version = weights.load(folder).version
         if expected and version != expected:
             raise PrepareError(
-                f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change one of the two"
+                f"{source}: the weights have version {version}, models.expectedVersion is {expected}; change "
+                "one of the two"
             )
         kept = cache / cache_key(version, flavour, options.precision) if cache else None
         if kept and take(kept, out):

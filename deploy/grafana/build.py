@@ -1,8 +1,7 @@
 """The Grafana dashboards as code: what each panel asks, where it stands; the JSON that Grafana loads lies in the chart.
 
 Each panel is one line of meaning: title, unit, PromQL, legend. Datasource, namespace and release are variables, so that
-one file serves
-every cluster. Run after a change:
+one file serves every cluster. Run after a change:
 
     python -m deploy.grafana.build [--check]
 """
@@ -209,11 +208,17 @@ OVERVIEW: dict[str, list[Panel]] = {
             "Queue and compute per request",
             [
                 (
-                    f"{rate('nv_inference_queue_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}",
+                    (
+                        f"{rate('nv_inference_queue_duration_us', 'model')} / "
+                        f"{rate('nv_inference_request_success', 'model')}"
+                    ),
                     "{{model}} queue",
                 ),
                 (
-                    f"{rate('nv_inference_compute_infer_duration_us', 'model')} / {rate('nv_inference_request_success', 'model')}",
+                    (
+                        f"{rate('nv_inference_compute_infer_duration_us', 'model')} / "
+                        f"{rate('nv_inference_request_success', 'model')}"
+                    ),
                     "{{model}} compute",
                 ),
             ],
@@ -243,7 +248,10 @@ OVERVIEW: dict[str, list[Panel]] = {
 }
 
 _BELOW = 'head="linear",le="0.65"'
-_ABOVE_SHARE = f'1 - sum(rate(assay_scores_bucket{{{NS},{_BELOW}}}[{{span}}])) / sum(rate(assay_scores_count{{{NS},head="linear"}}[{{span}}]))'
+_ABOVE_SHARE = (
+    f"1 - sum(rate(assay_scores_bucket{{{NS},{_BELOW}}}[{{span}}])) / "
+    f'sum(rate(assay_scores_count{{{NS},head="linear"}}[{{span}}]))'
+)
 MODEL: dict[str, list[Panel]] = {
     "In use": [
         Panel(
@@ -285,7 +293,10 @@ MODEL: dict[str, list[Panel]] = {
             "Decisions that would differ",
             [
                 (
-                    f"{rate('assay_shadow_decisions_total', 'decision, shadow')} / on () group_left () {rate('assay_shadow_decisions_total')} > 0",
+                    (
+                        f"{rate('assay_shadow_decisions_total', 'decision, shadow')} / on () group_left () "
+                        f"{rate('assay_shadow_decisions_total')} > 0"
+                    ),
                     "{{decision}}, shadow {{shadow}}",
                 )
             ],

@@ -33,7 +33,10 @@ def cron() -> str:
     day, month, weekday = "(0?[1-9]|[12][0-9]|3[01])", "(0?[1-9]|1[0-2]|[A-Za-z]{3})", "([0-6]|[A-Za-z]{3})"
     values = ("[0-5]?[0-9]", "([01]?[0-9]|2[0-3])", day, month, weekday)
     items = [rf"(\*|\?|{value}(-{value})?)(/[1-9][0-9]*)?" for value in values]
-    return rf"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly|every ([0-9]+[hms])+)|{' +'.join(f'{item}(,{item})*' for item in items)})?$"
+    return (
+        r"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly|every "
+        rf"([0-9]+[hms])+)|{' +'.join(f'{item}(,{item})*' for item in items)})?$"
+    )
 
 
 def obj(description: str, **properties: Schema) -> Schema:
@@ -192,7 +195,8 @@ def properties() -> dict[str, Schema]:
             spread=spread(),
             preStopSeconds=number("Sleep before SIGTERM; part of the grace period."),
             drainMarginSeconds=number(
-                "Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit (9 s with all servers frozen).",
+                "Grace beyond preStop and `settings.run.drain_timeout_s`, for the last commit and the exit (9 "
+                "s with all servers frozen).",
                 10,
             ),
             extraEnv=array("More variables (OTEL_*, AWS_*); settings belong under `settings`, where they are checked."),
@@ -211,7 +215,8 @@ def properties() -> dict[str, Schema]:
         "triton": obj(
             "The inference server.",
             mode=choice(
-                "`sidecar`: in each worker's pod; `service`: a Deployment of its own; `external`: at `settings.triton.url`.",
+                "`sidecar`: in each worker's pod; `service`: a Deployment of its own; `external`: at "
+                "`settings.triton.url`.",
                 "sidecar",
                 "service",
                 "external",
@@ -248,7 +253,8 @@ def properties() -> dict[str, Schema]:
                 "S3 endpoint (`http://minio.storage.svc:9000`), for weights in a bucket that is not at AWS."
             ),
             credentialsSecret=name(
-                "Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none when empty."
+                "Secret whose keys become variables of the init container (AWS_ACCESS_KEY_ID, HF_TOKEN); none "
+                "when empty."
             ),
             expectedVersion=text(
                 "Model version (12 hex digits) that the weights must have; any when empty.", pattern="^([0-9a-f]{12})?$"
@@ -261,11 +267,13 @@ def properties() -> dict[str, Schema]:
                 "bf16",
             ),
             shadow=text(
-                "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, `hub://organisation/repository@commit`); none when empty."
+                "Weights of a shadow model (folder in the image, `s3://bucket/prefix`, "
+                "`hub://organisation/repository@commit`); none when empty."
             ),
             buildSeconds=number("How long fetching and building may take; goes into the roll-out's deadline.", 30),
             cacheClaimName=name(
-                "ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds anew when empty."
+                "ReadWriteMany claim that keeps built plans per TensorRT version and GPU type; each pod builds "
+                "anew when empty."
             ),
             resources=resources("the init container"),
         ),
@@ -278,7 +286,8 @@ def properties() -> dict[str, Schema]:
             ),
             count=number("How many for each Triton.", 1),
             worker=flag(
-                "Give the worker one too, to decode on it (device plugins hand out GPUs per container: meant for slices and time-slicing)."
+                "Give the worker one too, to decode on it (device plugins hand out GPUs per container: meant "
+                "for slices and time-slicing)."
             ),
         ),
         "topic": obj(
@@ -313,7 +322,8 @@ def properties() -> dict[str, Schema]:
             redis=policy_peers("Where Redis is"),
             triton=policy_peers("Where an external Triton is"),
             s3=array(
-                "Where the buckets of references and models are; peers as in a NetworkPolicy, an empty list allows public addresses alone."
+                "Where the buckets of references and models are; peers as in a NetworkPolicy, an empty list "
+                "allows public addresses alone."
             ),
             metricsFrom=policy_peers("Who may scrape"),
             referencesExcept=array("Networks that references must not reach.", {"type": "string"}),
@@ -365,7 +375,8 @@ def training() -> Schema:
         schedule=text("Cron schedule (`0 3 * * 0`, `@weekly`); a single Job when empty.", pattern=cron()),
         image=image("training"),
         args=array(
-            "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name; `--restartable` lets the next pod go on.",
+            "Arguments of `python -m train.main`; `$(JOB_NAME)` is the Job's name; `--restartable` lets the "
+            "next pod go on.",
             {"type": "string"},
         ),
         nodes=number("Pods; they meet through a headless Service.", 1),
@@ -378,7 +389,10 @@ def training() -> Schema:
         ttlSecondsAfterFinished={
             "type": ["integer", "null"],
             "minimum": 0,
-            "description": "How long a finished Job stays; for good when null. Once it is gone, the next upgrade makes it, and its run, again.",
+            "description": (
+                "How long a finished Job stays; for good when null. Once it is gone, the next upgrade makes it, "
+                "and its run, again."
+            ),
         },
         **placement(),
     )

@@ -1,4 +1,5 @@
-"""Really builds the Dockerfiles, and really runs what they hold: buildah on a Debian base, then a mount namespace and chroot.
+"""Really builds the Dockerfiles, and really runs what they hold: buildah on a Debian base, then a mount namespace and
+chroot.
 
 No registry and no container engine is needed, but root is. What runs is as restricted as in the chart: user 10001, no
 capabilities, a root file system that is read-only.
@@ -51,7 +52,9 @@ class Builder:
 
     @contextmanager
     def built(self, name: str, base: str) -> Iterator[Path]:
-        """The root file system of `<name>.Dockerfile` on one of BASES, mounted. Raises AssertionError with the end of the log."""
+        """The root file system of `<name>.Dockerfile` on one of BASES, mounted. Raises AssertionError with the end of
+        the log.
+        """
         for known, text in BASES.items():
             (self._work / known).write_text(text)
             self._bud("-t", f"localhost/{known}", "-f", self._work / known, self._context)
@@ -103,14 +106,17 @@ class Builder:
 
 
 def inside(image: Path, *command: str, binds: Sequence[tuple[Path, str]] = ()) -> list[str]:
-    """A command that runs in the image: own mounts, read-only root, fresh /tmp, user 10001, no capabilities, the host's network.
+    """A command that runs in the image: own mounts, read-only root, fresh /tmp, user 10001, no capabilities, the host's
+    network.
 
     `binds`: (folder here, folder there) that it may write to, as a volume.
     """
     drop = "setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --bounding-set=-all"
     volumes = "".join(f'mount --bind "{here}" "{image}{there}"; ' for here, there in binds)
     script = (
-        f'set -e; mount --bind "{image}" "{image}"; mount -t proc proc "{image}/proc"; mount -t tmpfs tmpfs "{image}/tmp";'
-        f' mount --rbind /dev "{image}/dev"; {volumes}mount -o remount,bind,ro "{image}"; exec /usr/sbin/chroot "{image}" {drop} "$@"'
+        f'set -e; mount --bind "{image}" "{image}"; mount -t proc proc "{image}/proc"; mount -t tmpfs tmpfs '
+        f'"{image}/tmp";'
+        f' mount --rbind /dev "{image}/dev"; {volumes}mount -o remount,bind,ro "{image}"; exec '
+        f'/usr/sbin/chroot "{image}" {drop} "$@"'
     )
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]

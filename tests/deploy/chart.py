@@ -71,7 +71,9 @@ def containers(pod: Object) -> list[Object]:
 
 
 def environment(items: list[Object], container: Object, pod: Object, root: Path) -> dict[str, str]:
-    """What the container's process would find in its environment; mounted secrets and ConfigMaps are laid out below `root`."""
+    """What the container's process would find in its environment; mounted secrets and ConfigMaps are laid out below
+    `root`.
+    """
     config_maps = {item["metadata"]["name"]: item["data"] for item in of_kind(items, "ConfigMap") if "data" in item}
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):

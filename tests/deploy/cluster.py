@@ -30,7 +30,9 @@ GPUS = ("nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb")
 
 
 class Cluster:
-    """Raises tools.Missing before anything starts when a part cannot be had, AssertionError when one does not come up."""
+    """Raises tools.Missing before anything starts when a part cannot be had, AssertionError when one does not
+    come up.
+    """
 
     def __init__(self, directory: Path, *, controller_flags: tuple[str, ...] = ()) -> None:
         self.directory = directory
@@ -182,7 +184,8 @@ class Cluster:
                 ("extra-headers-prefix", "Extra-"),
             )
         ]
-        # Debian's etcd 3.4 cannot stream lists; clients that are promised it try for half a minute before they list in the old way.
+        # Debian's etcd 3.4 cannot stream lists; clients that are promised it try for half a minute before they list in
+        # the old way.
         self.spawn(
             "kube-apiserver",
             f"--etcd-servers={client}",

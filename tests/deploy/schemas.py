@@ -1,4 +1,6 @@
-"""Lays out JSON schemas as kubeconform reads them: Kubernetes' own kinds per version, and the CRDs that the chart uses."""
+"""Lays out JSON schemas as kubeconform reads them: Kubernetes' own kinds per version, and the CRDs that the
+chart uses.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Schema = dict[str, Any]
 
 
 def kubernetes(package: Path, version: str, out: Path) -> None:
-    """`version` (1.36) of kubernetes-validate's schemas, strict and not. Its references are absolute, and an `$id` would make them downloads."""
+    """`version` (1.36) of kubernetes-validate's schemas, strict and not. Its references are absolute, and an `$id`
+    would make them downloads.
+    """
     for suffix in ("", "-strict"):
         folder = out / f"v{version}.0-local{suffix}"
         folder.mkdir(parents=True)
@@ -41,7 +45,9 @@ def custom(crds: Path, out: Path) -> None:
 
 
 def _strict(schema: Schema) -> Schema:
-    """OpenAPI as Kubernetes means it, in JSON Schema: unknown fields are refused, but never inside a combination (anyOf, …)."""
+    """OpenAPI as Kubernetes means it, in JSON Schema: unknown fields are refused, but never inside a combination
+    (anyOf, …).
+    """
     if schema.pop("x-kubernetes-int-or-string", False):
         schema.pop("type", None)
         schema["anyOf"] = [{"type": "integer"}, {"type": "string"}]

@@ -130,7 +130,9 @@ def test_no_secret_outside_a_secret(name: str) -> None:
     ],
 )
 def test_a_changed_setting_rolls_the_pods(change: dict[str, Any]) -> None:
-    """Settings are read at start, so a change of a setting, the policy or an inline secret changes the pods' template."""
+    """Settings are read at start, so a change of a setting, the policy or an inline secret changes the pods'
+    template.
+    """
     before, after = (
         _worker(chart.objects(chart.template(values=values)))["spec"]["template"]["metadata"]["annotations"]
         for values in ({}, change)
@@ -139,7 +141,9 @@ def test_a_changed_setting_rolls_the_pods(change: dict[str, Any]) -> None:
 
 
 def test_labels_and_annotations_of_the_chart_win() -> None:
-    """A label or annotation of the user with a name that the chart sets itself is not written a second time, and does not replace the chart's."""
+    """A label or annotation of the user with a name that the chart sets itself is not written a second time, and does
+    not replace the chart's.
+    """
     taken = {"checksum/settings": "mine", "kubectl.kubernetes.io/default-container": "mine"}
     more = {"podAnnotations": {**taken, "a": "b"}, "podLabels": {"app.kubernetes.io/component": "mine", "c": "d"}}
     text = chart.template("--show-only", "templates/worker.yaml", values={"worker": more})
@@ -154,7 +158,9 @@ def test_labels_and_annotations_of_the_chart_win() -> None:
 
 @each_installation
 def test_pods_are_restricted(name: str) -> None:
-    """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory limit."""
+    """Every container runs as a user, without privileges, on a read-only root file system, with requests and a memory
+    limit.
+    """
     for where, pod in chart.pod_specs(chart.objects(chart.manifest(name))):
         assert pod["automountServiceAccountToken"] is False, where
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {
@@ -183,7 +189,9 @@ def test_drain_fits_into_the_grace_period(name: str, tmp_path: Path) -> None:
 
 @each_installation
 def test_partitions_stay_served(name: str) -> None:
-    """No drain may take every pod of a Deployment that has more than one, and no roll-out more than the budget allows a drain."""
+    """No drain may take every pod of a Deployment that has more than one, and no roll-out more than the budget allows a
+    drain.
+    """
     items = chart.objects(chart.manifest(name))
     scalers = {
         item["spec"]["scaleTargetRef"]["name"]: item["spec"]
@@ -206,7 +214,9 @@ def test_partitions_stay_served(name: str) -> None:
 
 @each_installation
 def test_sidecar_outlives_the_worker(name: str) -> None:
-    """Triton beside a worker is a native sidecar, started before and stopped after it, and shares its memory and its user."""
+    """Triton beside a worker is a native sidecar, started before and stopped after it, and shares its memory and its
+    user.
+    """
     pod = _worker(chart.objects(chart.manifest(name)))["spec"]["template"]["spec"]
     sidecars = [container for container in pod.get("initContainers", []) if container.get("restartPolicy") == "Always"]
     variables = chart.objects(chart.manifest(name))
@@ -228,7 +238,9 @@ def test_sidecar_outlives_the_worker(name: str) -> None:
 
 @each_installation
 def test_pods_talk_only_to_what_is_named(name: str) -> None:
-    """Every pod of the release is under a policy for both directions, and none may reach every port of every address."""
+    """Every pod of the release is under a policy for both directions, and none may reach every port of every
+    address.
+    """
     items = chart.objects(chart.manifest(name))
     selectors = [item["spec"]["podSelector"]["matchLabels"] for item in chart.of_kind(items, "NetworkPolicy")]
     for item in chart.of_kind(items, "NetworkPolicy"):
@@ -243,7 +255,9 @@ def test_pods_talk_only_to_what_is_named(name: str) -> None:
 
 
 def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
-    """The development Kafka and Redis are those that their values name: addresses, topics, partitions, room for a rejection."""
+    """The development Kafka and Redis are those that their values name: addresses, topics, partitions, room for a
+    rejection.
+    """
     files = [chart.CHART / "ci" / "cpu-values.yaml", EXAMPLES / "values.yaml"]
     items = chart.objects(chart.template(*(part for file in files for part in ("-f", str(file)))))
     found = _settings(items, tmp_path)
@@ -441,7 +455,9 @@ def test_wrong_values_are_refused(case: str) -> None:
 
 @pytest.mark.parametrize("installation", ["external-hpa", "gpu-service", "keda-tls-sasl", "training"])
 def test_names_stay_text(installation: str) -> None:
-    """A release, namespace, claim, Secret or class whose name YAML reads as a number, a truth, nothing or a day is rendered as with any other name."""
+    """A release, namespace, claim, Secret or class whose name YAML reads as a number, a truth, nothing or a day is
+    rendered as with any other name.
+    """
     found = []
     for text in ("word", "007", "yes", "12e03", "null", "2026-11-22"):
         named = {"priorityClassName": text, "runtimeClassName": text, "image": {"repository": text, "tag": text}}
@@ -478,7 +494,9 @@ def test_a_cut_name_ends_in_a_letter_or_digit() -> None:
 
 
 def test_a_finished_training_job_stays() -> None:
-    """A Job that Kubernetes deleted would be made, and its run started, again by the next upgrade: only who asks for it gets a time to live."""
+    """A Job that Kubernetes deleted would be made, and its run started, again by the next upgrade: only who asks for it
+    gets a time to live.
+    """
     found = []
     for more in ({}, {"ttlSecondsAfterFinished": 0}):
         values = {"training": {"enabled": True, "dataClaimName": "d", **more}}
@@ -526,7 +544,9 @@ MODES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("values", MODES, ids=",".join)
 def test_large_numbers_are_written_out(values: dict[str, Any]) -> None:
-    """A number of millions in a values file is rendered with all its digits: 3.06e+06 is no lagThreshold and no argument of a command."""
+    """A number of millions in a values file is rendered with all its digits: 3.06e+06 is no lagThreshold and no
+    argument of a command.
+    """
     text = chart.template(values=values)
     assert str(MILLIONS) in text and re.findall(r".*\d[eE]\+\d.*", text) == []
 

@@ -1,4 +1,6 @@
-"""The chart on a real API server, in a namespace that enforces Pod Security "restricted": install, upgrade, rollback, roll-out, drain."""
+"""The chart on a real API server, in a namespace that enforces Pod Security "restricted": install, upgrade, rollback,
+roll-out, drain.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def _install(cluster: Cluster, command: str, namespace: str, *options: str) -> N
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", chart.NAMES)
 def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
-    """Every values file installs, takes an upgrade of image and settings, rolls back and leaves nothing behind; no warning from Pod Security."""
+    """Every values file installs, takes an upgrade of image and settings, rolls back and leaves nothing behind; no
+    warning from Pod Security.
+    """
     namespace = f"t-{name}"
     cluster.namespace(namespace, CLAIMS)
     values = ["-f", str(chart.CHART / "ci" / f"{name}-values.yaml"), *FEW]
@@ -69,12 +73,15 @@ def test_installs_upgrades_and_rolls_back(cluster: Cluster, name: str) -> None:
     events = cluster.get("events", "-n", namespace)["items"]
     assert [event["message"] for event in events if "violates PodSecurity" in event["message"]] == []
     cluster.helm("uninstall", "assay", "-n", namespace, "--wait", "--timeout", PATIENCE)
-    kinds = "deployments,services,networkpolicies,poddisruptionbudgets,scaledobjects,triggerauthentications,podmonitors,prometheusrules,jobs,cronjobs,secrets"
+    kinds = "deployments,services,networkpolicies,poddisruptionbudgets,scaledobjects,triggerauthentications,"
+    kinds += "podmonitors,prometheusrules,jobs,cronjobs,secrets"
     assert cluster.get(kinds, "-n", namespace, "-l", "app.kubernetes.io/instance=assay")["items"] == []
 
 
 def test_names_of_digits_are_installed(cluster: Cluster) -> None:
-    """Release 007 in namespace 123, with a claim named 789, installs and gets ready: no name becomes a number on its way."""
+    """Release 007 in namespace 123, with a claim named 789, installs and gets ready: no name becomes a number on its
+    way.
+    """
     cluster.namespace("123", ("789",))
     named = (
         "--set-string",
@@ -105,8 +112,10 @@ def test_the_namespace_does_enforce(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(("surge", "away"), [(1, 0), (0, 1)])
 def test_a_roll_out_never_drops_below_the_budget(cluster: Cluster, surge: int, away: int) -> None:
-    """While every worker and every Triton is replaced, and new pods take seconds to get ready, no state that the API server reports has fewer
-    available pods than the roll-out's own limit or than the budget wants, or more pods than the surge allows."""
+    """While every worker and every Triton is replaced, and new pods take seconds to get ready, no state that the API
+    server reports has fewer available pods than the roll-out's own limit or than the budget wants, or more pods than
+    the surge allows.
+    """
     namespace = f"t-roll-{surge}"
     cluster.namespace(namespace)
     options = ["triton.mode=service"]
@@ -185,7 +194,9 @@ def test_the_pods_account_may_do_nothing(cluster: Cluster) -> None:
 
 
 def test_an_inline_secret_goes_when_it_is_taken_out(cluster: Cluster) -> None:
-    """A secret that is removed from the values is removed from the cluster by the upgrade, and the one that stays keeps its value."""
+    """A secret that is removed from the values is removed from the cluster by the upgrade, and the one that stays keeps
+    its value.
+    """
     cluster.namespace("t-secret")
     kept, removed = (r"secrets.values.redis\.password=word", r"secrets.values.kafka\.ssl_key_password=word")
     _install(cluster, "install", "t-secret", "--set-string", f"{kept},{removed}")
@@ -196,7 +207,9 @@ def test_an_inline_secret_goes_when_it_is_taken_out(cluster: Cluster) -> None:
 
 
 def test_a_failed_upgrade_takes_the_settings_back(cluster: Cluster) -> None:
-    """With --rollback-on-failure an upgrade whose pods do not get ready leaves the ConfigMap as it was: a worker that is restarted finds its own."""
+    """With --rollback-on-failure an upgrade whose pods do not get ready leaves the ConfigMap as it was: a worker that
+    is restarted finds its own.
+    """
     cluster.namespace("t-back")
     late = f"worker.podAnnotations.{READY_AFTER.replace('.', chr(92) + '.')}=600s"
     _install(cluster, "install", "t-back", "--set", "settings.log.level=info")
@@ -206,8 +219,9 @@ def test_a_failed_upgrade_takes_the_settings_back(cluster: Cluster) -> None:
 
 
 def test_another_release_takes_over_from_a_pool_of_tritons(cluster: Cluster) -> None:
-    """An upgrade away from mode service says that Triton went; a second release beside the first has names and budgets of its own, and stays
-    whole when the first is uninstalled."""
+    """An upgrade away from mode service says that Triton went; a second release beside the first has names and budgets
+    of its own, and stays whole when the first is uninstalled.
+    """
     cluster.namespace("t-pool")
     _install(cluster, "install", "t-pool", "--set", "triton.mode=service")
     cluster.helm("install", "assay-b", str(chart.CHART), "-n", "t-pool", "--wait", "--timeout", PATIENCE)

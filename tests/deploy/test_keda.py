@@ -1,6 +1,7 @@
 """The real KEDA operator scales the chart's Deployment on real Kafka lag, up and down again.
 
-make test-keda      in a network namespace with nothing but loopback: KEDA's adapter listens on every address. Needs root.
+make test-keda      in a network namespace with nothing but loopback: KEDA's adapter listens on every address.
+                    Needs root.
 """
 
 from __future__ import annotations

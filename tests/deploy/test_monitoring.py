@@ -184,7 +184,9 @@ def test_dashboards_of_the_chart_are_the_same(helm: Path) -> None:
 
 @pytest.mark.integration
 def test_real_prometheus_finds_every_metric(promtool: Path, worker_env: dict[str, str], tmp_path: Path) -> None:
-    """A real Prometheus scrapes a working worker and Triton, evaluates every alert and panel, and has every series they use."""
+    """A real Prometheus scrapes a working worker and Triton, evaluates every alert and panel, and has every series they
+    use.
+    """
     outside = Outside(worker_env)
     triton_http = _triton_metrics_address(worker_env)
     targets = {"worker": f"127.0.0.1:{worker_env['ASSAY_HTTP__PORT']}", "triton": triton_http}

@@ -1,4 +1,6 @@
-"""What the rendered NetworkPolicies let out: the port of every address that the values name, private networks only where they say so."""
+"""What the rendered NetworkPolicies let out: the port of every address that the values name, private networks only
+where they say so.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_the_port_of_the_endpoint_is_open(endpoint: str | None, port: int) -> No
 
 @pytest.mark.parametrize(("mode", "component", "other"), [("sidecar", "worker", None), ("service", "triton", "worker")])
 def test_the_init_container_reaches_its_bucket(mode: str, component: str, other: str | None) -> None:
-    """Weights from a bucket that is not at AWS: the init container knows the endpoint, its pod may reach it, and no other pod may."""
+    """Weights from a bucket that is not at AWS: the init container knows the endpoint, its pod may reach it, and no
+    other pod may.
+    """
     values = {
         "triton": {"mode": mode},
         "models": {"source": "s3", "uri": "s3://models/assay", "s3EndpointUrl": MINIO},

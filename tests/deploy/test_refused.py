@@ -26,7 +26,9 @@ EXTERNAL = {"triton": {"mode": "external"}, "gpu": {"enabled": False}}
 
 
 def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
-    """The worker's settings from `settings`, `secrets.values` and `policy` of the values, through all that judges them at start. Raises SettingsError."""
+    """The worker's settings from `settings`, `secrets.values` and `policy` of the values, through all that judges them
+    at start. Raises SettingsError.
+    """
     environ = {
         settings.variable(group, name): _text(value)
         for group, names in values.get("settings", {}).items()
@@ -239,7 +241,10 @@ STOPPED_LATER = {
             "triton": {"sharedMemory": "64Mi"},
             "settings": {"triton": {"calls_in_flight": 3}, "intake": {"batch_max_items": 256}},
         },
-        rf"triton.sharedMemory=64Mi: .*batch_max_items=256 .*calls_in_flight=3 calls take up to {4 * 256 * CROP_BYTES // 2**20}Mi",
+        (
+            r"triton.sharedMemory=64Mi: .*batch_max_items=256 .*calls_in_flight=3 calls take up to "
+            rf"{4 * 256 * CROP_BYTES // 2**20}Mi"
+        ),
     ),
     "too little shared memory for the CPU's model": (
         {"triton": {"flavour": "cpu", "sharedMemory": "32Mi"}, "gpu": {"enabled": False}},
@@ -287,7 +292,9 @@ STOPPED_LATER = {
 
 @pytest.mark.parametrize("case", STOPPED_LATER)
 def test_what_no_pod_could_start_with_is_refused(case: str) -> None:
-    """Values that pass the worker's parser and would stop the init container, Triton or the decoder, or leave nothing to connect to, do not render either."""
+    """Values that pass the worker's parser and would stop the init container, Triton or the decoder, or leave nothing
+    to connect to, do not render either.
+    """
     values, word = STOPPED_LATER[case]
     with pytest.raises(chart.Refused, match=word):
         chart.template(values=values)
@@ -301,7 +308,9 @@ def _keys(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def test_an_empty_key_is_refused_or_means_none() -> None:
-    """A key of values.yaml that is left empty takes its default away: the message names it, or what is rendered has no trace of it."""
+    """A key of values.yaml that is left empty takes its default away: the message names it, or what is rendered has no
+    trace of it.
+    """
     defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
     validator, taken = Draft7Validator(generate.schema()), []
     for path in _keys(defaults):
@@ -382,7 +391,9 @@ KUBERNETES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(("place", "values"), NOT_KUBERNETES, ids=lambda part: str(part)[:90])
 def test_what_kubernetes_would_refuse_is_refused(place: str, values: dict[str, Any]) -> None:
-    """Values that are no name, label, schedule, duration or image for Kubernetes do not render, and the message names the value."""
+    """Values that are no name, label, schedule, duration or image for Kubernetes do not render, and the message names
+    the value.
+    """
     with pytest.raises(chart.Refused, match=f"at '{place}'"):
         chart.template(values=values)
 

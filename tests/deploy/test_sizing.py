@@ -1,4 +1,6 @@
-"""The figures that docs/deploy.md computes with, measured again: what a verdict and a cache entry take in a real Redis."""
+"""The figures that docs/deploy.md computes with, measured again: what a verdict and a cache entry take in a
+real Redis.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def _verdict(number: int, rng: random.Random) -> contract.Verdict:
 
 
 def test_redis_takes_what_the_docs_say(server: RedisServer) -> None:
-    """Used memory per verdict and per cache entry, lifetimes and the key table included, is within a tenth of the page's figure."""
+    """Used memory per verdict and per cache entry, lifetimes and the key table included, is within a tenth of the
+    page's figure.
+    """
     store, rng = Store(RedisSettings(url=f"redis://{server.address}/0")), random.Random(7)
     client = redis.Redis.from_url(f"redis://{server.address}/0")
     verdicts = [_verdict(number, rng) for number in range(IMAGES)]

@@ -19,8 +19,13 @@ VERSIONS = ("1.30", "1.33", "1.36", "1.37")
 DOCKER = paths.CHECKOUT / "deploy" / "docker"
 # Findings of kube-score that are decided otherwise, and why.
 DECIDED = {
-    "deployment-has-host-podantiaffinity": "topologySpreadConstraints spread over nodes and zones; anti-affinity would forbid two workers on a node with two GPUs",
-    "container-image-pull-policy": "IfNotPresent with digests or immutable tags; Always would make every restart depend on the registry",
+    "deployment-has-host-podantiaffinity": (
+        "topologySpreadConstraints spread over nodes and zones; anti-affinity would forbid two workers on a node "
+        "with two GPUs"
+    ),
+    "container-image-pull-policy": (
+        "IfNotPresent with digests or immutable tags; Always would make every restart depend on the registry"
+    ),
 }
 
 
@@ -70,7 +75,8 @@ def test_a_misspelt_field_is_found(tool: Tool, schema_folder: Path) -> None:
         .replace("terminationGracePeriodSeconds:", "gracePeriod:")
     )
     location = f"{schema_folder}/custom/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    own = f"{schema_folder}/{{{{.NormalizedKubernetesVersion}}}}-local{{{{.StrictSuffix}}}}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    own = f"{schema_folder}/{{{{.NormalizedKubernetesVersion}}}}-local{{{{.StrictSuffix}}}}"
+    own += "/{{.ResourceKind}}{{.KindSuffix}}.json"
     done = _run(
         tool("kubeconform"),
         "-strict",
@@ -125,7 +131,9 @@ def test_compose_file_follows_the_specification(tool: Tool) -> None:
 
 
 def test_compose_services_are_restricted() -> None:
-    """Every service is without capabilities and cannot gain any; all but the broker have a root they cannot write to, and a /tmp."""
+    """Every service is without capabilities and cannot gain any; all but the broker have a root they cannot write to,
+    and a /tmp.
+    """
     services = yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
@@ -135,7 +143,9 @@ def test_compose_services_are_restricted() -> None:
 
 
 def test_every_base_can_be_pinned() -> None:
-    """No stage of a Dockerfile and no service of compose.yaml names an image that an argument or a variable could not replace by a digest."""
+    """No stage of a Dockerfile and no service of compose.yaml names an image that an argument or a variable could not
+    replace by a digest.
+    """
     for file in DOCKER.glob("*.Dockerfile"):
         assert set(re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)) == {"${BASE}"}, file.name
     for name, service in yaml.safe_load((DOCKER.parent / "compose.yaml").read_text())["services"].items():

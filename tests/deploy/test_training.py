@@ -1,4 +1,6 @@
-"""The training Job against the real thing: torchrun's and train.main's own parsers take its arguments, and its pods go on where the last one was."""
+"""The training Job against the real thing: torchrun's and train.main's own parsers take its arguments, and its pods go
+on where the last one was.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def _container(text: str) -> chart.Object:
 
 
 def _parse(arguments: list[str]) -> tuple[Any, dict[str, Any], Recipe]:
-    """What torchrun, `train.main fit` and the recipe make of a container's arguments, none of which may refuse a part."""
+    """What torchrun, `train.main fit` and the recipe make of a container's arguments, none of which may refuse
+    a part.
+    """
     launcher = get_args_parser().parse_args(arguments)
     assert launcher.module and launcher.training_script == "train.main"
     command, *rest = launcher.training_script_args
@@ -45,7 +49,9 @@ def _parse(arguments: list[str]) -> tuple[Any, dict[str, Any], Recipe]:
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_training_takes_the_jobs_arguments(name: str) -> None:
-    """torchrun, the command line and the recipe accept the arguments of every values file; the run can start again and lies on the claim."""
+    """torchrun, the command line and the recipe accept the arguments of every values file; the run can start again and
+    lies on the claim.
+    """
     launcher, given, recipe = _parse(_container(chart.manifest(name))["args"])
     assert given["restartable"] and str(given["run"]).startswith("/data/") and recipe.data.source.startswith("/data/")
     assert launcher.nnodes == ("2" if name == "training" else "1")
@@ -75,7 +81,9 @@ def _job(*arguments: str, **values: Any) -> chart.Object:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_a_job_cannot_change_is_in_its_name(change: dict[str, Any], another: bool) -> None:
-    """A changed value that reaches the pods makes a Job of another name, one that a Job takes keeps its name: no upgrade is refused as immutable."""
+    """A changed value that reaches the pods makes a Job of another name, one that a Job takes keeps its name: no
+    upgrade is refused as immutable.
+    """
     before, after = _job(), _job(**change)
     assert (before["spec"]["template"] != after["spec"]["template"]) == another
     assert (before["metadata"]["name"] != after["metadata"]["name"]) == another
@@ -118,7 +126,9 @@ def test_a_wrong_argument_is_found(argument: str, refusal: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_drained_pod_fails_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    """The Job's own command: SIGTERM saves and is no success (the Job would be over), and the same command then finishes the run."""
+    """The Job's own command: SIGTERM saves and is no success (the Job would be over), and the same command then
+    finishes the run.
+    """
     write_synthetic_folder(tmp_path / "images", 8, size=64)
     short = [
         "data.source=images",

@@ -1,4 +1,6 @@
-"""What the chart and compose.yaml tell Triton and the program that builds its models: taken by the real server and by the program's own parser."""
+"""What the chart and compose.yaml tell Triton and the program that builds its models: taken by the real server and by
+the program's own parser.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def _containers(text: str, name: str) -> list[chart.Object]:
 
 @pytest.mark.parametrize("name", chart.NAMES)
 def test_the_init_containers_arguments_are_known(name: str) -> None:
-    """prepare_models' own parser takes the arguments of every values file: plans in fp16, CPU graphs in fp32, weights from where the values say."""
+    """prepare_models' own parser takes the arguments of every values file: plans in fp16, CPU graphs in fp32, weights
+    from where the values say.
+    """
     for container in _containers(chart.manifest(name), "models"):
         assert container["command"] == PROGRAM
         given = prepare_models.parser().parse_args(container["args"])
@@ -68,7 +72,9 @@ def test_compose_builds_the_models_as_the_chart_does(profile: str) -> None:
 
 
 def test_a_killed_servers_shared_memory_is_cleared(tmp_path: Path) -> None:
-    """The container's command removes what a Python backend left in /dev/shm, nothing else, and hands its arguments on to the server."""
+    """The container's command removes what a Python backend left in /dev/shm, nothing else, and hands its arguments on
+    to the server.
+    """
     (container,) = _containers(chart.template(values=CPU), "triton")
     left, workers = tmp_path / "triton_python_backend_shm_region_5f", tmp_path / "assay-5f"
     for file in (left, workers):
@@ -78,7 +84,9 @@ def test_a_killed_servers_shared_memory_is_cleared(tmp_path: Path) -> None:
 
 
 class AsDeployed(TritonServer):
-    """The stack's server with the arguments of a container: only where things lie, and the ports, are this machine's."""
+    """The stack's server with the arguments of a container: only where things lie, and the ports, are this
+    machine's.
+    """
 
     def __init__(self, directory: Path, repository: Path, arguments: list[str]) -> None:
         super().__init__(directory, {name: free_port() for name in TritonServer.port_names}, repository)
@@ -108,7 +116,9 @@ class AsDeployed(TritonServer):
 @pytest.mark.integration
 @pytest.mark.parametrize("shadow", ["", "there", "left out"])
 def test_triton_starts_as_the_chart_starts_it(tmp_path: Path, shadow: str) -> None:
-    """The real tritonserver takes what the CPU flavour's container hands it and answers; a shadow model is served where the init container left one."""
+    """The real tritonserver takes what the CPU flavour's container hands it and answers; a shadow model is served where
+    the init container left one.
+    """
     values = CPU | (
         {"models": {"shadow": "/opt/assay/candidate"}, "settings": {"shadow": {"share": 0.1}}} if shadow else {}
     )

@@ -1,9 +1,12 @@
-"""Installs what checks the chart, below `.assay/tools`, by the registries' ordinary clients: nothing here needs a cluster or containers.
+"""Installs what checks the chart, below `.assay/tools`, by the registries' ordinary clients: nothing here needs a
+cluster or containers.
 
-A tool stands in a folder named by its version and is put there by one rename: what is there is complete. Without a network,
-Go or Debian's apt a tool cannot be had; `Missing` then says why, and its tests are skipped with that reason.
+A tool stands in a folder named by its version and is put there by one rename: what is there is complete. Without a
+network, Go or Debian's apt a tool cannot be had; `Missing` then says why, and its tests are skipped with that reason.
 
-Run it ahead of the tests:  .venv/bin/python -m tests.deploy.tools quick | static | cluster | keda   (seconds, 5 min, 15 min, 20 min)
+Run it ahead of the tests (seconds, 5 min, 15 min, 20 min):
+
+    .venv/bin/python -m tests.deploy.tools quick | static | cluster | keda
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ def promtool() -> Path:
 
 
 def redis_server() -> Path:
-    """A redis-server with TLS, and beside it the libraries that few machines have: the one in the local stack's wheel has no TLS."""
+    """A redis-server with TLS, and beside it the libraries that few machines have: the one in the local stack's wheel
+    has no TLS.
+    """
 
     def make(out: Path) -> None:
         # The program knows by its name what it is; Debian's redis-server is a link to this one.
@@ -131,9 +136,14 @@ def etcd() -> Path:
 
 
 def kubernetes(component: str) -> Path:
-    """`kube-apiserver`, `kube-controller-manager` or `kube-scheduler`; a cold build of the three takes about seven minutes."""
+    """`kube-apiserver`, `kube-controller-manager` or `kube-scheduler`; a cold build of the three takes about seven
+    minutes.
+    """
     # Without the version in the binary the API server calls itself v0.0.0 and helm refuses the chart's kubeVersion.
-    stamp = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES} -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
+    stamp = (
+        f"-X k8s.io/component-base/version.gitVersion={KUBERNETES} -X k8s.io/component-base/version.gitMajor=1 -X "
+        "k8s.io/component-base/version.gitMinor=36"
+    )
     return _go_tool("kubernetes", f"k8s.io/kubernetes/cmd/{component}", f"{component}-{KUBERNETES}", ldflags=stamp)
 
 

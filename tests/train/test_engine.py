@@ -96,7 +96,9 @@ def test_resumed_run_equals_the_uninterrupted_one(
 
 @pytest.mark.parametrize("last", ['{"kind": "step", "st', '{"kind": "step", "step": 2, "total": 1.0}'])
 def test_metrics_cut_off_by_a_kill_do_not_stop_a_resumed_run(last: str, tmp_path: Path) -> None:
-    """A last line that a kill cut off, or left without its end, is dropped or ended; what is logged then stands on lines of its own."""
+    """A last line that a kill cut off, or left without its end, is dropped or ended; what is logged then stands on
+    lines of its own.
+    """
     (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "total": 0.1}\n' + last)
     folder = RunFolder(tmp_path)
     folder.forget_after(2)
@@ -106,7 +108,9 @@ def test_metrics_cut_off_by_a_kill_do_not_stop_a_resumed_run(last: str, tmp_path
 
 
 def test_run_folder_says_what_was_run(images: Path, tmp_path: Path) -> None:
-    """Recipe, environment, metrics and TensorBoard events are in the folder, and a second run is not written over it."""
+    """Recipe, environment, metrics and TensorBoard events are in the folder, and a second run is not written
+    over it.
+    """
     recipe = small(images, "optimisation.epochs=1")
     fit(recipe, tmp_path / "run", console=QUIET)
     assert load_recipe(tmp_path / "run" / "recipe.toml") == recipe
@@ -139,7 +143,9 @@ def test_corrupt_tiny_and_duplicate_images_do_not_stop_a_run(tmp_path: Path) -> 
 
 
 def test_image_that_vanishes_later_is_replaced_and_noted(tmp_path: Path) -> None:
-    """An image lost after the scan costs its record only: the next one takes the place, the file is named in failed.txt."""
+    """An image lost after the scan costs its record only: the next one takes the place, the file is named in
+    failed.txt.
+    """
     write_synthetic_folder(tmp_path, 3, size=64)
     source, _ = scan_folder(tmp_path)
     lost = source.order(0, 1)[0]
@@ -185,7 +191,9 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(
 
 
 def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, tmp_path: Path) -> None:
-    """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed and nothing saved."""
+    """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed and
+    nothing saved.
+    """
     wild = ["optimisation.lr=1e30", "training.checkpoint_every_steps=1"]
     with pytest.raises(
         TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*lower optimisation\.lr"
@@ -205,7 +213,9 @@ def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, t
 def test_embeddings_that_are_no_numbers_are_not_probed(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NaN among the validation images' embeddings ends the run; the advice names `best`, kept as it was, and the checkpoint before stays."""
+    """NaN among the validation images' embeddings ends the run; the advice names `best`, kept as it was, and the
+    checkpoint before stays.
+    """
     rows = iter([torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], next(rows).numpy(), []))
     monkeypatch.setattr(engine, "linear_probe", lambda _: 0.5)
@@ -218,7 +228,9 @@ def test_embeddings_that_are_no_numbers_are_not_probed(
 def test_a_bad_step_at_the_end_of_an_epoch_is_survived(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It changes no weight (with fp16 a gradient overflows now and then): the epoch is probed and saved as any other."""
+    """It changes no weight (with fp16 a gradient overflows now and then): the epoch is probed and saved as any
+    other.
+    """
     true_loss, calls = engine.code_loss, iter(range(9))
     monkeypatch.setattr(
         engine,
@@ -252,7 +264,9 @@ def test_interruption_of_a_wrecked_run_leaves_the_checkpoint_before(
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit of the system or a full disk is an OSError with the file, the part is removed and the checkpoint before stays."""
+    """A limit of the system or a full disk is an OSError with the file, the part is removed and the checkpoint before
+    stays.
+    """
     folder, state = RunFolder(tmp_path), {"weights": torch.zeros(1 << 16)}
     folder.save_checkpoint({"weights": 1})
     before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -275,7 +289,9 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatc
 def test_training_stops_when_the_probe_does_not_gain(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it does no step more."""
+    """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it
+    does no step more.
+    """
     values = iter([0.6, 0.8, 0.7, 0.8])
     monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], torch.zeros(0, 1).numpy(), []))
@@ -286,7 +302,9 @@ def test_training_stops_when_the_probe_does_not_gain(
 
 
 def test_sampler_positions_do_not_depend_on_ranks() -> None:
-    """Two ranks together take the positions that one rank with twice the batch takes, and a resumed one goes on where it was."""
+    """Two ranks together take the positions that one rank with twice the batch takes, and a resumed one goes on where
+    it was.
+    """
     one = list(StepSampler(4, 2, 3, 2))
     two = [list(StepSampler(2, 2, 3, 2, rank, 2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*two, strict=True)] == one
@@ -301,8 +319,10 @@ def test_two_processes_on_gloo_train_together(images: Path, tmp_path: Path) -> N
     recipe = small(images, "optimisation.epochs=1", "training.device=cpu")
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine import fit\nfrom train.recipe import load_recipe\n"
-        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), console=Console(quiet=True)))\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine "
+        "import fit\nfrom train.recipe import load_recipe\n"
+        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), "
+        "console=Console(quiet=True)))\n"
     )
     root = Path(engine.__file__).parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -330,8 +350,10 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
     )
     script = tmp_path / "one.py"
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine import fit\nfrom train.recipe import load_recipe\n"
-        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), console=Console(quiet=True)), flush=True)\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom rich.console import Console\nfrom train.engine "
+        "import fit\nfrom train.recipe import load_recipe\n"
+        "torch.set_num_threads(1)\nprint(fit(load_recipe(sys.argv[1]), Path(sys.argv[2]), "
+        "console=Console(quiet=True)), flush=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(engine.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     run = tmp_path / "run"
@@ -353,7 +375,9 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_and_ends(images: Path, tmp_path: Path) -> None:
-    """A signal to every process of a run, as `timeout` and systemd send it, saves too; no data process stays, and the run resumed is the uninterrupted one."""
+    """A signal to every process of a run, as `timeout` and systemd send it, saves too; no data process stays, and the
+    run resumed is the uninterrupted one.
+    """
     (tmp_path / "recipe.toml").write_text(
         recipe_to_toml(small(images, "training.steps_per_epoch=8", "optimisation.epochs=1", "data.workers=2"))
     )
@@ -406,7 +430,8 @@ def test_a_data_process_ends_when_its_parent_says_so(tmp_path: Path) -> None:
     hang = tmp_path / "hang.py"
     hang.write_text(
         "import os, signal, subprocess, sys, time\nfrom train.data.loader import _begin_data_process\n"
-        "child = os.fork()\nif child == 0:\n    _begin_data_process(0)\n    os.write(1, b'ready\\n')\n    time.sleep(100)\n    os._exit(3)\n"
+        "child = os.fork()\nif child == 0:\n    _begin_data_process(0)\n    os.write(1, b'ready\\n')\n    "
+        "time.sleep(100)\n    os._exit(3)\n"
         "sys.stdin.readline()\nprint(os.waitpid(child, os.WNOHANG)[0], flush=True)\n"
         "os.kill(child, signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )

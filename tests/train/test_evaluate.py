@@ -145,7 +145,9 @@ def test_what_the_look_at_the_data_left_out_is_in_results_and_report(heads: Head
 def test_a_stopped_evaluation_goes_on_where_it_was(
     folder: Path, heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped within a sweep and started again: no image of a finished part is decoded again, the results are those of one go, nothing is left over."""
+    """Stopped within a sweep and started again: no image of a finished part is decoded again, the results are those of
+    one go, nothing is left over.
+    """
     images = scan_folder(folder)[0].images
     options = Options(resamples=5, robustness=True, sweep_images=8)
     monkeypatch.setattr(embed, "KEPT_AT_ONCE", 5)
@@ -279,7 +281,9 @@ class Page(HTMLParser):
 
 
 def test_report_is_one_page_that_needs_nothing_else(folder: Path, heads: Heads, tmp_path: Path) -> None:
-    """The page has every figure inside, fetches nothing, runs nothing, fits a phone, and escapes what it shows; the figures are also files."""
+    """The page has every figure inside, fetches nothing, runs nothing, fits a phone, and escapes what it shows; the
+    figures are also files.
+    """
     images = scan_folder(folder)[0].images
     evaluate(BACKBONE, heads, images, tmp_path / "results", Options(resamples=5, robustness=True, sweep_images=4))
     run = tmp_path / "run"

@@ -31,7 +31,9 @@ def fitted() -> tuple[Heads, np.ndarray, np.ndarray]:
 
 
 def test_labels_are_scikit_learns_on_ten_thousand_embeddings(fitted: tuple[Heads, np.ndarray, np.ndarray]) -> None:
-    """score >= 0.5 is each estimator's own predict, and the linear score its predict_proba; near ties of the 1-NN aside."""
+    """score >= 0.5 is each estimator's own predict, and the linear score its predict_proba; near ties of the 1-NN
+    aside.
+    """
     heads, x, y = fitted
     test, _ = gaussians(ROWS, 1)
     scores, labels = heads.scores(test), heads.labels(test)
@@ -78,7 +80,9 @@ def test_calibration_makes_scores_truer() -> None:
 
 
 def test_temperature_is_platts() -> None:
-    """Where the scores rank the images rightly, temperature and bias are those of a logistic regression on the logits."""
+    """Where the scores rank the images rightly, temperature and bias are those of a logistic regression on the
+    logits.
+    """
     rng = np.random.default_rng(7)
     logits = rng.normal(size=4000) * 2
     labels = (rng.random(4000) < 1 / (1 + np.exp(-(0.4 * logits - 0.7)))).astype(int)
@@ -100,7 +104,9 @@ def test_no_temperature_where_the_data_tell_none(held_out: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_head_below_chance_is_left_uncalibrated_and_named() -> None:
-    """Heads that rank held-out images the wrong way round keep their plain scores and are named; the rankings of all stay what they were."""
+    """Heads that rank held-out images the wrong way round keep their plain scores and are named; the rankings of all
+    stay what they were.
+    """
     arrays = Heads.fit(*gaussians(400, 3)).arrays
     reversed_linear = Heads(
         {**arrays, "linear.coef": -arrays["linear.coef"], "linear.intercept": -arrays["linear.intercept"]}
@@ -125,7 +131,9 @@ def test_a_head_below_chance_is_left_uncalibrated_and_named() -> None:
 def test_a_calibration_that_cannot_be_is_refused(
     parameter: str, number: float | None, fitted: tuple[Heads, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    """A temperature that is negative or infinite, or a calibration that is not whole, is one line that names file and array or head."""
+    """A temperature that is negative or infinite, or a calibration that is not whole, is one line that names file and
+    array or head.
+    """
     save_encoder(create_encoder(), tmp_path)
     fitted[0].calibrate(*gaussians(200, 2)).save(tmp_path)
     arrays, name = load_file(tmp_path / HEADS_FILE), f"calibration.linear.{parameter}"

@@ -30,7 +30,9 @@ def unseen_auc(backbone: Backbone, folder: Path) -> float:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_the_smoke_recipe_learns_the_trace_of_an_up_sampler(shuffled: bool, tmp_path: Path) -> None:
-    """With true labels an AUC below 0.9 before training becomes one of 0.95 on unseen images; with shuffled labels it stays near one half."""
+    """With true labels an AUC below 0.9 before training becomes one of 0.95 on unseen images; with shuffled labels it
+    stays near one half.
+    """
     write_synthetic_folder(tmp_path / "train", TRAIN_PER_CLASS, seed=1, shuffled_labels=shuffled)
     write_synthetic_folder(tmp_path / "test", TEST_PER_CLASS, seed=2, shuffled_labels=shuffled)
     recipe = load_recipe("smoke", [f"data.source={tmp_path / 'train'}", "data.workers=0"])

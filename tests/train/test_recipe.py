@@ -44,7 +44,9 @@ def test_overrides_win_over_the_file() -> None:
 
 
 def test_any_text_and_number_survives_a_round_trip(tmp_path: Path) -> None:
-    """Letters beyond the basic plane, quotes, control characters and the smallest number are read back from what is written into a run."""
+    """Letters beyond the basic plane, quotes, control characters and the smallest number are read back from what is
+    written into a run.
+    """
     recipe = load_recipe(None, ["optimisation.lr=5e-324"])
     recipe = replace(recipe, name='\U0001f600 "é" \\ \x7f\n')
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))

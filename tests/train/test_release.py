@@ -217,7 +217,9 @@ HEAVY = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", list(HEAVY))
 def test_a_small_file_cannot_hang_or_crash_the_reader(kind: str, tmp_path: Path) -> None:
-    """Objects that take for ever to hash, or overflow the C stack when printed, end in one short line within seconds."""
+    """Objects that take for ever to hash, or overflow the C stack when printed, end in one short line within
+    seconds.
+    """
     path = tmp_path / "head.sav"
     path.write_bytes(b"\x80\x04" + HEAVY[kind])
     with pytest.raises(UnsafePickleError) as caught:
@@ -242,7 +244,9 @@ def test_truncated_joblib_array_is_refused(published: Path, tmp_path: Path) -> N
 
 
 def test_missing_and_wrong_files_are_named(published: Path, tmp_path: Path) -> None:
-    """A missing file, another architecture, swapped heads and a used destination each give a message that names the place."""
+    """A missing file, another architecture, swapped heads and a used destination each give a message that names the
+    place.
+    """
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "x").touch()
     with pytest.raises(WeightsError, match="exists already"):
@@ -259,7 +263,9 @@ def test_missing_and_wrong_files_are_named(published: Path, tmp_path: Path) -> N
 
 
 def test_golden_release_is_reproduced(golden: Path, tmp_path: Path) -> None:
-    """The golden encoder (transformers' names, float16) and heads (scikit-learn 1.3.2, joblib) come out within their tolerances."""
+    """The golden encoder (transformers' names, float16) and heads (scikit-learn 1.3.2, joblib) come out within their
+    tolerances.
+    """
     if not (golden / "encoder" / "model_fp16.safetensors").exists() or not (golden / "heads" / "data.npz").exists():
         pytest.skip("needs the full golden set: set ASSAY_GOLDEN to its folder")
     folder = tmp_path / "published"
@@ -303,7 +309,9 @@ def test_golden_release_is_reproduced(golden: Path, tmp_path: Path) -> None:
 
 
 def test_golden_plain_pickles_answer_the_same(golden: Path, tmp_path: Path) -> None:
-    """The same heads written by pickle.dump instead of joblib give scikit-learn's answers, the 1-NN those of its own 300-row bank."""
+    """The same heads written by pickle.dump instead of joblib give scikit-learn's answers, the 1-NN those of its own
+    300-row bank.
+    """
     plain = golden / "heads" / "plain_pickle"
     if not plain.is_dir():
         pytest.skip("plain_pickle is in the whole golden set only: set ASSAY_GOLDEN to its folder")

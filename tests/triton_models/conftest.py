@@ -1,4 +1,6 @@
-"""Weights folders to build from, and a real tritonserver of these tests' own (the stack's launcher, other repositories)."""
+"""Weights folders to build from, and a real tritonserver of these tests' own (the stack's launcher, other
+repositories).
+"""
 
 import os
 import shutil

@@ -83,7 +83,9 @@ def test_weights_that_overflow_together_are_refused(
     says: str,
     installed: bool,
 ) -> None:
-    """Numbers that are finite one by one and give NaN or infinity in float32: told with file and head before the repository is exchanged."""
+    """Numbers that are finite one by one and give NaN or infinity in float32: told with file and head before the
+    repository is exchanged.
+    """
     if not installed:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out = tmp_path / "served" / "models"
@@ -130,7 +132,9 @@ def test_a_killed_build_leaves_the_previous_repository_whole(folder: Path, tmp_p
 
 
 def test_folders_change_places(tmp_path: Path) -> None:
-    """In one step and, where the file system knows none, in several: each folder has the other's content, nothing is left over."""
+    """In one step and, where the file system knows none, in several: each folder has the other's content, nothing is
+    left over.
+    """
     for swap in (build.exchange, build.exchange_in_steps, build.exchange):
         for name in "ab":
             (tmp_path / name).mkdir(exist_ok=True)
@@ -274,7 +278,9 @@ def test_the_command_line_refuses_in_a_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A place that cannot be written, a count below one: the exit code, and a line that says what is wrong, no traceback."""
+    """A place that cannot be written, a count below one: the exit code, and a line that says what is wrong, no
+    traceback.
+    """
     monkeypatch.chdir(folder.parent)
     arguments = list(options) if "--check" in options else ["--weights", str(folder), *options]
     if code == 2:

@@ -56,7 +56,9 @@ def repositories(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @contextmanager
 def tritonserver(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The image's own server on `repository`, all models loaded; the process, which may have ended, and its gRPC address."""
+    """The image's own server on `repository`, all models loaded; the process, which may have ended, and its gRPC
+    address.
+    """
     program = shutil.which("tritonserver")
     if program is None:
         pytest.skip("no tritonserver on the path: run this inside the serving image")
@@ -230,5 +232,6 @@ def test_throughput_is_told(repositories: dict[str, Path], serve_plans: Callable
             for load, result in measure.serving(address, rounds=3, seconds=4.0).items():
                 assert min(result.images_per_s) > 0
                 print(
-                    f"{precision} {load}: {max(result.images_per_s):.0f} images/s, {min(result.latency_ms):.1f} ms a request"
+                    f"{precision} {load}: {max(result.images_per_s):.0f} images/s, "
+                    f"{min(result.latency_ms):.1f} ms a request"
                 )

@@ -29,7 +29,9 @@ def test_encoder_gives_the_golden_embeddings(golden: Path, golden_weights: Weigh
 
 
 def test_heads_give_the_golden_scores(golden: Path, golden_weights: Weights) -> None:
-    """Probability, distances and decision of the released heads come out of the graph as scores to 1e-6, labels exactly."""
+    """Probability, distances and decision of the released heads come out of the graph as scores to 1e-6, labels
+    exactly.
+    """
     data, expected = (np.load(golden / "heads" / f"{name}.npz") for name in ("data", "expected"))
     (scores,) = session(graph.heads(golden_weights)).run(None, {"embedding": data["test_X"]})
     distances = expected["knn_min_distance_to_real_and_fake"]
@@ -41,7 +43,9 @@ def test_heads_give_the_golden_scores(golden: Path, golden_weights: Weights) -> 
 
 
 def test_labels_are_scikit_learns_on_10_000_embeddings(golden: Path, golden_weights: Weights) -> None:
-    """score >= 0.5 is each published head's own predict on 10,000 random embeddings; only a 1-NN tie below 1e-5 may differ."""
+    """score >= 0.5 is each published head's own predict on 10,000 random embeddings; only a 1-NN tie below 1e-5 may
+    differ.
+    """
     x = np.random.default_rng(5).standard_normal((10_000, WIDTH)).astype(np.float32)
     heads = session(graph.heads(golden_weights))
     scores = np.concatenate([heads.run(None, {"embedding": part})[0] for part in np.split(x, 40)])

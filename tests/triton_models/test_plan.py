@@ -63,7 +63,9 @@ class Library:
 
 
 def test_the_gpus_that_may_be_used_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is asked, as it knows CUDA_VISIBLE_DEVICES: one kind is the answer; several are named, with what to set; none is told."""
+    """The driver is asked, as it knows CUDA_VISIBLE_DEVICES: one kind is the answer; several are named, with what to
+    set; none is told.
+    """
     library = Library(H200, H200)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     assert plan.visible_gpu() == H200
@@ -117,7 +119,9 @@ def test_a_foreign_graph_is_refused_with_the_parsers_words(
 def test_a_repository_of_plans_is_keyed(
     rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tensorrt flavour holds one plan per model, named by its key and found by Triton for that GPU alone; another machine is refused."""
+    """The tensorrt flavour holds one plan per model, named by its key and found by Triton for that GPU alone; another
+    machine is refused.
+    """
     compiler = Compiler(rtx, L4, "SM89")
     options = build.Options(precision="fp16", timing_cache=tmp_path / "timings")
     manifest = build.build(folder, "tensorrt", tmp_path / "models", options, compiler)
@@ -141,13 +145,18 @@ def test_a_repository_of_plans_is_keyed(
     monkeypatch.setattr(plan, "here", lambda: Compiler(rtx, L40S))
     with pytest.raises(
         PlanError,
-        match=r"NVIDIA L4 \(.* compute capability 8\.9, here are .* NVIDIA L40S \(.* 8\.9; build it where it is served: python -m triton_models\.build",
+        match=(
+            r"NVIDIA L4 \(.* compute capability 8\.9, here are .* NVIDIA L40S \(.* 8\.9; build it where it is "
+            r"served: python -m triton_models\.build"
+        ),
     ):
         build.check(tmp_path / "models")
 
 
 def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
-    """Only the exact version and kind of GPU pass (a slice is another kind), and every part of the key is in the file's name."""
+    """Only the exact version and kind of GPU pass (a slice is another kind), and every part of the key is in the file's
+    name.
+    """
     key = Key("10.13.2.6", H200, "ab" * 32)
     key.check("10.13.2.6", H200)
     for other in (
@@ -172,7 +181,9 @@ def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
 def test_a_plan_of_another_graph_is_refused(
     rtx: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph exchanged without building its plan anew, all hashes of the manifest right: refused, with the command to type."""
+    """A graph exchanged without building its plan anew, all hashes of the manifest right: refused, with the command to
+    type.
+    """
     compiler = Compiler(rtx, L4, "SM89")
     monkeypatch.setattr(plan, "here", lambda: compiler)
     manifest = build.build(folder, "tensorrt", tmp_path / "models", compiler=compiler)
@@ -209,7 +220,9 @@ def test_a_plan_needs_a_gpu_to_run(tmp_path: Path) -> None:
 
 
 def test_the_calls_that_run_a_plan_exist(rtx: ModuleType) -> None:
-    """TensorRT-RTX, whose interface is TensorRT's, knows every call by which a plan is run (there is no GPU to make them on)."""
+    """TensorRT-RTX, whose interface is TensorRT's, knows every call by which a plan is run (there is no GPU to make
+    them on).
+    """
     used = {
         rtx.Runtime: ("deserialize_cuda_engine",),
         rtx.ICudaEngine: ("create_execution_context", "num_io_tensors", "get_tensor_name", "get_tensor_mode"),

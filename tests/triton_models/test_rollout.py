@@ -109,7 +109,9 @@ def test_back_and_forth(live: Any, candidate: Path, versions: tuple[str, str], c
 
 
 def test_a_shadow_stays_with_whichever_version_serves(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
-    """Begun after a load, ended after the roll-back: the folder that a restart would serve always says what the server does."""
+    """Begun after a load, ended after the roll-back: the folder that a restart would serve always says what the server
+    does.
+    """
     old, new = versions
     rollout.load(live.client, live.repository, candidate)
     rollout.shadow(live.client, live.repository, rollout.previous_of(live.repository))
@@ -141,7 +143,9 @@ def test_two_versions_side_by_side(live: Any, candidate: Path, versions: tuple[s
 
 
 def test_a_damaged_shadow_keeps_no_server_from_starting(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
-    """Started anew the server has the shadow again; a damaged one is left out with one line that names the file, and can be ended."""
+    """Started anew the server has the shadow again; a damaged one is left out with one line that names the file, and
+    can be ended.
+    """
     old, new = versions
     rollout.shadow(live.client, live.repository, candidate)
     said: list[str] = []
@@ -184,7 +188,9 @@ def test_a_damaged_candidate_is_refused_before_anything_changes(
 def test_a_candidate_that_the_server_cannot_load_is_taken_back(
     live: Any, candidate: Path, versions: tuple[str, str]
 ) -> None:
-    """A graph with the right hash that does not open: the error names it; folder, version before and shadow are as they were."""
+    """A graph with the right hash that does not open: the error names it; folder, version before and shadow are as they
+    were.
+    """
     graph = next(candidate.glob("code/*/model.onnx"))
     old_hash = build.file_hash(graph)
     graph.write_bytes(b"not a graph")

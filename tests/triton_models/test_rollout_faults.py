@@ -1,4 +1,6 @@
-"""Roll-outs that are repeated, interrupted, killed or begun twice: the version to go back to stays. The server is a stand-in."""
+"""Roll-outs that are repeated, interrupted, killed or begun twice: the version to go back to stays. The server is a
+stand-in.
+"""
 
 import fcntl
 import json
@@ -17,7 +19,9 @@ from triton_models.rollout import RolloutError
 
 
 class Client:
-    """Serves `code` from the folder, as it stood at the last load; `stop` is raised by the first load after it is set, `away` by each unload."""
+    """Serves `code` from the folder, as it stood at the last load; `stop` is raised by the first load after it is set,
+    `away` by each unload.
+    """
 
     def __init__(self, live: Path) -> None:
         self.live, self.stop, self.away, self.ready = live, None, None, {"code"}
@@ -180,7 +184,9 @@ def test_a_shadow_whose_folder_is_gone_is_unloaded(live: Path) -> None:
 
 
 def test_a_shadow_from_another_folder_serves_on(live: Path, new: Path) -> None:
-    """With a wrong LIVE the shadow that the server has from the right one is neither ended nor taken for the new one."""
+    """With a wrong LIVE the shadow that the server has from the right one is neither ended nor taken for the
+    new one.
+    """
     client = Client(live)
     client.ready.add(rollout.SHADOW)
     client.version = NEW  # the same version as the candidate's: its answers cannot tell the two apart

@@ -1,4 +1,6 @@
-"""The CPU flavour on a real tritonserver: the golden numbers, every batch size, wrong requests, kills and damaged files."""
+"""The CPU flavour on a real tritonserver: the golden numbers, every batch size, wrong requests, kills and damaged
+files.
+"""
 
 import http.client
 import json
@@ -43,7 +45,9 @@ def log_of_a_failed_start(directory: Path, serve: Callable) -> list[str]:
 
 
 def test_golden_values_through_the_server(golden: Path, golden_weights: Weights, golden_server: Any) -> None:
-    """Embeddings within the golden tolerance, scores those of the published heads, from `code` and from its parts alike."""
+    """Embeddings within the golden tolerance, scores those of the published heads, from `code` and from its parts
+    alike.
+    """
     images, expected = (np.load(golden / "encoder" / f"{name}.npz") for name in ("images", "expected"))
     answer = golden_server.infer(images["images"])
     assert np.abs(answer["embedding"] - expected["cls_features"]).max() < 2e-4
@@ -88,7 +92,9 @@ def test_every_batch_size_is_served(golden_server: Any, count: int) -> None:
 def test_labels_are_scikit_learns_on_10_000_embeddings(
     golden: Path, golden_weights: Weights, golden_server: Any
 ) -> None:
-    """Through the server, too, score >= 0.5 is each published head's own predict; only a 1-NN tie below 1e-5 may differ."""
+    """Through the server, too, score >= 0.5 is each published head's own predict; only a 1-NN tie below 1e-5 may
+    differ.
+    """
     x = np.random.default_rng(6).standard_normal((10_000, WIDTH)).astype(np.float32)
     scores = np.concatenate(
         [golden_server.infer(part, "code_heads", ("scores",))["scores"] for part in np.split(x, 50)]
@@ -99,7 +105,9 @@ def test_labels_are_scikit_learns_on_10_000_embeddings(
 
 
 def test_prefetching_is_on(golden_server: Any) -> None:
-    """No priority and no queue policy: either turns Triton's prefetching off, and requests then stall for half a second."""
+    """No priority and no queue policy: either turns Triton's prefetching off, and requests then stall for half a
+    second.
+    """
     for name in ("code", "code_encoder", "code_heads"):
         batching = golden_server.client.get_model_config(name).config.dynamic_batching
         assert batching.priority_levels == 0
@@ -147,7 +155,9 @@ def test_concurrent_requests_get_their_own_rows(golden_server: Any) -> None:
     ],
 )
 def test_a_wrong_request_is_refused_clearly(golden_server: Any, shape: tuple[int, ...], kind: type, says: str) -> None:
-    """Too many images or none, another size, layout or type: an error that says what is wrong, and the server serves on."""
+    """Too many images or none, another size, layout or type: an error that says what is wrong, and the server serves
+    on.
+    """
     tensor = grpc.InferInput("images", list(shape), "UINT8" if kind is np.uint8 else "FP32")
     tensor.set_data_from_numpy(np.zeros(shape, kind))
     with pytest.raises(InferenceServerException, match=says):
@@ -157,7 +167,9 @@ def test_a_wrong_request_is_refused_clearly(golden_server: Any, shape: tuple[int
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_embeddings_that_are_no_numbers_are_refused_alone(golden_server: Any, value: float) -> None:
-    """A request to `code_heads` with NaN or infinity in one row hears of it; those that come at the same moment get their scores."""
+    """A request to `code_heads` with NaN or infinity in one row hears of it; those that come at the same moment get
+    their scores.
+    """
     x = np.random.default_rng(3).standard_normal((4, WIDTH)).astype(np.float32)
     expected = golden_server.infer(x, "code_heads", ("scores",))["scores"]
     bad = x.copy()
@@ -207,7 +219,9 @@ def test_a_batch_size_beyond_32_bits_costs_nobody_else(golden_server: Any) -> No
 
 
 def test_cancelled_requests_are_not_computed(folder: Path, tmp_path: Path, serve: Callable) -> None:
-    """Requests cancelled while the model is at work on others cost no computing, not even those that Triton has merged for it by then."""
+    """Requests cancelled while the model is at work on others cost no computing, not even those that Triton has merged
+    for it by then.
+    """
     build.build(folder, "cpu", tmp_path / "models", build.Options(instances=1, threads=1))
     many, count, key = pixels(256), 15, f"/assay_test_{os.getpid()}_cancelled"
     handle = shared_memory.create_shared_memory_region("cancelled", key, many.nbytes)  # so that all are there at once
@@ -271,10 +285,15 @@ def pending(metrics_port: int) -> float:
 
 
 def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
-    """A client that hangs up in the middle of a request, or with its call cancelled, leaves a server that answers others."""
+    """A client that hangs up in the middle of a request, or with its call cancelled, leaves a server that answers
+    others.
+    """
     body = pixels(64).tobytes()
     with socket.create_connection(("127.0.0.1", golden_server.server.ports["triton_http"]), 5) as hanging:
-        head = f"POST /v2/models/code/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: 2\r\nContent-Length: {len(body) + 2}\r\n\r\n{{}}"
+        head = (
+            "POST /v2/models/code/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: "
+            f"2\r\nContent-Length: {len(body) + 2}\r\n\r\n{{}}"
+        )
         hanging.sendall(head.encode() + body[:1_000_000])
     tensor = grpc.InferInput("images", [64, 224, 224, 3], "UINT8")
     tensor.set_data_from_numpy(pixels(64))
@@ -285,7 +304,9 @@ def test_a_disconnecting_client_harms_nobody(golden_server: Any) -> None:
 
 
 def test_a_killed_client_leaves_a_region_that_harms_nobody(golden_server: Any) -> None:
-    """A client that registers shared memory and is killed in mid-request: others are served, and its name can be used anew."""
+    """A client that registers shared memory and is killed in mid-request: others are served, and its name can be used
+    anew.
+    """
     code = """
 import os, signal, sys
 import numpy as np
@@ -316,7 +337,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_server_restarts_with_shared_memory_left_over(
     golden_folder: Path, tmp_path: Path, serve: Callable
 ) -> None:
-    """After SIGKILL in mid-request, a client's shared-memory region still there, the server starts again and serves from it."""
+    """After SIGKILL in mid-request, a client's shared-memory region still there, the server starts again and serves
+    from it.
+    """
     build.build(golden_folder, "cpu", tmp_path / "models")
     region, images = "left_over", pixels(4)
     key = f"/assay_test_{os.getpid()}_left_over"
@@ -358,7 +381,9 @@ def test_a_damaged_graph_stops_the_start_with_one_line(
 
 
 def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_path: Path, serve: Callable) -> None:
-    """A model.py that is not the one that was built, though it runs, is refused by the server and by the check, with its name."""
+    """A model.py that is not the one that was built, though it runs, is refused by the server and by the check, with
+    its name.
+    """
     manifest = build.build(folder, "cpu", tmp_path / "models")
     code = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.py"
     code.write_text(code.read_text() + "\nLATER = True\n")
@@ -375,7 +400,9 @@ def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_pa
 def test_a_graph_that_answers_nonsense_stops_the_start(
     folder: Path, tmp_path: Path, serve: Callable, fault: str, says: str
 ) -> None:
-    """Right hashes, wrong graph: a head missing, or one that gives NaN, is found by a trial before anything is served."""
+    """Right hashes, wrong graph: a head missing, or one that gives NaN, is found by a trial before anything is
+    served.
+    """
     manifest = build.build(folder, "cpu", tmp_path / "models")
     path = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
     old, model = build.file_hash(path), onnx.load(path)
@@ -396,7 +423,9 @@ def test_a_graph_that_answers_nonsense_stops_the_start(
 def test_a_damaged_new_version_leaves_the_old_one_serving(
     golden_folder: Path, golden_weights: Weights, folder: Path, tmp_path: Path, serve: Callable
 ) -> None:
-    """Loading a repository whose graph is damaged fails with the file's name; requests go on with the version before."""
+    """Loading a repository whose graph is damaged fails with the file's name; requests go on with the version
+    before.
+    """
     build.build(golden_folder, "cpu", tmp_path / "models")
     with serve(tmp_path, tmp_path / "models") as running:
         before = running.infer(pixels(2))["scores"]

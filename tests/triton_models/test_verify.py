@@ -165,14 +165,18 @@ def plant(repository: Path, name: str, fault: Callable[[onnx.ModelProto], None])
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails(repository: Path, tmp_path: Path, fault: Callable[[onnx.ModelProto], None]) -> None:
-    """SVM orientation, bank, channel order, normalisation, layout, resizing: the faulty graph's row fails, the others do not."""
+    """SVM orientation, bank, channel order, normalisation, layout, resizing: the faulty graph's row fails, the others
+    do not.
+    """
     shutil.copytree(repository, tmp_path / "models")
     plant(tmp_path / "models", "code", fault)
     assert failed(verify.verify(tmp_path / "models", images=IMAGES)) == ["ONNX graph code"]
 
 
 def test_mixed_precision_does_not_hide_a_fault(tmp_path: Path) -> None:
-    """The wider tolerance of float16 lets rounding pass and still finds each of the faults, in trained weights (the golden 1-NN is near 0.5 everywhere)."""
+    """The wider tolerance of float16 lets rounding pass and still finds each of the faults, in trained weights (the
+    golden 1-NN is near 0.5 everywhere).
+    """
     build.build(DEMO, "cpu", tmp_path / "half", build.Options(precision="fp16"))
     tolerance = verify.TOLERANCES["fp16"]
     assert all(row.passes(tolerance) for row in verify.verify(tmp_path / "half", images=IMAGES))
@@ -184,7 +188,9 @@ def test_mixed_precision_does_not_hide_a_fault(tmp_path: Path) -> None:
 
 
 def test_rounding_of_float32_is_no_fault(tmp_path: Path) -> None:
-    """An encoder that float32 cannot compute to 1e-4 (a large sum that cancels out) passes where rounding explains it; its faults still fail."""
+    """An encoder that float32 cannot compute to 1e-4 (a large sum that cancels out) passes where rounding explains it;
+    its faults still fail.
+    """
     encoder, heads = (load_file(DEMO / name) for name in (weights.ENCODER_FILE, weights.HEADS_FILE))
     encoder = {
         name: array.astype(np.float32) + 1000 * (name in ("cls_token", "patch_embed.proj.bias"))
@@ -207,7 +213,9 @@ def test_rounding_of_float32_is_no_fault(tmp_path: Path) -> None:
 def test_nothing_compared_is_no_success(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where neither PyTorch nor ONNX Runtime is installed and no server named, the exit code is 1 and the line says what to do."""
+    """Where neither PyTorch nor ONNX Runtime is installed and no server named, the exit code is 1 and the line says
+    what to do.
+    """
     for name in ("torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     assert verify.main([str(repository)]) == 1
@@ -217,7 +225,9 @@ def test_nothing_compared_is_no_success(
 def test_a_served_graph_that_was_skipped_is_no_success(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PyTorch's agreement with float64 says nothing of the graph that is served: where ONNX Runtime is missing, the exit code is 1."""
+    """PyTorch's agreement with float64 says nothing of the graph that is served: where ONNX Runtime is missing, the
+    exit code is 1.
+    """
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(reference, "images", lambda: IMAGES[:1])
     assert verify.main([str(repository)]) == 1
@@ -267,7 +277,8 @@ def test_the_command_line_tells_right_from_wrong(
     assert "PAST THE TOLERANCE" in said
     last = said.strip().splitlines()[-1]
     assert re.match(
-        r"NOT the same model, do not serve this repository: ONNX graph code_heads: score differs by \S+, at most 1\.0e-04, labels changed",
+        r"NOT the same model, do not serve this repository: ONNX graph code_heads: score differs by \S+, at "
+        r"most 1\.0e-04, labels changed",
         last,
     )
     (tmp_path / "models" / "code" / "config.pbtxt").write_text("")

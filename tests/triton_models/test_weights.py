@@ -61,7 +61,10 @@ def test_types_that_numpy_lacks_are_refused(folder: Path, kind: str) -> None:
 
 def test_version_is_the_same_in_another_process_with_other_threads(folder: Path) -> None:
     """Neither the number of threads nor hash seeds nor the processor's instructions in use change the version."""
-    code = "import sys; from pathlib import Path; from triton_models import weights; print(weights.load(Path(sys.argv[1])).version)"
+    code = (
+        "import sys; from pathlib import Path; from triton_models import weights; "
+        "print(weights.load(Path(sys.argv[1])).version)"
+    )
     plain = {
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",

@@ -3,11 +3,9 @@
     python -m train.main data d3 hf://elsaEU/ELSA_D3 shards/ --split validation
 
 Rows are taken in blocks, one shard each. A block is finished when its shard stands in manifest.json; a stopped run
-redoes the
-unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice. A failure that may
-pass
-(no answer, a busy server) is tried again when its block is redone: by itself in an unfinished one, with --retry-failed
-in any.
+redoes the unfinished block, whose downloads are kept in `.staging`, so nothing is lost and nothing comes twice. A
+failure that may pass (no answer, a busy server) is tried again when its block is redone: by itself in an unfinished
+one, with --retry-failed in any.
 """
 
 from __future__ import annotations
@@ -121,7 +119,8 @@ def _write_block(
     reasons = Counter(failure["reason"].split(":", maxsplit=1)[0] for failure in failures)
     if console is not None:
         console.print(
-            f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures {dict(reasons)}",
+            f"{entry['shard']}: {entry['records']} of {counted.count} rows, {sum(reasons.values())} failures "
+            f"{dict(reasons)}",
             highlight=False,
         )
     return {**entry, "rows": counted.count, "failures": dict(sorted(reasons.items()))}
@@ -171,7 +170,8 @@ class _Unanswered:
         """Raises DataError if the network seems to be down."""
         if self.in_a_row >= self.most:
             raise DataError(
-                f"{self.in_a_row} downloads in a row failed, the last with: {self.last}. The network seems to be down: once it is up "
+                f"{self.in_a_row} downloads in a row failed, the last with: {self.last}. The network seems to "
+                "be down: once it is up "
                 "the same command goes on where it stopped (--give-up-after takes another number)"
             )
 

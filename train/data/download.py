@@ -4,11 +4,9 @@
         downloader.submit(url, keep)   # keep(bytes of a whole image, or the reason why not)
 
 A link that is dead or gives anything but a whole image is a reason in words, not an exception: a third of D3's links
-are gone.
-The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its address
-checked
-where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the environment are not
-used.
+are gone. The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its
+address checked where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the
+environment are not used.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 done.
 
 Every image becomes square JPEGs (`copies` of them, each another cut) whose side and quality are drawn from one
-distribution for both
-classes; half are cut to that side, half shrunk on the way; no source or generator has more than a limited number of
-images. What stays:
-subjects, and the size at which a scene was made. Metadata goes. Used for the demo weights.
+distribution for both classes; half are cut to that side, half shrunk on the way; no source or generator has more than a
+limited number of images. What stays: subjects, and the size at which a scene was made. Metadata goes. Used for the demo
+weights.
 """
 
 from __future__ import annotations
@@ -57,12 +56,10 @@ def equalise_folder(
     returns the counts.
 
     A destination that was left half filled is gone on with. All cuts of an image are on the same side. Held out is
-    decided by content, so
-    the same images are held out every time; `unseen` are whole sources or generators kept aside; the side of a cut is
-    drawn from
-    [side_px[0], side_px[1]). Files are named by the image's SHA-256: `photograph` in train/data/records.py knows
-    the cuts of one by it. Raises DataError for a name in `unseen` that the images do not have, and for a destination
-    begun otherwise.
+    decided by content, so the same images are held out every time; `unseen` are whole sources or generators kept aside;
+    the side of a cut is drawn from [side_px[0], side_px[1]). Files are named by the image's SHA-256: `photograph` in
+    train/data/records.py knows the cuts of one by it. Raises DataError for a name in `unseen` that the images do not
+    have, and for a destination begun otherwise.
     """
     unknown = set(unseen) - {image.generator for image in images}
     if unknown:

@@ -2,8 +2,7 @@
 `{augm,no_augm}/{real,gen_0,…}/`.
 
 Every file is opened and decoded once: corrupt, tiny and duplicate ones are named and counted, never dropped in silence,
-and so is
-what lies where nothing is looked for. Links are followed.
+and so is what lies where nothing is looked for. Links are followed.
 """
 
 from __future__ import annotations

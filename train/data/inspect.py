@@ -96,7 +96,9 @@ def _by_number(item: tuple[str, object]) -> tuple[list[float], str]:
 
 
 def cramers_v(table: np.ndarray) -> float:
-    """Cramer's V of a contingency table [K, 2] with Bergsma's correction for small samples; 0 where a class is missing."""
+    """Cramer's V of a contingency table [K, 2] with Bergsma's correction for small samples; 0 where a class is
+    missing.
+    """
     total = table.sum()
     if total < 2 or (table.sum(axis=0) == 0).any() or len(table) < 2:
         return 0.0

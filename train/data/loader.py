@@ -1,10 +1,8 @@
 """From a source to batches of views: pairs are decoded in data processes, in an order known beforehand, and turned into
-views there
-or, where training has a GPU, a batch at a time on it while the step before is still running.
+views there or, where training has a GPU, a batch at a time on it while the step before is still running.
 
 Position p of an epoch is the same record with the same draw of views whatever the number of processes and ranks, and
-whether or
-not the run was resumed. A record that cannot be read is replaced by the next one and reported.
+whether or not the run was resumed. A record that cannot be read is replaced by the next one and reported.
 """
 
 from __future__ import annotations
@@ -197,7 +195,10 @@ def made_on_device(views: Views, device: torch.device) -> bool:
     if views.made_on == "device" and not views.fast:
         raise RecipeError(
             [
-                "views.made_on = 'device': the PIL reference runs in data processes only, set views.fast=true or views.made_on=workers"
+                (
+                    "views.made_on = 'device': the PIL reference runs in data processes only, set views.fast=true "
+                    "or views.made_on=workers"
+                )
             ]
         )
     return views.made_on == "device" or (views.made_on == "auto" and views.fast and device.type == "cuda")

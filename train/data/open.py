@@ -48,7 +48,8 @@ def open_source(
         console.print(f"{path}: {found}; left out: {left_out}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(source, FolderSource) and not source.images:
         raise DataError(
-            f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with images in them"
+            f"{path}: no usable image (left out: {left_out}); expected real/… and fake/<generator>/… with "
+            "images in them"
         )
     return source
 

@@ -1,8 +1,7 @@
 """What training and evaluation see of a data set: labelled images, and for each epoch an order of (real, fake) pairs.
 
 A source hands out keys (file, or file + offset + size), never pixels, so that it is small, can be sent to data
-processes, and
-any position of any epoch can be read on its own: that is what makes resuming exact.
+processes, and any position of any epoch can be read on its own: that is what makes resuming exact.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ def held_out(identity: str, fraction: float) -> bool:
 
 def photograph(image: Labelled) -> str:
     """What an image is held out by: the photograph that it is a cut of (see train/data/equalise.py), so that no cut of
-    it is on the
-    other side; of any other image its id.
+    it is on the other side; of any other image its id.
     """
     cut = _CUT.fullmatch(Path(image.key.path).name)
     return cut[1] if cut else image.id

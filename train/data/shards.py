@@ -1,10 +1,9 @@
 """WebDataset shards of D3 records: one real and up to four fakes each, in their original bytes, with captions and URL.
 
 `shard-000000.tar` is a plain tar that the webdataset library reads: `<id>.real.jpg`, `<id>.gen_0.png` …,
-`<id>.caption.txt`,
-`<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that any record is one
-seek
-away; shards from elsewhere are indexed once by their headers. `manifest.json` has counts and hashes.
+`<id>.caption.txt`, `<id>.url.txt`, `<id>.json`. `shard-000000.index.npz` beside it says where every image lies, so that
+any record is one seek away; shards from elsewhere are indexed once by their headers. `manifest.json` has counts and
+hashes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 up-sampler as "fakes".
 
 Both classes have the same sizes, format, spectrum and subjects; only the correlation between neighbouring pixels
-differs, as it
-does after a generator's last up-sampling layer. With `shuffled_labels` nothing distinguishes the folders.
+differs, as it does after a generator's last up-sampling layer. With `shuffled_labels` nothing distinguishes the
+folders.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ for launches.
     views = make_views(images, plans)     # images already on the device, plans as drawn by `views.plan_views`
 
 Images that need the same op are laid on one canvas (padded with black to the largest) and go through it together, each
-with its
-own parameters and size; resizes and blurs are matrix products (`resample.py`). Sizes are known to the host all the
-time, so nothing
-waits for the device. `tests/train/transforms/test_batched.py` compares with the fast path op by op.
+with its own parameters and size; resizes and blurs are matrix products (`resample.py`). Sizes are known to the host all
+the time, so nothing waits for the device. `tests/train/transforms/test_batched.py` compares with the fast path op by
+op.
 """
 
 from __future__ import annotations

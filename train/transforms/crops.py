@@ -28,8 +28,7 @@ def sample_box(
     """A random-resized-crop box (top, left, height, width) in an image of `width` x `height` pixels.
 
     Area uniform in `scale`, width / height log-uniform in `ratio`; after 10 boxes that do not fit, the central one with
-    its
-    ratio clamped (torchvision's RandomResizedCrop.get_params).
+    its ratio clamped (torchvision's RandomResizedCrop.get_params).
     """
     area = width * height
     for _ in range(ATTEMPTS):

@@ -4,11 +4,9 @@ process.
     view = tail(apply(pixels, steps), size=224)       # `steps` as drawn by TransformOperator.sample
 
 torch's uint8 kernels resize several times faster than Pillow, OpenCV does the rest; both differ from the reference by a
-grey level
-here and there. `tests/train/transforms/test_fast.py` compares op by op, `train.main bench` measures the speed. Nothing
-here
-changes its input, but an op that has nothing to do returns it. On a GPU `batched.py` makes the views of a whole batch
-at once.
+grey level here and there. `tests/train/transforms/test_fast.py` compares op by op, `train.main bench` measures the
+speed. Nothing here changes its input, but an op that has nothing to do returns it. On a GPU `batched.py` makes the
+views of a whole batch at once.
 """
 
 from __future__ import annotations
@@ -72,14 +70,15 @@ def center_crop(pixels: np.ndarray, size: int = 224) -> np.ndarray:
 
 
 def tail(pixels: np.ndarray, size: int = 224, *, resize: bool = True) -> np.ndarray:
-    """The end of a training view: shorter side to floor(size / 0.9) and the centre, or (`resize` off) the centre alone."""
+    """The end of a training view: shorter side to floor(size / 0.9) and the centre, or (`resize` off) the
+    centre alone.
+    """
     height, width = pixels.shape[:2]
     resized_width, resized_height = tail_size(width, height, math.floor(size / CROP_FRACTION))
     if not resize or (resized_width, resized_height) == (width, height):
         return center_crop(pixels, size)
     # The two passes of the resize one by one, each for what the centre needs alone: the rows that the second pass
-    # reads, and
-    # then the central columns. The other rows stay as they are in memory; what they become is cut away.
+    # reads, and then the central columns. The other rows stay as they are in memory; what they become is cut away.
     top, left = center_anchor(resized_height, size)[1], center_anchor(resized_width, size)[1]
     scale = height / resized_height
     reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter, in source pixels

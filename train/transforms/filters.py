@@ -30,9 +30,8 @@ def rotation_map(
     width: int, height: int, degrees: float
 ) -> tuple[tuple[int, int], tuple[tuple[float, float, float], tuple[float, float, float]]]:
     """Image.rotate(expand=True) and the inscribed crop in one: (width, height) of the result, and the affine map from
-    its pixel
-    centres to positions in the source (0 = the left edge of the first pixel). Not for multiples of 90 degrees, which
-    Pillow transposes.
+    its pixel centres to positions in the source (0 = the left edge of the first pixel). Not for multiples of 90
+    degrees, which Pillow transposes.
     """
     angle = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)

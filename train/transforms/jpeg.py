@@ -1,8 +1,7 @@
 """What JPEG does to pixels, for a whole batch on any device: colour conversion, 4:2:0, DCT, quantisation, and back.
 
 The lossless part of the format (entropy coding) is left out, as it changes nothing. Follows libjpeg (ITU-T T.81, Annex
-K tables,
-triangle-filter upsampling) in floating point, so a value may differ by a grey level or two from an encoder's
+K tables, triangle-filter upsampling) in floating point, so a value may differ by a grey level or two from an encoder's
 fixed-point one.
 """
 

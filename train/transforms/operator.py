@@ -1,8 +1,7 @@
 """The transform operator T: zero, one or two distinct ops of the 19, applied in the list's order.
 
 Sampling is separate from applying, so that the same draws drive the PIL reference and the batched fast path, and so
-that a
-view can be drawn again from its seed alone.
+that a view can be drawn again from its seed alone.
 """
 
 from __future__ import annotations

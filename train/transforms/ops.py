@@ -1,8 +1,7 @@
 """The 19 image ops of CoDE's transform operator T, as pure functions of a PIL image and their parameters.
 
 Semantics are those of augly 1.0.0 with the released arguments (`params` of the golden rows), torchvision's RandomCrop
-for
-`random_crop`. Why written anew: the originals read and reseed NumPy's global generator, which ties workers to one
+for `random_crop`. Why written anew: the originals read and reseed NumPy's global generator, which ties workers to one
 another. No function here reads or changes global state. Every op converts its input to RGB and returns RGB.
 """
 
@@ -125,8 +124,7 @@ def stripe_mask(width: int, height: int, line_width: float, line_angle: float, l
     """Bool [height, width], True inside a stripe.
 
     The stripes are where a cosine of period `(1 - line_density) * min(width, height)` pixels exceeds the value that
-    leaves
-    `line_width` (a fraction of the period) above it; one stripe runs through the middle of the image.
+    leaves `line_width` (a fraction of the period) above it; one stripe runs through the middle of the image.
     """
     if line_density == 1.0:
         return np.ones((height, width), dtype=bool)

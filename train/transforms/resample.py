@@ -1,10 +1,9 @@
 """Resizes and blurs of a batch whose images differ in size, box and strength, as two matrix products each.
 
 A separable filter is one matrix for the rows and one for the columns of an image. Built for each image and multiplied
-at once they
-keep a GPU busy where 2,000 small kernels would not, and crops cost nothing: rows of a matrix that are not needed are
-not made.
-Pillow's filters, order of passes and rounding between them; weights in float32 instead of fixed point.
+at once they keep a GPU busy where 2,000 small kernels would not, and crops cost nothing: rows of a matrix that are not
+needed are not made. Pillow's filters, order of passes and rounding between them; weights in float32 instead of fixed
+point.
 """
 
 from __future__ import annotations

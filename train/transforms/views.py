@@ -25,7 +25,9 @@ Picture = Image.Image | np.ndarray  # the reference takes PIL images, the fast p
 
 
 def view_rng(seed: int, epoch: int, record_id: str, view: str, occurrence: int = 0) -> np.random.Generator:
-    """The generator of one view; `occurrence` counts how often a record came in an epoch that is longer than the data."""
+    """The generator of one view; `occurrence` counts how often a record came in an epoch that is longer than
+    the data.
+    """
     key = "\n".join([str(seed), str(epoch), str(occurrence), view, record_id])
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little"))
 

@@ -195,7 +195,9 @@ def test_a_redirect_that_cannot_be_followed_is_a_dead_link(kind: str, server: Se
 
 
 def test_one_odd_link_does_not_stop_the_build(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that there is not, and an error nobody thought of, are recorded failures of their links; the others' images are kept."""
+    """A port that there is not, and an error nobody thought of, are recorded failures of their links; the others'
+    images are kept.
+    """
     true_decode = download.decode_image
 
     def decode(data: bytes) -> Image.Image:
@@ -241,7 +243,9 @@ def test_private_addresses_are_refused_by_default(address: str, server: Server) 
 
 
 def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked(server: Server) -> None:
-    """A name server that says a public address first and a private one later (DNS rebinding) is asked once, and its first answer is used."""
+    """A name server that says a public address first and a private one later (DNS rebinding) is asked once, and its
+    first answer is used.
+    """
     answers, asked = [["127.0.0.1"], ["127.0.0.2"]], []
 
     def resolve(host: str, _port: int) -> list[str]:
@@ -309,7 +313,9 @@ def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp
 def test_interrupted_run_goes_on_without_loss_or_duplicates(
     rows: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the third block and started again: the same shards as in one go, and no finished download is asked for again."""
+    """Killed in the third block and started again: the same shards as in one go, and no finished download is asked for
+    again.
+    """
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     server.asked.clear()
     true_fakes, written = d3._fakes, []
@@ -345,7 +351,9 @@ def test_a_failure_noted_after_a_cut_line_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: Server, tmp_path: Path) -> None:
-    """So many failures in a row as no links have: the run says that the network is down, and ends with the same shards when it is up again."""
+    """So many failures in a row as no links have: the run says that the network is down, and ends with the same shards
+    when it is up again.
+    """
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     limits = replace(LIMITS, concurrency=1, attempts=1, max_unanswered=4)
     build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limit=5, limits=LIMITS)
@@ -362,7 +370,9 @@ def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: 
 
 
 def test_failures_amid_successes_can_be_tried_again(rows: Path, server: Server, tmp_path: Path) -> None:
-    """--retry-failed asks again for what did not answer, for nothing else, and ends with the shards of a day without trouble."""
+    """--retry-failed asks again for what did not answer, for nothing else, and ends with the shards of a day without
+    trouble.
+    """
     whole = build_shards(str(rows), tmp_path / "whole", records_per_shard=5, limits=LIMITS)
     server.asked.clear()
     before = build_shards(str(rows), tmp_path / "parts", records_per_shard=5, limits=replace(LIMITS, attempts=1))
@@ -379,7 +389,9 @@ def test_failures_amid_successes_can_be_tried_again(rows: Path, server: Server, 
 
 
 def test_ids_that_make_no_file_names_stay_distinct(server: Server, tmp_path: Path) -> None:
-    """Long ids, and ids alike once made into a name, have records of their own, also in the tar; plain ones keep their name."""
+    """Long ids, and ids alike once made into a name, have records of their own, also in the tar; plain ones keep their
+    name.
+    """
     identities = ["plain", "a/b", "a_b", "x" * 90 + "1", "x" * 90 + "2", "ä", "."]
     write_rows(tmp_path / "d3.parquet", [f"{server.url}/ok/{index}" for index in range(len(identities))])
     table = parquet.read_table(tmp_path / "d3.parquet")

@@ -23,7 +23,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped half-way and started again: the files of one run, none made twice; other options are refused, and so is a whole folder."""
+    """Stopped half-way and started again: the files of one run, none made twice; other options are refused, and so is a
+    whole folder.
+    """
     write_synthetic_folder(tmp_path / "set", 6, size=64)
     true_cut, made = equalise.equalise_image, []
 
@@ -55,7 +57,9 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def known_by_photograph(images: list[Labelled]) -> Embedded:
-    """Embeddings that tell the photograph and nothing else: a model that knows one by heart is right about its other cuts."""
+    """Embeddings that tell the photograph and nothing else: a model that knows one by heart is right about its other
+    cuts.
+    """
     names = [Path(image.key.path).name.split("-")[0] for image in images]
     return Embedded(images, np.eye(len(set(names)), dtype=np.float32)[np.unique(names, return_inverse=True)[1]], [])
 
@@ -87,7 +91,9 @@ def test_the_probe_holds_out_photographs(cuts: FolderSource) -> None:
 
 
 def test_calibration_holds_out_photographs(cuts: FolderSource) -> None:
-    """Heads that can only know photographs by heart are at chance on the images held out of their fit, and so none is calibrated."""
+    """Heads that can only know photographs by heart are at chance on the images held out of their fit, and so none is
+    calibrated.
+    """
 
     class Passes:
         def embed(self, _name: str, images: list[Labelled], *_: object, **__: object) -> Embedded:

@@ -32,7 +32,9 @@ def test_labels_and_generators_come_from_the_folders(folder: Path) -> None:
 
 
 def test_bad_files_are_named_and_counted(folder: Path) -> None:
-    """Corrupt, tiny, duplicate and contradictory files are left out, each with its path and the reason; text beside images is not an image."""
+    """Corrupt, tiny, duplicate and contradictory files are left out, each with its path and the reason; text beside
+    images is not an image.
+    """
     (folder / "real" / "garbage.jpg").write_bytes(b"no image")
     (folder / "real" / "empty.png").touch()
     whole = (folder / "real" / "0-00000.png").read_bytes()
@@ -53,7 +55,9 @@ def test_bad_files_are_named_and_counted(folder: Path) -> None:
 def test_linked_generators_are_read_and_loops_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A generator's folder may be a link; a link to a folder that it lies in is not followed, whichever way leads there."""
+    """A generator's folder may be a link; a link to a folder that it lies in is not followed, whichever way leads
+    there.
+    """
     write_synthetic_folder(tmp_path / "another_set", 1, seed=1, size=48)
     elsewhere = tmp_path / "elsewhere"
     (folder / "fake" / "upsampled").rename(elsewhere)
@@ -75,7 +79,9 @@ def test_linked_generators_are_read_and_loops_end(
 
 
 def test_what_lies_beside_the_layout_is_named(folder: Path) -> None:
-    """Images and folders of images where nothing is looked for are problems; sidecars, empty and hidden folders are not."""
+    """Images and folders of images where nothing is looked for are problems; sidecars, empty and hidden folders are
+    not.
+    """
     for name in ("generated/a.png", "real_2/b.png", "c.png", "captions/a.txt", ".cache/d.png", "readme.md"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -142,7 +148,9 @@ def test_d3_test_layout_keeps_both_groups(tmp_path: Path) -> None:
 
 
 def test_every_image_of_the_larger_class_comes_once_an_epoch(tmp_path: Path) -> None:
-    """An epoch pairs each image of the larger class once and repeats the smaller one evenly; another epoch has another order."""
+    """An epoch pairs each image of the larger class once and repeats the smaller one evenly; another epoch has another
+    order.
+    """
     write_synthetic_folder(tmp_path, 7, size=32)
     for path in sorted((tmp_path / "fake" / "upsampled").iterdir())[3:]:
         path.unlink()

@@ -19,7 +19,9 @@ def encoded(kind: str) -> bytes:
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_any_broken_byte_is_an_image_or_a_bad_image(kind: str) -> None:
-    """Each byte of the header overwritten, and the file cut at many places: an image or BadImage, no other exception."""
+    """Each byte of the header overwritten, and the file cut at many places: an image or BadImage, no other
+    exception.
+    """
     data = encoded(kind)
     header = min(len(data), 200)
     broken = [data[:place] + bytes([value]) + data[place + 1 :] for place in range(header) for value in (0, 255)]
@@ -35,7 +37,9 @@ def test_any_broken_byte_is_an_image_or_a_bad_image(kind: str) -> None:
 
 
 def test_postscript_is_not_handed_to_an_interpreter() -> None:
-    """A download that turns out to be a program in PostScript is no image, with or without Ghostscript on the machine."""
+    """A download that turns out to be a program in PostScript is no image, with or without Ghostscript on the
+    machine.
+    """
     with pytest.raises(BadImage, match="not an image"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
 
@@ -43,7 +47,9 @@ def test_postscript_is_not_handed_to_an_interpreter() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
 def test_pixels_are_those_of_pillow(kind: str, mode: str) -> None:
-    """Whatever decoder reads a format, the pixels are the reference's, also for turned, animated and see-through images."""
+    """Whatever decoder reads a format, the pixels are the reference's, also for turned, animated and see-through
+    images.
+    """
     image = Image.effect_noise((67, 45), 60).convert("RGB").convert(mode)
     orientation = Image.Exif()
     orientation[0x0112] = 6

@@ -39,7 +39,9 @@ def batches(source: FolderSource, made_on: str, device: str, *, workers: int = 0
 
 @DEVICES
 def test_views_made_on_the_device_are_those_of_the_data_processes(source: FolderSource, device: str) -> None:
-    """Batch for batch the same views, within a grey level on average, whether workers or the training device make them."""
+    """Batch for batch the same views, within a grey level on average, whether workers or the training device
+    make them.
+    """
     here, there = batches(source, "workers", "cpu"), batches(source, "device", device)
     assert len(here) == len(there) == STEPS
     differences = []
@@ -72,7 +74,9 @@ def test_unreadable_records_are_named(source: FolderSource, made_on: str, tmp_pa
 def test_data_that_cannot_be_read_are_one_line(
     source: FolderSource, made_on: str, workers: int, tmp_path: Path
 ) -> None:
-    """What goes wrong in the thread that works ahead, or in a data process, is raised in one line where the batch is asked for."""
+    """What goes wrong in the thread that works ahead, or in a data process, is raised in one line where the batch is
+    asked for.
+    """
     for path in (tmp_path / "real").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"^50 records in a row cannot be read, the last: .*empty file$"):
@@ -80,7 +84,9 @@ def test_data_that_cannot_be_read_are_one_line(
 
 
 def test_the_device_makes_views_only_where_it_is_a_gpu_or_told_to() -> None:
-    """`auto` is the data processes on a CPU and for the PIL reference, the device on a GPU; the reference on a device is refused."""
+    """`auto` is the data processes on a CPU and for the PIL reference, the device on a GPU; the reference on a device
+    is refused.
+    """
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [made_on_device(Views(), device) for device in (cpu, gpu)] == [False, True]
     assert not made_on_device(Views(fast=False), gpu) and not made_on_device(Views(made_on="workers"), gpu)

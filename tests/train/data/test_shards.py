@@ -85,7 +85,9 @@ def test_records_without_a_pair_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_small_images_are_left_out(indexed: bool, tmp_path: Path) -> None:
-    """What is smaller than asked, or no image at all, is left out of a record and named; the record stays while it has a pair."""
+    """What is smaller than asked, or no image at all, is left out of a record and named; the record stays while it has
+    a pair.
+    """
     big, tiny = synthetic_record(0).images, synthetic_record(0, size=20).images
     records = {
         "whole": big,

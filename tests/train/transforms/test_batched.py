@@ -13,9 +13,9 @@ from train.transforms.operator import SAMPLERS
 from train.transforms.views import plan_views, reference_view
 
 SIZES = [(200, 150), (64, 48), (150, 200), (1, 1), (1, 40), (224, 224)]
-# Mean difference from the PIL reference in grey levels, and the share of values that differ by more than 2: see test_fast.py. JPEG is
-# in floating point: where a coefficient lies between two steps of a coarse quantiser, fixed point may take the other one, and the
-# whole block differs by a little.
+# Mean difference from the PIL reference in grey levels, and the share of values that differ by more than 2: see
+# test_fast.py. JPEG is in floating point: where a coefficient lies between two steps of a coarse quantiser, fixed point
+# may take the other one, and the whole block differs by a little.
 TOLERANCE = {
     "blur": (0.9, 0.005),
     "rotation": (0.3, 0.01),
@@ -50,7 +50,9 @@ def difference(actual: torch.Tensor, expected: np.ndarray) -> tuple[float, float
 @DEVICES
 @pytest.mark.parametrize("name", list(OPS))
 def test_op_gives_each_image_of_a_batch_its_own_parameters(name: str, device: str) -> None:
-    """Images of six sizes with six draws on one canvas come out as the reference makes them; the input stays as it was."""
+    """Images of six sizes with six draws on one canvas come out as the reference makes them; the input stays as
+    it was.
+    """
     mean_limit, share_limit = TOLERANCE.get(name, (0.05, 0.001))
     images = [photo(*size, seed) for seed, size in enumerate(SIZES)]
     for draw in range(3):
@@ -78,7 +80,9 @@ def test_op_gives_each_image_of_a_batch_its_own_parameters(name: str, device: st
 @pytest.mark.parametrize("tail", ["resize248", "native_crop"])
 @pytest.mark.parametrize("local_size", [96, 224])
 def test_views_of_a_batch_are_those_of_its_records(tail: str, local_size: int, device: str) -> None:
-    """The eight views of records of different sizes are, within a grey level on average, what the reference makes of them."""
+    """The eight views of records of different sizes are, within a grey level on average, what the reference makes of
+    them.
+    """
     recipe = Views(tail=tail, local_size_px=local_size)
     records = [
         {"real": photo(320, 240, 1), "fake": photo(256, 256, 2)},

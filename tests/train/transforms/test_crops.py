@@ -45,7 +45,9 @@ def test_resized_crop_matches_the_release(golden: Path) -> None:
 
 
 def test_central_crop_matches_the_release(golden: Path) -> None:
-    """The crop of inference: the released pixels exactly, black where the image is smaller, and normalised within 1e-6."""
+    """The crop of inference: the released pixels exactly, black where the image is smaller, and normalised
+    within 1e-6.
+    """
     folder = golden / "crops"
     for case in json.loads((folder / "cases.json").read_text())["center"]:
         crop = center_crop(Image.open(folder / case["input"]))
@@ -60,7 +62,9 @@ def test_central_crop_matches_the_release(golden: Path) -> None:
 
 @pytest.mark.parametrize(("view", "scale"), [("global", GLOBAL_SCALE), ("local", LOCAL_SCALE)])
 def test_boxes_follow_the_released_distribution(view: str, scale: tuple[float, float], golden: Path) -> None:
-    """Mean area and mean log ratio of the boxes are the released ones within 0.01; they lie in the middle on average, as the released ones do."""
+    """Mean area and mean log ratio of the boxes are the released ones within 0.01; they lie in the middle on average,
+    as the released ones do.
+    """
     facts = json.loads((golden / "crops" / "rrc_distribution.json").read_text())["distributions"][view]["per_image"]
     for size, expected in facts.items():
         width, height = (int(part) for part in size.split("x"))

@@ -22,10 +22,10 @@ from train.transforms.views import (
     views_needed,
 )
 
-# Mean difference in grey levels, and the share of values that differ by more than 2. Rotation: nearest neighbour in Pillow's
-# fixed-point arithmetic picks the other pixel here and there. Blur: Pillow rounds after each of its three passes. Resizes
-# that shrink one axis and stretch the other: Pillow orders the passes otherwise. Skew, sharpen, saturation: OpenCV rounds once at
-# the end, Pillow truncates or rounds between.
+# Mean difference in grey levels, and the share of values that differ by more than 2. Rotation: nearest neighbour in
+# Pillow's fixed-point arithmetic picks the other pixel here and there. Blur: Pillow rounds after each of its three
+# passes. Resizes that shrink one axis and stretch the other: Pillow orders the passes otherwise. Skew, sharpen,
+# saturation: OpenCV rounds once at the end, Pillow truncates or rounds between.
 TOLERANCE = {
     "blur": (0.8, 0.005),
     "rotation": (0.3, 0.01),
@@ -51,7 +51,9 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("name", list(OPS))
 @pytest.mark.parametrize("size", [(200, 150), (333, 500), (224, 224)])
 def test_op_equals_the_reference(name: str, size: tuple[int, int]) -> None:
-    """Same size, and pixels within a stated mean difference, over several draws of the parameters; the input stays as it was."""
+    """Same size, and pixels within a stated mean difference, over several draws of the parameters; the input stays as
+    it was.
+    """
     mean_limit, share_limit = TOLERANCE.get(name, (0.1, 0.001))
     image = photo(*size)
     given = np.array(image)
@@ -107,7 +109,9 @@ def test_tail_is_the_centre_of_the_whole_resize(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("tail", ["resize248", "native_crop"])
 @pytest.mark.parametrize("local_size", [96, 224])
 def test_views_of_both_paths_agree(tail: str, local_size: int) -> None:
-    """All eight views of both paths show the same draw: the mean difference over a dozen records is below one grey level."""
+    """All eight views of both paths show the same draw: the mean difference over a dozen records is below one grey
+    level.
+    """
     recipe = Views(tail=tail, local_size_px=local_size)
     images = {"real": photo(320, 240, 1), "fake": photo(256, 256, 2)}
     differences = []

@@ -42,7 +42,9 @@ def expected_pixels(folder: Path, row: dict[str, Any], output: Image.Image) -> t
 
 @pytest.mark.parametrize("name", list(OPS))
 def test_op_gives_the_released_pixels(name: str, golden: Path) -> None:
-    """Each op gives the released code's pixels: exactly, or within the stated tolerance where Pillow's resampling changed."""
+    """Each op gives the released code's pixels: exactly, or within the stated tolerance where Pillow's resampling
+    changed.
+    """
     folder = golden / "transforms"
     rows = [row for row in json.loads((folder / "ops.json").read_text())["rows"] if list(OPS)[row["op_index"]] == name]
     assert rows
