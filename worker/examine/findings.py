@@ -1,0 +1,80 @@
+"""What is found out about an image, and the narrow waist between the Decode stage and whoever examines: child processes
+in a worker, a twin in the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.contract import ImageInfo
+from worker.errors import Rejected
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What decoding may take, judged by the header alone; better too high than too low.
+
+    `effort_ms`: milliseconds of one core; it chooses the lane. `decoded_bytes`: memory held at once, above the encoded
+    bytes and the crop; it is reserved before the decoder begins.
+    """
+
+    effort_ms: float
+    decoded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A readable image: what its header says, what the file says of its origin (JSON values; contract, Evidence)."""
+
+    info: ImageInfo
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Lease(Protocol):
+    """Memory that somebody reads: given back once, when nobody does any more."""
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Examined(Generic[T]):
+    """Images that are done, in the order of their batch; a slow one comes apart from those it was submitted with.
+
+    `good[i]` has its crop in `pixels[i]`, uint8 [len(good), 224, 224, 3], which lies in `lease`.
+    """
+
+    good: Sequence[tuple[T, Findings]]
+    bad: Sequence[tuple[T, Rejected]]
+    pixels: Pixels
+    lease: Lease | None
+
+
+class Examiner(Protocol[T]):
+    """Examines images apart from the worker. One thread calls it, except for `wake`.
+
+    Every image submitted comes back once, in an `Examined`, whatever it does to the process that reads it.
+    """
+
+    @property
+    def has_room(self) -> bool:
+        """May another batch be submitted now?"""
+
+    def submit(self, batch: Sequence[tuple[T, bytes]]) -> None:
+        """Examine these images; each with what it is handed back with."""
+
+    def wait(self, timeout_s: float) -> list[Examined[T]]:
+        """What is done, something where it comes within `timeout_s`; nothing after `wake`, or when time is up."""
+
+    def wake(self) -> None:
+        """End a `wait` that is under way, or else the next; any thread may call it."""
+
+    def close(self) -> None:
+        """End the processes. What is under way does not come back."""
