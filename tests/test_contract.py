@@ -15,9 +15,7 @@ from worker.contract import (
     HEADS,
     REFERENCE_CONTENT_TYPE,
     REJECTION_HEADERS,
-    C2pa,
     DetectorScores,
-    Evidence,
     Headers,
     ImageInfo,
     ImageReference,
@@ -40,6 +38,7 @@ from worker.contract import (
     without_rejection_headers,
 )
 from worker.errors import Rejected, RejectReason
+from worker.evidence import C2pa, Evidence
 
 SOURCES = ["ce_id", "key", "sha256"]
 SHA = hashlib.sha256(b"image").hexdigest()

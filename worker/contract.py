@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from worker.errors import Rejected, RejectReason
+from worker.evidence import Evidence
 
 VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
@@ -147,55 +148,6 @@ class DetectorScores(BaseModel):
 
     version: VersionHex
     scores: dict[str, Score]
-
-
-class _EvidencePart(BaseModel):
-    """Every field is always written, null where nothing was found."""
-
-    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
-
-
-class C2pa(_EvidencePart):
-    """The C2PA manifest: `valid` needs a trust list, without one a sound manifest is `untrusted`."""
-
-    state: Literal["valid", "untrusted", "invalid"] | None = None
-    issuer: str | None = None
-    claim_generator: str | None = None
-    source_type: str | None = None
-
-
-class FileMetadata(_EvidencePart):
-    """What the file's own metadata says about its making; `tool` is a slug such as `comfyui`."""
-
-    tool: str | None = None
-    source_type: str | None = None
-    aigc: str | None = None
-
-
-class Neighbour(_EvidencePart):
-    """An embedding of the 1-NN bank: cosine distance and the group (source or generator) that it came from."""
-
-    distance: float | None = Field(default=None, ge=0)
-    label: str | None = None
-
-
-class Nearest(_EvidencePart):
-    """The nearest real and the nearest generated image of the bank."""
-
-    real: Neighbour = Neighbour()
-    fake: Neighbour = Neighbour()
-
-
-class Evidence(_EvidencePart):
-    """What the file itself and its neighbours say, beside the scores. Never a reason to reject."""
-
-    declared: Literal["generated", "edited", "captured"] | None = Field(
-        default=None, description="the file's strongest claim about its origin"
-    )
-    c2pa: C2pa = C2pa()
-    metadata: FileMetadata = FileMetadata()
-    watermark: str | None = None
-    nearest: Nearest = Nearest()
 
 
 Decision = Literal["real", "fake", "review"]
