@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from worker import __version__
 from worker.check import Finding
-from worker.cli import app, stack_app
+from worker.cli import app
+from worker.cli.stack import stack_app
 
 REPO = Path(__file__).resolve().parents[1]
 COMMANDS = [[info.name or info.callback.__name__] for info in app.registered_commands if info.callback]

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.properties import given
+from tests.twins import ProducerTwin
 from worker import replay
 from worker.clients.kafka import Outgoing
 from worker.contract import Headers, Record, rejection_headers
-from worker.errors import Rejected, RejectReason, SettingsError
+from worker.errors import Rejected, RejectReason, SettingsError, Unavailable
 from worker.settings import KafkaSettings
 
 NOW_S = 1_795_262_400.0  # 2026-11-21T12:00:00Z
@@ -99,10 +100,67 @@ def test_the_limit_counts_images(limit: int | None, count: int, topic: type[Read
     assert topic.closed == 1
 
 
-def test_foreign_records_are_left_alone(topic: type[ReaderTwin]) -> None:
-    """A record without a reason was not rejected by us."""
-    topic.records = [Record("images.rejected", 0, 0, 0, None, b"x", [("x", b"y")])]
+@pytest.mark.parametrize("value", [b"x", b"", None])
+def test_foreign_records_are_left_alone(value: bytes | None, topic: type[ReaderTwin]) -> None:
+    """A record without a reason was not rejected by us, a tombstone neither."""
+    topic.records = [Record("images.rejected", 0, 0, 0, None, value, [("x", b"y")])]
     assert found() == []
+
+
+class ProducerOf(ProducerTwin):
+    """The twin, closed once."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> ProducerOf:
+    twin = ProducerOf([])
+    monkeypatch.setattr(replay, "Producer", lambda _settings: twin)
+    return twin
+
+
+def replayed(*, dry_run: bool = False) -> list[replay.Candidate]:
+    return list(replay.replay(KafkaSettings(), reason=None, since_ms=None, limit=None, dry_run=dry_run))
+
+
+def test_a_record_that_is_not_acknowledged_goes_again(topic: type[ReaderTwin], producer: ProducerOf) -> None:
+    """A refusal is no reason to count it as replayed."""
+    topic.records = [rejected(0), rejected(1, image_id="b")]
+    producer.refuse_next = 1
+    assert len(replayed()) == 2
+    assert len(producer.sent) == 2
+    assert producer.closed == 1
+
+
+def test_a_record_that_is_never_acknowledged_is_told(topic: type[ReaderTwin], producer: ProducerOf) -> None:
+    """Nobody is told that it went back."""
+    topic.records = [rejected(0)]
+    producer.refuse_next = 10**9
+    with pytest.raises(Unavailable, match="1 of 1 records were not acknowledged"):
+        replayed()
+    assert producer.closed == 1
+
+
+def test_dry_run_sends_nothing(topic: type[ReaderTwin], producer: ProducerOf) -> None:
+    """It shows the same."""
+    topic.records = [rejected(0)]
+    assert len(replayed(dry_run=True)) == 1
+    assert producer.sent == []
+
+
+def test_a_record_without_its_bytes_stays(topic: type[ReaderTwin], producer: ProducerOf) -> None:
+    """A rejection that was too large for its topic came without its value: an empty image must not go back in its place."""
+    whole, empty = rejected(0), rejected(1, image_id="b", value=b"")
+    empty.headers.append(("value_omitted", b"50000000"))
+    topic.records = [whole, empty]
+    told = replayed()
+    assert [candidate.complete for candidate in told] == [True, False]
+    assert len(producer.sent) == 1
+    assert "send them again" in told[1].on_one_line()
 
 
 def test_the_start_is_passed_on(topic: type[ReaderTwin]) -> None:

@@ -111,7 +111,7 @@ def test_a_broker_that_never_acknowledges_is_unavailable(tmp_path: Path) -> None
     (tmp_path / "a").write_bytes(b"x")
     producer = ProducerTwin([])
     producer.refuse_next = 10**9
-    with pytest.raises(Unavailable, match="1 images were not acknowledged"):
+    with pytest.raises(Unavailable, match="1 of 1 records were not acknowledged"):
         list(send(KafkaSettings(), producer, [Source(tmp_path / "a", "a")]))  # type: ignore[arg-type]
 
 
@@ -174,6 +174,18 @@ def test_waiting_ends_with_a_result_for_each(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+@pytest.mark.parametrize("value", [None, b"", b"not ours", b"[]", b'{"schema": "another/2"}', b"\xff"])
+def test_what_is_no_verdict_is_passed_over(value: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tombstone (somebody's data were erased) or another program's record: the verdicts are still awaited."""
+    foreign = Record("images.verdicts", 0, 0, 0, b"a", value, [])
+    (result,) = wait(
+        monkeypatch,
+        [Sent("a", "a", SHA_A, 1)],
+        {"images.verdicts": [[foreign, verdict_record("a", SHA_A)]], "images.rejected": [[foreign]]},
+    )
+    assert result.verdict is not None
+
+
 def test_an_older_verdict_on_the_same_id_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same id with other bytes is another image."""
     scripts = {"images.verdicts": [[verdict_record("a", SHA_B)], [verdict_record("a", SHA_A)]]}
@@ -185,7 +197,7 @@ def test_an_older_verdict_on_the_same_id_does_not_count(monkeypatch: pytest.Monk
 def test_silence_ends_the_wait_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """When nothing has come for the time-out the user is told what is probably missing."""
     with pytest.raises(
-        Unavailable, match=r"1 images have no verdict for 10 s: is one running\? \(python -m worker run\)"
+        Unavailable, match=r"1 images have no verdict for 10 s: is a worker running\? \(python -m worker run\)"
     ):
         wait(monkeypatch, [Sent("a", "a", SHA_A, 1)], {})
 

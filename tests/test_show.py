@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Callable
 
 import pytest
-from rich.console import Console
 
 from tests.properties import given
 from tests.test_contract import verdicts
@@ -14,6 +15,7 @@ from tests.test_send import verdict_record
 from worker import show
 from worker.contract import Verdict
 from worker.send import Result
+from worker.terminal import Terminal, out
 
 
 def result(image_id: str = "a.jpg", total_ms: float = 12.0, **changes: object) -> Result:
@@ -25,11 +27,18 @@ def result(image_id: str = "a.jpg", total_ms: float = 12.0, **changes: object) -
 REJECTION = Result("b.jpg", None, "corrupt", "cut [off]")
 
 
+def printed(print_it: Callable[[], object]) -> str:
+    """What goes to stdout meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        print_it()
+    return stdout.getvalue()
+
+
 def shown(*results: Result, as_json: bool = False, total: int | None = None) -> str:
-    console = Console(file=io.StringIO(), width=150, soft_wrap=True)
-    assert show.results(iter(results), total=total or len(results), as_json=as_json, console=console) == list(results)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    found: list[Result] = []
+    text = printed(lambda: found.extend(show.results(results, total=total or len(results), as_json=as_json)))
+    assert found == list(results)
+    return text
 
 
 def test_a_line_per_image_and_a_summary() -> None:
@@ -55,11 +64,10 @@ def test_nothing_to_show_is_nothing() -> None:
     assert shown() == ""
 
 
-def test_json_is_one_document_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_document_per_line() -> None:
     """On stdout there is JSON and nothing else, rejections included."""
     good = result()
-    assert shown(good, REJECTION, as_json=True) == ""
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = shown(good, REJECTION, as_json=True).splitlines()
     assert Verdict.model_validate_json(first) == good.verdict
     assert json.loads(second) == {"image_id": "b.jpg", "reject_reason": "corrupt", "reject_detail": "cut [off]"}
 
@@ -79,10 +87,7 @@ def test_a_summary_of_hardly_anything(count: int) -> None:
 @given(verdicts())
 def test_any_verdict_can_be_shown(verdict: Verdict) -> None:
     """Ids and reasons are a producer's text: brackets in them are not markup."""
-    console = Console(file=io.StringIO(), width=10_000)
-    console.print(show.verdict_panel(json.loads(verdict.to_json())))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(lambda: Terminal(width=10_000).print(show.verdict_panel(json.loads(verdict.to_json()))))
     assert verdict.decision in text
     assert str(verdict.verdict_id) in text
 
@@ -90,8 +95,23 @@ def test_any_verdict_can_be_shown(verdict: Verdict) -> None:
 def test_brackets_in_reasons_are_shown() -> None:
     """What looks like markup is shown as it is."""
     document = json.loads(result(reasons=["[bold]x[/nope]"], image_id="[red]id").verdict.to_json())  # type: ignore[union-attr]
-    console = Console(file=io.StringIO(), width=200)
-    console.print(show.verdict_panel(document))
-    assert isinstance(console.file, io.StringIO)
-    assert "[bold]x[/nope]" in console.file.getvalue()
-    assert "[red]id" in console.file.getvalue()
+    text = printed(lambda: Terminal(width=200).print(show.verdict_panel(document)))
+    assert "[bold]x[/nope]" in text
+    assert "[red]id" in text
+
+
+HOSTILE = "a\x1b]0;owned\x07\u202egpj\x9b2J\nforged line"
+
+
+def test_a_hostile_text_stays_on_its_line() -> None:
+    """Ids, reasons and details are anyone's: no sequence reaches the terminal, and no line is forged."""
+    rejection = Result(HOSTILE, None, "corrupt", HOSTILE)
+    for text in (
+        shown(rejection),
+        shown(rejection, as_json=True),
+        shown(result(HOSTILE), as_json=True),
+        printed(lambda: out.print(show.verdict_panel(json.loads(result(HOSTILE).verdict.to_json())))),  # type: ignore[union-attr]
+    ):
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert not any(line.startswith("forged") for line in text.splitlines())
+    assert json.loads(shown(rejection, as_json=True))["image_id"] == HOSTILE

@@ -14,21 +14,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
-from rich.console import Console
 
 from worker import settings as settings_module
 from worker import show
-from worker.clients.kafka import Producer
 from worker.errors import SettingsError, Unavailable
 from worker.local import paths, stack
-from worker.send import Waiter, find_sources, send
+from worker.send import find_sources
+from worker.terminal import err, out
 
 SAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "images"
 WORKER_START_S = 60.0
 VERDICT_TIMEOUT_S = 120.0
 
 
-def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> None:
+def demo(images: Sequence[Path], *, keep: bool) -> None:
     """Run it. Raises Unavailable where a server or the worker does not come up, SettingsError for paths that lead
     nowhere.
     """
@@ -40,7 +39,7 @@ def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> N
     directory = settings_module.load().stack.dir
     ran_before = stack.discover(directory) is not None
     try:
-        status = stack.up(directory, report=lambda line: err.print(line, markup=False, highlight=False))
+        status = stack.up(directory, report=err.say)
         port = free_port()
         environment = {**os.environ, **status.env, "ASSAY_HTTP__PORT": str(port)}
         settings = settings_module.load(environ=environment)
@@ -48,23 +47,13 @@ def demo(images: Sequence[Path], *, keep: bool, out: Console, err: Console) -> N
         worker = _start_worker(environment, log_path)
         try:
             wait_until_ready(worker, port, log_path)
-            waiter = Waiter(settings)
-            producer = Producer(settings.kafka)
-            try:
-                err.print(f"sending {len(sources)} images to {settings.kafka.incoming_topic} …")
-                sent = list(send(settings.kafka, producer, sources))
-                show.results(
-                    waiter.results(sent, timeout_s=VERDICT_TIMEOUT_S), total=len(sent), as_json=False, console=out
-                )
-            finally:
-                producer.close()
-                waiter.close()
+            show.send_and_show(settings, sources, wait_s=VERDICT_TIMEOUT_S, as_json=False)
         finally:
             stop_worker(worker)
     finally:
         if not keep and not ran_before:
             stack.down(directory)
-    _what_next(out, kept=keep or ran_before, log_path=log_path)
+    _what_next(kept=keep or ran_before, log_path=log_path)
 
 
 def _start_worker(environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
@@ -117,8 +106,9 @@ def stop_worker(worker: subprocess.Popen[bytes]) -> None:
         worker.wait()
 
 
-def _what_next(out: Console, *, kept: bool, log_path: Path) -> None:
-    out.print(f"\nThe worker's log: {log_path}", highlight=False)
+def _what_next(*, kept: bool, log_path: Path) -> None:
+    out.say("")
+    out.say(f"The worker's log: {log_path}")
     if not kept:
         out.print("The servers are stopped, their data is kept. Next: [bold]make stack-up[/bold], then in one terminal")
     else:

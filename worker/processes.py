@@ -11,56 +11,64 @@ import signal
 import subprocess
 import sys
 import time
-from types import FrameType
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 
 import structlog
 
 from worker.settings import Settings, variable
 
 log = structlog.get_logger(__name__)
+Start = Callable[[], subprocess.Popen[bytes]]
+_POLL_S = 0.2
 
 
-def run(settings: Settings, count: int) -> int:
+def run_several(settings: Settings, config: Path | None, count: int) -> int:
     """Start `count` workers and wait for them. Returns 0, or the first exit code that is not."""
-    children = [_start(settings, number) for number in range(count)]
+    return supervise(partial(_start, settings, config, number) for number in range(count))
+
+
+def supervise(starts: Iterable[Start]) -> int:
+    """Start processes and wait for them; SIGTERM and SIGINT end them all, also while some are not yet started.
+
+    Returns 0, or the first exit code that is not. One that cannot be started ends the others: raises OSError.
+    """
     stopping = False
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
         nonlocal stopping
-        stopping = True
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+        stopping = True  # and no more: between a start and its entry in `children` a signal would miss that child
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    while any(child.poll() is None for child in children):
-        if not stopping and any(child.poll() is not None for child in children):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for start in starts:
+            if stopping:
+                break
+            children.append(start())
+        while not stopping and all(child.poll() is None for child in children):
+            time.sleep(_POLL_S)
+        if not stopping:
             log.error("worker_ended", codes=[child.poll() for child in children], action="draining the others")
-            stop(signal.SIGTERM, None)
-        time.sleep(0.2)
-    return next((abs(child.returncode) for child in children if child.returncode), 0)
+    finally:
+        told = [child for child in children if child.poll() is None]
+        for child in told:
+            child.send_signal(signal.SIGTERM)
+        for child in children:
+            child.wait()
+    # One that was told before it could listen died of it: it had nothing to drain.
+    codes = (0 if child in told and child.returncode == -signal.SIGTERM else child.returncode for child in children)
+    return next((abs(code) for code in codes if code), 0)
 
 
-def _start(settings: Settings, number: int) -> subprocess.Popen[bytes]:
+def _start(settings: Settings, config: Path | None, number: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if settings.http.port:
         environment[variable("http", "port")] = str(settings.http.port + number)
     if settings.kafka.group_instance_id:
         environment[variable("kafka", "group_instance_id")] = f"{settings.kafka.group_instance_id}-{number}"
-    arguments = _without_processes(sys.argv[1:])
+    arguments = ["run", *(["--config", str(config)] if config else [])]
     # A session of its own: Ctrl-C reaches the workers once, through us.
     return subprocess.Popen([sys.executable, "-m", "worker", *arguments], env=environment, start_new_session=True)
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument == "--processes":
-            skip = True
-        elif not argument.startswith("--processes="):
-            kept.append(argument)
-    return kept

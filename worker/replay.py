@@ -5,14 +5,14 @@ Each record goes back once, however often it was rejected, with its own bytes, k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from worker.clients.kafka import Outgoing
-from worker.clients.kafka_topics import Reader
+from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_topics import Reader, publish
 from worker.contract import Record, rejection_header, without_rejection_headers
 from worker.durations import parse_duration
 from worker.errors import RejectReason, SettingsError
@@ -21,18 +21,28 @@ from worker.settings import KafkaSettings
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A rejected record that may go back. `origin` is where it first came from."""
+    """A rejected record. `origin` is where it first came from; `complete`: its value came along, so it may go back."""
 
     record: Record
     image_id: str
     reason: str
     detail: str
     origin: str
+    complete: bool
+
+    def described(self) -> dict[str, str]:
+        """For a script: what it is and why it was rejected."""
+        return {"image_id": self.image_id, "reason": self.reason, "detail": self.detail, "origin": self.origin}
+
+    def on_one_line(self) -> str:
+        """For a person; a terminal escapes it."""
+        missing = "" if self.complete else "  (its bytes were too large for the topic: send them again)"
+        return f"{self.reason:18} {self.image_id or self.origin}  {self.detail}{missing}"
 
 
 def parse_since(text: str, now_s: float) -> int:
     """Milliseconds since the epoch of `2h` (ago) or an ISO 8601 time (UTC without a zone). Raises SettingsError."""
-    with suppress(ValueError):
+    with contextlib.suppress(ValueError):
         if not text.strip().isdigit():  # 20261121 is a date
             return max(0, int((now_s - parse_duration(text)) * 1000))
     try:
@@ -52,6 +62,20 @@ def check_reason(text: str | None) -> RejectReason | None:
         raise SettingsError(
             [f"--reason {text!r}: one of {', '.join(reason.value for reason in RejectReason)} is expected"]
         ) from None
+
+
+def replay(
+    settings: KafkaSettings, *, reason: RejectReason | None, since_ms: int | None, limit: int | None, dry_run: bool
+) -> Iterator[Candidate]:
+    """Each candidate, once it is back in the incoming topic (with `dry_run`: which would go).
+
+    One whose bytes are not on the topic is told and stays. Raises Unavailable.
+    """
+    with contextlib.closing(Producer(settings)) as producer:
+        for found in candidates(settings, reason=reason, since_ms=since_ms, limit=limit):
+            if found.complete and not dry_run:
+                publish(producer, [restored(found, settings.incoming_topic)])
+            yield found
 
 
 def candidates(
@@ -82,7 +106,12 @@ def _candidate(record: Record) -> Candidate | None:
         return None
     origin = "/".join(rejection_header(record, f"original_{part}") for part in ("topic", "partition", "offset"))
     return Candidate(
-        record, rejection_header(record, "image_id"), reason, rejection_header(record, "reject_detail"), origin
+        record,
+        rejection_header(record, "image_id"),
+        reason,
+        rejection_header(record, "reject_detail"),
+        origin,
+        complete=not rejection_header(record, "value_omitted"),
     )
 
 

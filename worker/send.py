@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from worker.clients.kafka import Outgoing, Producer
-from worker.clients.kafka_topics import Reader
+from worker.clients.kafka_topics import Reader, publish
 from worker.contract import InvalidImageId, Record, Verdict, check_image_id, rejection_header
 from worker.errors import SettingsError, Unavailable
 from worker.settings import KafkaSettings, Settings
@@ -109,12 +111,7 @@ def _reason(error: OSError | InvalidImageId) -> str:
 
 
 def _flush(producer: Producer, batch: Sequence[tuple[Sent, Outgoing]]) -> Iterator[Sent]:
-    left = list(batch)
-    for _ in range(5):
-        failed = producer.produce([out for _, out in left]) if left else []
-        left = [left[index] for index in failed]
-    if left:
-        raise Unavailable("kafka", f"{len(left)} images were not acknowledged")
+    publish(producer, [outgoing for _, outgoing in batch])
     yield from (sent for sent, _ in batch)
 
 
@@ -167,9 +164,13 @@ class Waiter:
 
 
 def _result(record: Record) -> tuple[tuple[str, str], Result] | None:
+    """(id and hash, what became of it), or None for what is no verdict of ours: a tombstone, another program's."""
     reason = rejection_header(record, "reject_reason")
     if not reason:
-        verdict = Verdict.model_validate_json(record.value or b"")
+        try:
+            verdict = Verdict.model_validate_json(record.value or b"")
+        except ValidationError:
+            return None
         return (verdict.image_id, verdict.sha256), Result(verdict.image_id, verdict)
     image_id = rejection_header(record, "image_id")
     return (image_id, rejection_header(record, "sha256")), Result(

@@ -1,40 +1,80 @@
-"""How verdicts look on a terminal: a line per image, a panel for one, a summary at the end."""
+"""What a person sees of images that were sent: progress, a line per image, a summary; and a panel for one verdict."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from worker.check import Finding
+from worker.clients.kafka import Producer
 from worker.contract import HEADS
-from worker.send import Result
+from worker.send import Result, Sent, Source, Waiter, send
+from worker.settings import Settings
+from worker.terminal import err, escape, out, print_json
 
 COLOURS = {"fake": "red", "real": "green", "review": "yellow", "rejected": "magenta"}
 ID_WIDTH = 44
 
 
-def results(found: Iterable[Result], *, total: int, as_json: bool, console: Console) -> list[Result]:
+def send_and_show(settings: Settings, sources: Sequence[Source], *, wait_s: float | None, as_json: bool) -> bool:
+    """Publish `sources` and show their verdicts until none has come for `wait_s` (None: do not wait for them).
+
+    False where a file could not be sent. Raises Unavailable.
+    """
+    with contextlib.ExitStack() as stack:
+        producer = stack.enter_context(contextlib.closing(Producer(settings.kafka)))
+        waiter = stack.enter_context(contextlib.closing(Waiter(settings))) if wait_s is not None else None
+        started = time.monotonic()
+        sent = _send(settings, producer, sources, hidden=as_json, as_json=as_json and waiter is None)
+        count = sum(one.error is None for one in sent)
+        if not as_json:
+            took_s = time.monotonic() - started
+            err.say(f"{count} images sent to {settings.kafka.incoming_topic} in {took_s:.1f} s")
+        if waiter is not None and wait_s is not None:
+            results(waiter.results(sent, timeout_s=wait_s), total=count, as_json=as_json)
+    return count == len(sent)
+
+
+def _send(
+    settings: Settings, producer: Producer, sources: Sequence[Source], *, hidden: bool, as_json: bool
+) -> list[Sent]:
+    columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    sent: list[Sent] = []
+    with Progress(*columns, console=err, transient=True, disable=hidden or not err.is_terminal) as progress:
+        for one in progress.track(send(settings.kafka, producer, sources), total=len(sources)):
+            sent.append(one)
+            if one.error:
+                err.say(f"{one.path}: not sent: {one.error}")
+            elif as_json:
+                print_json(json.dumps(asdict(one)))
+    return sent
+
+
+def results(found: Iterable[Result], *, total: int, as_json: bool) -> list[Result]:
     """Print each result as it arrives, then the counts, the rate and the latencies. Returns them."""
     started = time.monotonic()
     seen: list[Result] = []
     for result in found:
         seen.append(result)
         if as_json:
-            print(_json(result), flush=True)
+            print_json(_json(result))
         else:
             if len(seen) == 1:
-                console.print(_heading())
-            console.print(_line(result))
+                out.print(_heading())
+            out.print(_line(result))
     if not as_json and seen:
-        console.print(summary(seen, total, time.monotonic() - started))
+        out.print(summary(seen, total, time.monotonic() - started))
     return seen
 
 
@@ -51,12 +91,13 @@ def _heading() -> Text:
 
 
 def _line(result: Result) -> Text:
-    name = result.image_id if len(result.image_id) <= ID_WIDTH else "…" + result.image_id[-ID_WIDTH + 1 :]
+    name = escape(result.image_id)
+    name = name if len(name) <= ID_WIDTH else "…" + name[-ID_WIDTH + 1 :]
     line = Text(f"{name:{ID_WIDTH}}  ")
     verdict = result.verdict
     if verdict is None:
         line.append(f"{'rejected':8}", style=COLOURS["rejected"])
-        return line.append(f"  {result.reject_reason}: {result.reject_detail}")
+        return line.append(f"  {result.reject_reason}: {escape(result.reject_detail or '')}")
     line.append(f"{verdict.decision:8}", style=COLOURS[verdict.decision])
     for head in HEADS:
         line.append(f"  {getattr(verdict.scores, head):6.3f}")
@@ -93,5 +134,14 @@ def verdict_panel(verdict: Mapping[str, Any]) -> Panel:
         ("verdict id", verdict["verdict_id"]),
     )
     for name, value in rows:  # Text: a bracket in a name must not be taken for markup
-        table.add_row(name, Text(value, style=COLOURS[value] if name == "decision" else ""))
-    return Panel(table, title=Text(verdict["image_id"]), expand=False)
+        table.add_row(name, Text(escape(value), style=COLOURS.get(value, "") if name == "decision" else ""))
+    return Panel(table, title=Text(escape(verdict["image_id"])), expand=False)
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """What `check` found, a row each."""
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    for finding in findings:
+        mark = Text("ok", style="green") if finding.ok else Text("no", style="red")
+        table.add_row(mark, *(Text(text) for text in (finding.name, finding.detail, finding.hint)))
+    return table

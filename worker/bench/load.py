@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from worker import settings as settings_module
 from worker.clients.kafka import Outgoing, Producer
-from worker.clients.kafka_topics import create_topics, delete_topics
+from worker.clients.kafka_topics import create_topics, delete_topics, publish
 from worker.demo import SAMPLES, free_port, stop_worker, wait_until_ready
 from worker.errors import SettingsError
 from worker.settings import Settings, variable
 
 PARTITIONS = 4
+BATCH = 32
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -102,12 +104,9 @@ def worker(environment: Mapping[str, str], config: Path | None) -> Iterator[Benc
 
 
 def produce(producer: Producer, topic: str, images: Iterator[tuple[str, bytes]]) -> None:
-    """Send all of `images` (id, bytes), some at a time."""
-    batch: list[Outgoing] = []
-    for image_id, data in images:
-        batch.append(Outgoing(topic, image_id.encode(), data, [("ce_id", image_id.encode())]))
-        if len(batch) >= 32:
-            producer.produce(batch)
-            batch = []
-    if batch:
-        producer.produce(batch)
+    """Send all of `images` (id, bytes), some at a time. Raises Unavailable where one is not acknowledged."""
+    while batch := list(itertools.islice(images, BATCH)):
+        publish(
+            producer,
+            [Outgoing(topic, image_id.encode(), data, [("ce_id", image_id.encode())]) for image_id, data in batch],
+        )

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from worker.bench import memory, throughput
 from worker.bench.decode import measure_decode
 from worker.settings import Settings
+from worker.terminal import err, out, print_json
 
 THROUGHPUT_IMAGES = 320
 MEMORY_IMAGES = 2_000
@@ -27,29 +27,23 @@ def run(
     images: int | None,
     rounds: int,
     as_json: bool,
-    out: Console,
-    err: Console,
 ) -> None:
     """Measure `what` (throughput, memory or decode) and print it. Raises Unavailable where a server does not answer."""
-
-    def report(line: str) -> None:
-        err.print(line, markup=False, highlight=False)
-
     document: dict[str, Any]
     machine = {"cores": os.cpu_count()}
     if what == "throughput":
-        found = throughput.measure(settings, config, images=images or THROUGHPUT_IMAGES, rounds=rounds, report=report)
+        found = throughput.measure(settings, config, images=images or THROUGHPUT_IMAGES, rounds=rounds, report=err.say)
         document = {
             "rounds": [{**asdict(one), "ratio": one.ratio} for one in found],
             "median_ratio": throughput.median_ratio(found),
         }
     elif what == "memory":
-        result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=report)
+        result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=err.say)
         document = {**asdict(result), "within_bound": result.within}
     else:
         document = measure_decode()
     if as_json:
-        print(json.dumps({"bench": what, "machine": machine, **document}))
+        print_json(json.dumps({"bench": what, "machine": machine, **document}))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in document.items():

@@ -1,4 +1,6 @@
-"""Topics as commands look at them: which there are, making and deleting some, reading one without a group."""
+"""Kafka as commands use it: which topics there are, making and deleting some, reading one without a group, publishing
+until it is acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,19 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import TopicAlreadyExistsError
 
-from worker.clients.kafka import as_unavailable, connection_options, missing_topic, to_records
+from worker.clients.kafka import (
+    Outgoing,
+    Producer,
+    as_unavailable,
+    connection_options,
+    missing_topic,
+    to_records,
+)
 from worker.contract import Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
+
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,17 @@ def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
             admin.delete_topics(list(names))
         finally:
             admin.close()
+
+
+def publish(producer: Producer, records: Sequence[Outgoing]) -> None:
+    """Send `records`, again where some are not acknowledged. Raises Unavailable where they never are."""
+    left = list(records)
+    for _ in range(_TRIES):
+        if not left:
+            return
+        left = [left[index] for index in producer.produce(left)]
+    if left:
+        raise Unavailable("kafka", f"{len(left)} of {len(records)} records were not acknowledged")
 
 
 class Reader:

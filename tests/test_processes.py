@@ -1,0 +1,99 @@
+"""`run --processes`: whatever happens while workers are started, none is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from worker import processes
+from worker.settings import load
+
+SLEEPER = "import time; time.sleep(300)"
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The handlers of this process, put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Children:
+    """Starts children that run `code`, and remembers them."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, code: str = SLEEPER, then: signal.Signals | None = None) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        self.started.append(child)
+        if then is not None:
+            os.kill(os.getpid(), then)  # while the child is started and nobody yet knows of it
+        return child
+
+    def codes(self) -> list[int | None]:
+        return [child.poll() for child in self.started]
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    found = Children()
+    yield found
+    for child in found.started:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_it_starts_them(number: signal.Signals, children: Children) -> None:
+    """The two that run are ended, the third is not started, and that is no failure."""
+    starts = [children.start, lambda: children.start(then=number), children.start]
+    assert processes.supervise(starts) == 0
+    assert children.codes() == [-signal.SIGTERM] * 2
+
+
+def test_one_that_breaks_ends_the_others(children: Children) -> None:
+    """Whoever started us sees its exit code."""
+    assert processes.supervise([children.start, lambda: children.start("raise SystemExit(3)")]) == 3
+    assert children.codes() == [-signal.SIGTERM, 3]
+
+
+def test_one_that_cannot_be_started_ends_the_others(children: Children) -> None:
+    """No process more to be had: those that were started do not outlive us."""
+
+    def fails() -> subprocess.Popen[bytes]:
+        raise BlockingIOError("no process more")
+
+    with pytest.raises(BlockingIOError):
+        processes.supervise([children.start, fails])
+    assert children.codes() == [-signal.SIGTERM]
+
+
+def test_each_worker_gets_what_is_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The settings file is handed on; ports count up, and so do the names of static members."""
+    commands: list[list[str]] = []
+    environments: list[dict[str, str]] = []
+
+    def start(command: list[str], *, env: dict[str, str], start_new_session: bool) -> subprocess.Popen[bytes]:
+        assert start_new_session
+        commands.append(command)
+        environments.append(env)
+        return real([sys.executable, "-c", ""])
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    settings = load(environ={"ASSAY_HTTP__PORT": "9000", "ASSAY_KAFKA__GROUP_INSTANCE_ID": "pod"})
+    assert processes.run_several(settings, tmp_path / "assay.toml", 2) == 0
+    assert [command[1:] for command in commands] == [
+        ["-m", "worker", "run", "--config", str(tmp_path / "assay.toml")]
+    ] * 2
+    assert [env["ASSAY_HTTP__PORT"] for env in environments] == ["9000", "9001"]
+    assert [env["ASSAY_KAFKA__GROUP_INSTANCE_ID"] for env in environments] == ["pod-0", "pod-1"]
