@@ -6,14 +6,15 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.properties import given
+from worker.clock import Clock
 from worker.errors import AssayError, Rejected, RejectReason, Stopping, Unavailable
-from worker.retry import BreakerState, Dependency, backoff_s
+from worker.retry import BreakerState, CircuitBreaker, backoff_s
 from worker.settings import RetrySettings
 
 SETTINGS = RetrySettings(base_ms=100, max_ms=5_000, breaker_failures=3)
 
 
-class Time:
+class Time(Clock):
     """A clock, and a stop signal whose `wait` moves it; set after `give_up_s` so that no test can hang."""
 
     def __init__(self, give_up_s: float = 1e6) -> None:
@@ -22,7 +23,7 @@ class Time:
         self._give_up = self.now + give_up_s
         self._set = False
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
 
     def set(self) -> None:
@@ -57,9 +58,11 @@ def away() -> Unavailable:
     return Unavailable("redis", "connection refused")
 
 
-def dependency(time: Time, states: list[BreakerState] | None = None, retries: list[str] | None = None) -> Dependency:
+def dependency(
+    time: Time, states: list[BreakerState] | None = None, retries: list[str] | None = None
+) -> CircuitBreaker:
     """Backs off by the whole ceiling each time, so that waits are known."""
-    return Dependency(
+    return CircuitBreaker(
         "redis",
         SETTINGS,
         clock=time,
@@ -150,7 +153,7 @@ def test_stop_is_heard_within_a_quarter_of_a_second() -> None:
     assert max(time.waits) <= 0.25
 
 
-def opened(time: Time) -> Dependency:
+def opened(time: Time) -> CircuitBreaker:
     subject = dependency(time)
     with pytest.raises(Stopping):
         subject.call(Flaky(away()), Until(time, time.now + 0.3))  # the waits after two failures

@@ -14,7 +14,7 @@ from tests.twins import ProducerTwin, scores
 from worker import send as sending
 from worker.contract import Headers, ImageInfo, Record
 from worker.errors import SettingsError, Unavailable
-from worker.item import Item
+from worker.item import Ended, Item, Judgement
 from worker.policy import Policy
 from worker.send import Sent, Source, find_sources, send
 from worker.settings import KafkaSettings, Settings
@@ -117,9 +117,9 @@ def test_a_broker_that_never_acknowledges_is_unavailable(tmp_path: Path) -> None
 
 def verdict_record(image_id: str, sha256: str) -> Record:
     item = Item(Record("t", 0, 0, 0, None, b"x", []), epoch=1, touched_at=0.0, queued_ms=0.0)
-    item.image_id, item.sha256, item.model_version = image_id, sha256, "0123456789ab"
-    item.scores, item.image = scores(0.9), ImageInfo(format="png", width=1, height=1, bytes=1)
-    verdict = make_verdict(item, Policy(), Policy().ref, "code", now_s=0.0, total_ms=1.0)
+    judgement = Judgement(ImageInfo(format="png", width=1, height=1, bytes=1), scores(0.9), "0123456789ab")
+    ended = Ended(item, image_id, sha256, judgement)
+    verdict = make_verdict(ended, judgement, Policy(), Policy().ref, "code", now_s=0.0, total_ms=1.0)
     return Record("images.verdicts", 0, 0, 0, image_id.encode(), verdict.to_json().encode(), [])
 
 

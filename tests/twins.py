@@ -15,23 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from worker.admission import Admission
 from worker.clients.fetch import Fetcher
 from worker.clients.kafka import Outgoing
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
-from worker.contract import Headers, Record, Scores, Verdict
+from worker.clock import StopFlag
+from worker.contract import Headers, ImageInfo, Record, Scores, Verdict
+from worker.decoder import Decoder
 from worker.errors import Unavailable
-from worker.flow import Flow, HandOver
-from worker.inflight import PublishOrder, SingleFlight
-from worker.item import Batch, Item, Pixels
-from worker.offsets import OffsetTracker
+from worker.inflight import UnderWay
+from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement, Pixels
+from worker.model import ModelWatch
+from worker.pipeline import Clients, Driven, Queues, wire
 from worker.policy import Policy
-from worker.retry import Dependency
+from worker.queues import StageQueue
+from worker.retry import CircuitBreaker, Guarded
 from worker.settings import Settings
-from worker.stages.decode import Decode
-from worker.stages.infer import Infer, ModelWatch
-from worker.stages.intake import Intake
-from worker.stages.publish import Publish
+from worker.stages.fetch import Storages
+from worker.stages.stage import Stage, Tools, drive
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import ItemTrace, Tracing
 
@@ -156,138 +158,100 @@ class TritonTwin:
 
 
 class Workbench:
-    """Flow, tracker, twins, dependencies and hand-overs, as `Pipeline` wires them; stages are made from it."""
+    """Everything under way, twins, breakers and queues, wired by the pipeline's own `wire`; `stage` finds one of them."""
 
     def __init__(
-        self, wanted: Settings | None = None, *, decode_capacity: int = 100, infer_capacity: int = 100
+        self,
+        wanted: Settings | None = None,
+        *,
+        fetcher: Any = None,
+        encoded_capacity: int = 100,
+        decoded_capacity: int = 100,
     ) -> None:
         self.settings = wanted or settings()
-        self.stop = threading.Event()
+        self.stop = StopFlag()
         self.log: list[tuple[str, str]] = []
         self.store, self.producer, self.triton = StoreTwin(self.log), ProducerTwin(self.log), TritonTwin()
-        self.tracing = Tracing(self.settings.tracing, "test")
         self.metrics = Metrics()
-        self.flow = Flow(self.settings.flow)
-        self.tracker = OffsetTracker()
+        self.tools = Tools(self.metrics, Tracing(self.settings.tracing, "test"), self.stop)
+        self.under_way = UnderWay(Admission(self.settings.flow))
+        self.admission, self.tracker = self.under_way.admission, self.under_way.tracker
+        self.order, self.single_flight = self.under_way.order, self.under_way.single_flight
         self.tracker.assign([0, 1])
-        self.order, self.single_flight = PublishOrder(), SingleFlight()
-        self.redis, self.kafka, self.triton_server = (
-            Dependency(name, self.settings.retry) for name in ("redis", "kafka", "triton")
+        self.queues = Queues(
+            encoded=StageQueue(capacity=encoded_capacity), decoded=StageQueue(capacity=decoded_capacity)
         )
-        self.storages: dict[str, Dependency] = {}
-        self.watch = ModelWatch(self.triton, self.settings.triton.model_name, self.metrics)  # type: ignore[arg-type]
-        self.watch.refresh()
-        self.intake_inbox: HandOver[list[Item]] = HandOver()
-        self.decode_inbox: HandOver[Batch] = HandOver(decode_capacity)
-        self.infer_inbox: HandOver[Batch] = HandOver(infer_capacity)
-        self.publish_inbox: HandOver[list[Item]] = HandOver()
+        self.redis, self.kafka, self.triton_server = (
+            CircuitBreaker(name, self.settings.retry) for name in ("redis", "kafka", "triton")
+        )
+        self.storages = Storages(lambda: CircuitBreaker("storage", self.settings.retry))
+        watched: Any = self.triton
+        self.model = ModelWatch(watched, self.settings.triton.model_name, self.metrics)
+        self.model.refresh()
+        store: Any = self.store
+        producer: Any = self.producer
+        clients = Clients(
+            store=Guarded(store, self.redis),
+            producer=Guarded(producer, self.kafka),
+            model=Guarded(self.model, self.triton_server),
+            fetcher=fetcher or Fetcher(self.settings.references, self.settings.limits),
+            storages=self.storages,
+            open_decoder=lambda: Decoder(self.settings.decode),
+        )
+        self.line = wire(self.settings, Policy(), self.tools, self.under_way, self.queues, clients)
+
+    def driven(self, name: str) -> Driven:
+        """One of the wired stages."""
+        return next(driven for driven in self.line if driven.name == name)
 
     def admit(self, *records: Record) -> list[Item]:
-        """What the poll loop does with records."""
+        """What Poll does with records."""
         items = []
         for one in records:
             epoch = self.tracker.deliver(one.partition, one.offset)
             assert epoch is not None
-            size = len(one.value or b"")
-            self.flow.admit(size)
-            items.append(
-                Item(
-                    one,
-                    epoch,
-                    touched_at=time.monotonic(),
-                    queued_ms=1.0,
-                    held_bytes=size,
-                    trace=ItemTrace(one.header("traceparent")),
-                )
-            )
+            trace = ItemTrace(one.header("traceparent"))
+            items.append(Item(one, epoch, touched_at=time.monotonic(), queued_ms=1.0, trace=trace))
+            self.admission.admit(items[-1].held_bytes)
         return items
-
-    def intake(self, fetcher: Any = None) -> Intake:
-        """The intake of this workbench, which `take` then feeds."""
-        self._intake = Intake(
-            self.settings,
-            store=self.store,  # type: ignore[arg-type]
-            redis=self.redis,
-            fetcher=fetcher or Fetcher(self.settings.references, self.settings.limits),
-            storages=self.storages,
-            new_storage=lambda: Dependency("storage", self.settings.retry),
-            flow=self.flow,
-            order=self.order,
-            single_flight=self.single_flight,
-            model_version=lambda: self.watch.version,
-            inbox=self.intake_inbox,
-            decode=self.decode_inbox,
-            publish=self.publish_inbox,
-            metrics=self.metrics,
-            stop=self.stop,
-        )
-        return self._intake
 
     def take(self, *records: Record) -> list[Item]:
         """Admit records and hand them to the intake."""
         items = self.admit(*records)
-        self.intake_inbox.put(items, self.stop)
+        self.queues.arrivals.put(items, self.stop)
         return items
 
-    def line(self) -> tuple[Callable[[], None], ...]:
-        """The bodies of all stages, two of them inferring."""
-        return self.intake().run, self.decode().run, self.infer().run, self.infer().run, self.publish().run
-
-    def decode(self) -> Decode:
-        return Decode(
-            self.settings.decode,
-            flow=self.flow,
-            inbox=self.decode_inbox,
-            infer=self.infer_inbox,
-            publish=self.publish_inbox,
-            tracing=self.tracing,
-            stop=self.stop,
-        )
-
-    def infer(self) -> Infer:
-        return Infer(
-            self.settings.triton,
-            dependency=self.triton_server,
-            watch=self.watch,
-            inbox=self.infer_inbox,
-            publish=self.publish_inbox,
-            metrics=self.metrics,
-            tracing=self.tracing,
-            stop=self.stop,
-        )
-
-    def publish(self) -> Publish:
-        policy = Policy()
-        return Publish(
-            self.settings,
-            policy=policy,
-            store=self.store,  # type: ignore[arg-type]
-            redis=self.redis,
-            producer=self.producer,  # type: ignore[arg-type]
-            kafka=self.kafka,
-            tracker=self.tracker,
-            flow=self.flow,
-            order=self.order,
-            single_flight=self.single_flight,
-            model_version=lambda: self.watch.version,
-            inbox=self.publish_inbox,
-            metrics=self.metrics,
-            tracing=self.tracing,
-            stop=self.stop,
-        )
+    def identified(self, *records: Record, ids: str | None = None, shas: str | None = None) -> list[Encoded]:
+        """Images as Intake hands them on; `ids` and `shas` give one letter or digit to each."""
+        made = []
+        for number, item in enumerate(self.admit(*records)):
+            image_id = ids[number] if ids else f"id-{number}"
+            sha256 = shas[number] * 64 if shas else f"{number:064x}"
+            self.order.enter(image_id, item)
+            made.append(Encoded(Identified(item, image_id, sha256), item.record.value or b""))
+        return made
 
     @contextmanager
-    def running(self, *bodies: Callable[[], None]) -> Iterator[list[threading.Thread]]:
-        """Each body in a thread of its own; stopped and joined at the end, and whatever one broke with is raised."""
+    def running(self, *names: str) -> Iterator[list[threading.Thread]]:
+        """The stages of these names (all where none is given), each in its threads; stopped and joined at the end, and
+        whatever one broke with is raised.
+        """
+        chosen = [driven for driven in self.line if not names or driven.name in names]
+        with self.driving(*[driven.stage for driven in chosen for _ in range(driven.threads)]) as threads:
+            yield threads
+
+    @contextmanager
+    def driving(self, *stages: Stage) -> Iterator[list[threading.Thread]]:
+        """Each stage in a thread of its own."""
         broken: list[BaseException] = []
 
-        def guarded(body: Callable[[], None]) -> None:
+        def guarded(stage: Stage) -> None:
             try:
-                body()
+                drive(stage, self.stop)
             except BaseException as error:  # noqa: BLE001 - raised below, in the test's own thread
                 broken.append(error)
 
-        threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in bodies]
+        threads = [threading.Thread(target=guarded, args=(stage,), daemon=True) for stage in stages]
         for thread in threads:
             thread.start()
         try:
@@ -300,12 +264,26 @@ class Workbench:
         if broken:
             raise broken[0]
 
-    def published(self) -> list[Item]:
+    def published(self) -> list[Ended]:
         """What waits for the publisher now."""
-        return [item for piece in self.publish_inbox.get_all(0) for item in piece]
+        return [ended for piece in self.queues.ended.get_all(0) for ended in piece]
+
+    def encoded(self) -> list[Encoded]:
+        """What waits for decoding now."""
+        return [encoded for batch in self.queues.encoded.get_all(0) for encoded in batch]
+
+    def decoded(self) -> list[DecodedBatch]:
+        """What waits for the model now."""
+        return self.queues.decoded.get_all(0)
 
     def metric(self, name: str, /, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def judged(encoded: Encoded, value: float) -> Ended:
+    """The image with the score `value` from all heads."""
+    info = ImageInfo(format="png", width=8, height=9, bytes=1)
+    return Ended.of(encoded.image, Judgement(info, scores(value), VERSION))
 
 
 def tensor(*reds: int) -> Pixels:

@@ -11,9 +11,9 @@ from worker.clients import kafka_topics
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
+from worker.model import CANARY
 from worker.policy import load_policy
 from worker.settings import Settings, TritonSettings, variable
-from worker.stages.infer import CANARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,12 @@ class Record:
     value: bytes | None
     headers: Headers
 
+    @property
+    def size_bytes(self) -> int:
+        """Key, value and headers: what the record holds in memory, small change aside."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
     def header(self, name: str) -> bytes | None:
         """The first header called `name`, compared without case, or None."""
         wanted = name.lower()

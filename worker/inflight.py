@@ -8,42 +8,46 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 
-from worker.item import Item
+from worker.admission import Admission
+from worker.item import Ended, Identified, Item, Judgement
+from worker.offsets import OffsetTracker
 
 
 class SingleFlight:
-    """Lets one item lead for each SHA-256; the others wait for its result instead of being decoded and inferred again."""
+    """Lets one image lead for each SHA-256; the others wait for its outcome instead of being decoded and inferred
+    again.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[str, tuple[Item, list[Item]]] = {}
+        self._flights: dict[str, tuple[Item, list[Identified]]] = {}
 
-    def join(self, item: Item) -> bool:
-        """True where `item` leads and must be worked on; False where it now follows another."""
-        assert item.sha256 is not None
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def join(self, image: Identified) -> bool:
+        """True where `image` leads and must be worked on; False where it now follows another."""
         with self._lock:
-            flight = self._flights.get(item.sha256)
+            flight = self._flights.get(image.sha256)
             if flight is None:
-                self._flights[item.sha256] = (item, [])
+                self._flights[image.sha256] = (image.item, [])
                 return True
-            flight[1].append(item)
+            flight[1].append(image)
             return False
 
-    def land(self, item: Item) -> list[Item]:
-        """The followers of `item`, given its result; none where it was not leading. The next item with these bytes
+    def land(self, ended: Ended) -> list[Ended]:
+        """The followers, ended with the same outcome; none where `ended` was not leading. The next one with these bytes
         leads anew.
         """
         with self._lock:
-            flight = self._flights.get(item.sha256) if item.sha256 else None
-            if flight is None or flight[0] is not item:
+            flight = self._flights.get(ended.sha256) if ended.sha256 else None
+            if flight is None or flight[0] is not ended.item:
                 return []
-            del self._flights[flight[0].sha256 or ""]
-        for follower in flight[1]:
-            follower.scores, follower.model_version = item.scores, item.model_version
-            follower.rejected, follower.image = item.rejected, item.image
-            follower.from_cache = item.scores is not None
-        return flight[1]
+            del self._flights[ended.sha256 or ""]
+        outcome = ended.outcome.shared() if isinstance(ended.outcome, Judgement) else ended.outcome
+        return [Ended.of(follower, outcome) for follower in flight[1]]
 
 
 class PublishOrder:
@@ -55,27 +59,38 @@ class PublishOrder:
         self._lock = threading.Lock()
         self._lines: dict[str, deque[Item]] = {}
 
-    def enter(self, item: Item) -> None:
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def enter(self, image_id: str, item: Item) -> None:
         """`item` has its id now; called in order of arrival within a partition."""
-        assert item.image_id is not None
         with self._lock:
-            self._lines.setdefault(item.image_id, deque()).append(item)
+            self._lines.setdefault(image_id, deque()).append(item)
 
-    def is_first(self, item: Item) -> bool:
-        """May `item` be published now? Items without an id (their id was bad) may always."""
+    def is_first(self, ended: Ended) -> bool:
+        """May it be published now? Items without an id (their id was bad) may always."""
         with self._lock:
-            line = self._lines.get(item.image_id) if item.image_id is not None else None
-            return line is None or line[0] is item
+            line = self._lines.get(ended.image_id) if ended.image_id is not None else None
+            return line is None or line[0] is ended.item
 
-    def leave(self, item: Item) -> Item | None:
-        """`item` is published or dropped; the next of its id, which is first now, or None."""
+    def leave(self, ended: Ended) -> Item | None:
+        """It is published or dropped; the next of its id, which is first now, or None."""
         with self._lock:
-            line = self._lines.get(item.image_id) if item.image_id is not None else None
-            if not line or line[0] is not item:
+            line = self._lines.get(ended.image_id) if ended.image_id is not None else None
+            if not line or line[0] is not ended.item:
                 return None
             line.popleft()
             if line:
                 return line[0]
-            assert item.image_id is not None
-            del self._lines[item.image_id]
+            del self._lines[ended.image_id or ""]
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """All books about what is in work in this process: how much, which offsets, whose turn, which bytes."""
+
+    admission: Admission
+    tracker: OffsetTracker = field(default_factory=OffsetTracker)
+    order: PublishOrder = field(default_factory=PublishOrder)
+    single_flight: SingleFlight = field(default_factory=SingleFlight)

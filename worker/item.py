@@ -1,15 +1,22 @@
-"""An item: one record on its way through the stages, and what has been found out about it so far."""
+"""An image's life in types: what each stage knows of it, and hands on.
+
+    Item ──▶ Referenced ──▶ Encoded ──▶ Decoded ──▶ Ended
+      └───────────────────────┘ └───────────────────┘ a rejection, or scores from the cache
+
+`Item` is the admitted record and stays the same object on its whole way; the others say what has been found out, and
+are never changed. `Ended` is all that publishing needs: an outcome that is a judgement or a rejection, never both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from worker.contract import ImageInfo, Record, Scores
+from worker.admission import Admission
+from worker.contract import ImageInfo, ImageReference, Record, Scores
 from worker.errors import Rejected
-from worker.flow import Flow
 from worker.telemetry.tracing import ItemTrace
 
 Pixels = npt.NDArray[np.uint8]
@@ -17,39 +24,32 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One record on its way. Times are seconds of the monotonic clock, `_ms` fields milliseconds.
+    """One record on its way. `touched_at`: seconds of the monotonic clock, when the worker first had it.
 
-    It ends with `scores` (a verdict) or `rejected` (a rejection), never with both.
+    `queued_ms`: from its Kafka timestamp until then; None where the record has no sensible timestamp.
     """
 
     record: Record
     epoch: int
     touched_at: float
-    queued_ms: float
-    data: bytes = b""  # the encoded image: the value, or what the reference led to; dropped once decoded
+    queued_ms: float | None
     trace: ItemTrace = field(default_factory=lambda: ItemTrace(None))
-    held_bytes: int = 0  # what the flow counts for this item
-    image_id: str | None = None
-    sha256: str | None = None
-    image: ImageInfo | None = None
-    scores: Scores | None = None
-    model_version: str | None = None
-    from_cache: bool = False
-    rejected: Rejected | None = None
-    decode_ms: float | None = None
-    infer_ms: float | None = None
+    fetched_bytes: int = 0  # of the image that a reference led to, while they are held
 
-    def hold_fetched(self, flow: Flow) -> None:
+    @property
+    def held_bytes(self) -> int:
+        """What the admission counts for this item."""
+        return self.record.size_bytes + self.fetched_bytes
+
+    def hold_fetched(self, admission: Admission, size_bytes: int) -> None:
         """Count the bytes that a reference led to; they are held beside the record's own."""
-        self.held_bytes += len(self.data)
-        flow.hold_fetched(len(self.data))
+        self.fetched_bytes += size_bytes
+        admission.hold_fetched(size_bytes)
 
-    def let_go_fetched(self, flow: Flow) -> None:
-        """The encoded image is no longer needed; the record itself stays, a rejection carries it."""
-        fetched = self.held_bytes - len(self.record.value or b"")
-        self.data = b""
-        self.held_bytes -= fetched
-        flow.let_go_fetched(fetched)
+    def release_fetched(self, admission: Admission) -> None:
+        """The fetched image is no longer needed; the record itself stays, a rejection carries it."""
+        size_bytes, self.fetched_bytes = self.fetched_bytes, 0
+        admission.release_fetched(size_bytes)
 
     @property
     def origin(self) -> str:
@@ -57,9 +57,78 @@ class Item:
         return f"{self.record.topic}/{self.record.partition}/{self.record.offset}"
 
 
-@dataclass(slots=True)
-class Batch:
-    """Items that travel together; `pixels` uint8 [N, 224, 224, 3] RGB, row i of item i, once decoded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Referenced:
+    """Has its id; its image is somewhere else."""
 
-    items: list[Item] = field(default_factory=list)
-    pixels: Pixels | None = None
+    item: Item
+    image_id: str
+    reference: ImageReference
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Identified:
+    """Whose image it is: id and SHA-256 (hex) of the encoded bytes."""
+
+    item: Item
+    image_id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """An image as it was sent, or as a reference led to it."""
+
+    image: Identified
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """An image whose pixels are row i of its batch; the encoded bytes are gone. `decode_ms` is the batch's."""
+
+    image: Identified
+    info: ImageInfo
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """`pixels`: uint8 [N, 224, 224, 3] RGB, row i of image i."""
+
+    images: list[Decoded]
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a verdict is made of. `decode_ms` and `infer_ms` are None where the stage was skipped."""
+
+    info: ImageInfo
+    scores: Scores
+    model_version: str
+    from_cache: bool = False
+    decode_ms: float | None = None
+    infer_ms: float | None = None
+
+    def shared(self) -> Judgement:
+        """The same, for an image with equal bytes that did none of the work."""
+        return replace(self, from_cache=True, decode_ms=None, infer_ms=None)
+
+
+Outcome = Judgement | Rejected
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """An item with its outcome. A rejection may lack the id (it was bad) or the hash (the image was never had)."""
+
+    item: Item
+    image_id: str | None
+    sha256: str | None
+    outcome: Outcome
+
+    @classmethod
+    def of(cls, image: Identified, outcome: Outcome) -> Ended:
+        """An identified image with its outcome."""
+        return cls(image.item, image.image_id, image.sha256, outcome)

@@ -18,9 +18,9 @@ from worker.clients.kafka_probe import Probe
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import Unavailable
-from worker.retry import Dependency
+from worker.model import CANARY, ModelWatch
+from worker.retry import CircuitBreaker
 from worker.settings import Settings
-from worker.stages.infer import CANARY, ModelWatch
 from worker.stages.poll import Poll
 from worker.telemetry.metrics import Metrics
 
@@ -41,7 +41,7 @@ class Monitor:
         store: Store,
         triton: Triton,
         watch: ModelWatch,
-        breakers: Sequence[Dependency],
+        breakers: Sequence[CircuitBreaker],
         metrics: Metrics,
         poll: Poll,
     ) -> None:
@@ -73,7 +73,7 @@ class Monitor:
         A join may take as long as the slowest member may take to poll; beyond that this one is stuck.
         """
         now = time.monotonic()
-        silent_s, outside_s = now - self._poll.beat, now - self._poll.joined_at
+        silent_s, outside_s = now - self._poll.heartbeat_at, now - self._poll.joined_at
         stall_s = self._settings.run.stall_timeout_s
         join_limit_s = self._settings.kafka.max_poll_interval_ms / 1000 + stall_s
         kafka_is_there = self._seen.get("kafka", (False, ""))[0]

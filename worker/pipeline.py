@@ -1,63 +1,159 @@
-"""The whole flow on one screen: which rooms an image passes, who hands it to whom, and how a worker starts, drains and
+"""The whole flow on one screen: which stages an image passes, who hands it to whom, and how a worker starts, drains and
 stops.
 
-    Kafka ──poll──▶ Intake ──▶ Decode ──▶ Infer x n ──▶ Publish ──▶ Redis, then Kafka
-      ▲               │ bad, or known to the cache        ▲  │
-      │               └───────────────────────────────────┘  ▼
+    Kafka ──poll──▶ Intake ──────▶ Decode ──▶ Infer x n ──▶ Publish ──▶ Redis, then Kafka
+      ▲             │  ▲  │ bad, or known to the cache         ▲  │
+      │             ▼  │  └────────────────────────────────────┤  ▼
+      │           Fetch x n ──── cannot be had ────────────────┘
       └──────── commit of the contiguous finished prefix ── offsets
 
-One thread each; only the poll thread touches the consumer. Every record admitted ends in Publish, as a verdict or as a
-rejection; whatever a room waits for (Redis, Triton, a storage) fills the flow, a full flow pauses the partitions, and
-the poll thread goes on polling so that the group keeps this worker.
+Each stage keeps one contract (stages/stage.py) and one loop drives them all, in threads of their own; Poll has the main
+thread, because only it may touch the consumer. Every record admitted ends in Publish, as a verdict or as a rejection;
+whatever a stage waits for (Redis, Triton, a storage) fills the admission, a full admission pauses the partitions, and
+the poll goes on so that the group keeps this worker.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import structlog
 
 from worker import __version__
+from worker.admission import Admission
 from worker.clients.fetch import Fetcher
 from worker.clients.kafka import Consumer, Producer
 from worker.clients.redis import Store
 from worker.clients.triton import Triton
-from worker.errors import AssayError, Stopping, Unavailable
-from worker.flow import Flow, HandOver
-from worker.inflight import PublishOrder, SingleFlight
-from worker.item import Batch, Item
+from worker.clock import StopFlag
+from worker.decoder import Decoder
+from worker.errors import Stopping, Unavailable
+from worker.inflight import UnderWay
+from worker.item import DecodedBatch, Encoded, Ended, Referenced
+from worker.model import HashCache, ModelWatch
 from worker.monitor import Monitor
-from worker.offsets import OffsetTracker
-from worker.policy import load_policy
-from worker.retry import BreakerState, Dependency
+from worker.policy import Policy, load_policy
+from worker.queues import StageQueue
+from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
 from worker.stages.decode import Decode
-from worker.stages.infer import Infer, ModelWatch
-from worker.stages.intake import Intake
-from worker.stages.poll import Poll
+from worker.stages.fetch import Fetch, Storages
+from worker.stages.infer import Infer
+from worker.stages.intake import Arrival, Intake
+from worker.stages.poll import POLL_S, Poll
 from worker.stages.publish import Publish
 from worker.stages.shadow import Shadow
+from worker.stages.stage import Stage, Tools, drive
 from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
-ROOMS_S = (
-    3.0  # for all rooms together: a call that hangs is cut off, so that the group is left before the grace period ends
-)
+# For all stages together: a call that hangs is cut off, so that the group is left before the grace period ends.
+STAGES_END_S = 3.0
+WARN_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """What travels between the stages."""
+
+    arrivals: StageQueue[Sequence[Arrival]] = field(default_factory=StageQueue)
+    references: StageQueue[Referenced] = field(default_factory=StageQueue)
+    encoded: StageQueue[list[Encoded]] = field(default_factory=lambda: StageQueue(capacity=2))
+    decoded: StageQueue[DecodedBatch] = field(default_factory=lambda: StageQueue(capacity=1))
+    ended: StageQueue[list[Ended]] = field(default_factory=StageQueue)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Everything outside that the stages ask."""
+
+    store: Guarded[Store]
+    producer: Guarded[Producer]
+    model: Guarded[ModelWatch]
+    fetcher: Fetcher
+    storages: Storages
+    open_decoder: Callable[[], Decoder]
+    shadow: Shadow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A stage and how many threads drive it."""
+
+    name: str
+    stage: Stage
+    threads: int = 1
+
+
+def wire(
+    settings: Settings, policy: Policy, tools: Tools, under_way: UnderWay, queues: Queues, clients: Clients
+) -> list[Driven]:
+    """All stages but Poll, from the last to the first, so that each finds the next one open."""
+    version = lambda: clients.model.client.version  # noqa: E731
+    cache = HashCache(clients.store, clients.model.client, tools.metrics, enabled=settings.cache.enabled)
+    publish = Publish(
+        settings,
+        tools,
+        under_way,
+        policy,
+        store=clients.store,
+        producer=clients.producer,
+        model_version=version,
+        inbox=queues.ended,
+    )
+    infer = Infer(settings.triton, tools, clients.model, clients.shadow, inbox=queues.decoded, ended=queues.ended)
+    decode = Decode(
+        settings.limits,
+        clients.open_decoder,
+        tools,
+        under_way,
+        inbox=queues.encoded,
+        decoded=queues.decoded,
+        ended=queues.ended,
+    )
+    fetch = Fetch(
+        clients.fetcher,
+        clients.storages,
+        tools,
+        under_way,
+        inbox=queues.references,
+        arrivals=queues.arrivals,
+        ended=queues.ended,
+    )
+    intake = Intake(
+        settings,
+        tools,
+        under_way,
+        cache,
+        inbox=queues.arrivals,
+        references=queues.references,
+        encoded=queues.encoded,
+        ended=queues.ended,
+    )
+    fetchers = settings.references.concurrency if settings.references.schemes else 1
+    return [
+        Driven("publish", publish),
+        *([Driven("shadow", clients.shadow)] if clients.shadow else []),
+        Driven("infer", infer, settings.triton.calls_in_flight),
+        Driven("decode", decode),
+        Driven("fetch", fetch, fetchers),
+        Driven("intake", intake),
+    ]
 
 
 class Pipeline:
     """One worker. `run` is its whole life; `request_stop` begins the drain. `on_ready(http_port)` is told once it
     consumes.
 
-    Raises SettingsError for what is wrong with the settings, Unavailable where a dependency does not come up in time,
+    Raises SettingsError for what is wrong with the settings, Unavailable where a server does not come up in time,
     and whatever a stage broke with: the process then ends, and what was not committed is redelivered.
     """
 
@@ -65,240 +161,171 @@ class Pipeline:
         self.settings = settings
         self.metrics = Metrics(certificates=certificate_files(settings))
         self.policy = load_policy(settings.policy.path)
-        self._stop_requested = threading.Event()  # begin to drain
-        self._stop = threading.Event()  # every room stops at once
+        self._drain = StopFlag()  # take nothing new, end what is under way
+        self._stop = StopFlag()  # every stage stops at once
         self._broken: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._closes: list[Callable[[], None]] = []  # in the order in which they are called
 
-        self.flow = Flow(settings.flow)
-        self.tracker = OffsetTracker()
-        self._order = PublishOrder()
-        self._kafka, self._redis, self._triton_server = (
-            self._dependency(name) for name in ("kafka", "redis", "triton")
-        )
-        self._storages: dict[str, Dependency] = {}
-
-        self._fetcher = Fetcher(settings.references, settings.limits, sleep=self._sleep)
+        self._tools = Tools(self.metrics, Tracing(settings.tracing, __version__), self._stop)
+        self._under_way = UnderWay(Admission(settings.flow))
+        self._queues = Queues()
+        self._kafka, self._redis, self._triton = (self._breaker(name) for name in ("kafka", "redis", "triton"))
+        self._storages = Storages(lambda: self._breaker("storage"))
         self._store = Store(settings.redis)
-        self._triton = Triton(settings.triton, settings.intake.batch_max_items)
-        self._watch = ModelWatch(self._triton, settings.triton.model_name, self.metrics)
-        self._tracing = Tracing(settings.tracing, __version__)
-        self._intake_inbox: HandOver[list[Item]] = HandOver()
+        self._model_client = Triton(settings.triton, settings.intake.batch_max_items)
+        self._model = ModelWatch(self._model_client, settings.triton.model_name, self.metrics)
         self._poll = Poll(
             settings,
-            dependencies=lambda: (self._redis, self._triton_server, self._kafka, *self._storages.values()),
-            tracker=self.tracker,
-            flow=self.flow,
-            intake=self._intake_inbox,
-            metrics=self.metrics,
-            tracing=self._tracing,
-            drain=self._stop_requested,
-            stop=self._stop,
+            self._tools,
+            self._under_way,
+            drain=self._drain,
+            breakers=lambda: (self._redis, self._triton, self._kafka, *self._storages.breakers().values()),
+            arrivals=self._queues.arrivals,
         )
         self._monitor = Monitor(
             settings,
             store=self._store,
-            triton=self._triton,
-            watch=self._watch,
-            breakers=(self._redis, self._triton_server),
+            triton=self._model_client,
+            watch=self._model,
+            breakers=(self._redis, self._triton),
             metrics=self.metrics,
             poll=self._poll,
         )
 
     def run(self, on_ready: Callable[[int], None] = lambda _port: None) -> None:
         """Start, consume until `request_stop`, drain, stop."""
-        server = HealthServer(
-            self.settings.http.host, self.settings.http.port, self.metrics, self._monitor.livez, self._monitor.readyz
-        )
+        settings, monitor = self.settings, self._monitor
+        server = HealthServer(settings.http.host, settings.http.port, self.metrics, monitor.livez, monitor.readyz)
         server.start()
         self._describe()
+        self._closes += [monitor.stop, self._model_client.close, self._store.close, self._tools.tracing.close]
         try:
-            consumer, producer = self._start()
+            self._start()
             on_ready(server.port)
-            try:
-                self._poll.run(consumer)
-                self._poll.drain(consumer)
-            finally:
-                self._halt(consumer, producer)
+            drive(self._poll, self._stop, POLL_S)
         except Stopping:
             log.info("stopped_before_start")
         finally:
-            self._stop.set()
-            self._monitor.stop()
-            self._tracing.close()
+            self._halt()
             server.stop()
         if self._broken is not None:
             raise self._broken
 
     def request_stop(self) -> None:
-        """Drain and stop; asked a second time, stop at once (what is not finished is redelivered)."""
-        if self._stop_requested.is_set():
+        """Drain and stop; asked a second time, stop at once (what is not finished is redelivered). Takes no lock."""
+        if self._drain.is_set():
             self._stop.set()
-        self._stop_requested.set()
+        self._drain.set()
 
     def handle_signals(self) -> None:
-        """SIGTERM and SIGINT drain. Called from the main thread."""
+        """SIGTERM and SIGINT drain. Called from the main thread.
 
-        def handle(number: int, _frame: FrameType | None) -> None:
-            log.info("signal", name=signal.Signals(number).name, action="draining")
+        The handler sets flags and nothing else: it may interrupt the main thread while that holds a lock, a log's too.
+        """
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
             self.request_stop()
 
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
-    def _start(self) -> tuple[Consumer, Producer]:
-        """Wait for the three servers, then open the rooms from the last to the first."""
-        settings, stop, metrics = self.settings, self._stop, self.metrics
-        deadline = time.monotonic() + settings.run.startup_timeout_s if settings.run.startup_timeout_s else None
+    def _start(self) -> None:
+        """Wait for the three servers, open the stages from the last to the first, join the group."""
+        settings, clock = self.settings, self._tools.clock
+        timeout_s = settings.run.startup_timeout_s
+        deadline = clock.monotonic() + timeout_s if timeout_s else None
         self._monitor.start()
         self._wait_for(self._redis, self._store.ping, deadline)
-        self._wait_for(self._triton_server, self._watch.refresh, deadline)
+        self._wait_for(self._triton, self._model.refresh, deadline)
         producer = self._wait_for(self._kafka, lambda: Producer(settings.kafka), deadline)
-
-        publish_inbox: HandOver[list[Item]] = HandOver()
-        decode_inbox: HandOver[Batch] = HandOver(capacity=2)
-        infer_inbox: HandOver[Batch] = HandOver(capacity=1)
-        single_flight = SingleFlight()
-        publish = Publish(
-            settings,
-            policy=self.policy,
-            store=self._store,
-            redis=self._redis,
-            producer=producer,
-            kafka=self._kafka,
-            tracker=self.tracker,
-            flow=self.flow,
-            order=self._order,
-            single_flight=single_flight,
-            model_version=lambda: self._watch.version,
-            inbox=publish_inbox,
-            metrics=metrics,
-            tracing=self._tracing,
-            stop=stop,
-        )
-        infer = Infer(
-            settings.triton,
-            dependency=self._triton_server,
-            watch=self._watch,
-            inbox=infer_inbox,
-            publish=publish_inbox,
-            metrics=metrics,
-            tracing=self._tracing,
-            stop=stop,
+        self._closes.insert(0, producer.close)
+        fetcher = Fetcher(settings.references, settings.limits, sleep=self._sleep)
+        self._closes.append(fetcher.close)
+        clients = Clients(
+            store=Guarded(self._store, self._redis),
+            producer=Guarded(producer, self._kafka),
+            model=Guarded(self._model, self._triton),
+            fetcher=fetcher,
+            storages=self._storages,
+            open_decoder=lambda: Decoder(settings.decode),
             shadow=self._open_shadow(),
         )
-        decode = Decode(
-            settings.decode,
-            flow=self.flow,
-            inbox=decode_inbox,
-            infer=infer_inbox,
-            publish=publish_inbox,
-            tracing=self._tracing,
-            stop=stop,
+        for driven in wire(settings, self.policy, self._tools, self._under_way, self._queues, clients):
+            for number in range(driven.threads):
+                self._open(driven.name if driven.threads == 1 else f"{driven.name}-{number}", driven.stage)
+        poll = self._poll
+        consumer = self._wait_for(
+            self._kafka, lambda: Consumer(settings.kafka, poll.on_assigned, poll.on_revoked), deadline
         )
-        intake = Intake(
-            settings,
-            store=self._store,
-            redis=self._redis,
-            fetcher=self._fetcher,
-            storages=self._storages,
-            new_storage=lambda: self._dependency("storage"),
-            flow=self.flow,
-            order=self._order,
-            single_flight=single_flight,
-            model_version=lambda: self._watch.version,
-            inbox=self._intake_inbox,
-            decode=decode_inbox,
-            publish=publish_inbox,
-            metrics=metrics,
-            stop=stop,
-        )
-        self._open("publish", publish.run)
-        for number in range(settings.triton.calls_in_flight):
-            self._open(f"infer-{number}", infer.run)
-        self._open("decode", decode.run)
-        self._open("intake", intake.run)
-        return self._wait_for(
-            self._kafka, lambda: Consumer(settings.kafka, self._poll.on_assigned, self._poll.on_revoked), deadline
-        ), producer
+        self._closes.insert(0, consumer.close)
+        self._closes.insert(0, poll.commit_last)
+        poll.attach(consumer)
 
-    def _halt(self, consumer: Consumer, producer: Producer) -> None:
-        """Stop the rooms, commit what they finished, leave the group."""
+    def _halt(self) -> None:
+        """Stop the stages, commit what they finished, leave the group and close everything, whatever goes wrong."""
         self._stop.set()
-        deadline = time.monotonic() + ROOMS_S
+        deadline = self._tools.clock.monotonic() + STAGES_END_S
         for thread in self._threads:
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
-        self._poll.commit_last(consumer)
-        for close in (
-            consumer.close,
-            producer.close,
-            self._monitor.stop,
-            self._fetcher.close,
-            self._triton.close,
-            self._store.close,
-        ):
+            thread.join(timeout=max(0.0, deadline - self._tools.clock.monotonic()))
+        for close in self._closes:
             try:
                 close()
-            except (AssayError, OSError) as error:
-                log.warning("close_failed", error=str(error))
+            except Exception as error:  # noqa: BLE001  # the others are closed all the same
+                log.warning("close_failed", what=close.__qualname__, error=str(error) or type(error).__name__)
 
-    def _open(self, name: str, body: Callable[[], None]) -> None:
-        """Start a room. An exception that leaves it is a defect: the worker stops, and tells."""
+    def _open(self, name: str, stage: Stage) -> None:
+        """Drive a stage in a thread. An exception that leaves it is a defect: the worker stops, and tells."""
 
-        def guarded() -> None:
+        def body() -> None:
             try:
-                body()
+                drive(stage, self._stop)
             except BaseException as error:  # re-raised by `run`
                 if self._stop.is_set():  # its client was closed under it, because it did not end by itself
-                    log.warning("room_cut_off", room=name, error=str(error))
+                    log.warning("stage_cut_off", stage=name, error=str(error))
                     return
-                log.exception("room_broken", room=name)
+                log.exception("stage_broken", stage=name)
                 self._broken = error
                 self._stop.set()
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread = threading.Thread(target=body, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _open_shadow(self) -> Shadow | None:
-        """The room of the shadow model, where a share of the traffic is meant for it."""
+        """The stage of the shadow model, where a share of the traffic is meant for it."""
         settings = self.settings.shadow
         if not settings.share:
             return None
         triton = Triton(self.settings.shadow_triton, self.settings.intake.batch_max_items)
-        shadow = Shadow(
-            settings, triton=triton, store=self._store, policy=self.policy, metrics=self.metrics, stop=self._stop
-        )
-        self._open("shadow", shadow.run)
-        return shadow
+        self._closes.append(triton.close)
+        return Shadow(settings, self._tools, self.policy, triton=triton, store=self._store)
 
-    def _wait_for(self, dependency: Dependency, operation: Callable[[], Any], deadline: float | None) -> Any:
-        """The result of `operation` once the dependency is there. Raises Unavailable past the deadline, Stopping on a
+    def _wait_for(self, breaker: CircuitBreaker, operation: Callable[[], Any], deadline: float | None) -> Any:
+        """The result of `operation` once the server is there. Raises Unavailable past the deadline, Stopping on a
         signal.
         """
-        told_at = time.monotonic()
+        warn_at = self._tools.clock.monotonic()
         while True:
             try:
                 result = operation()
             except Unavailable as error:
-                now = time.monotonic()
+                now = self._tools.clock.monotonic()
                 if deadline is not None and now > deadline:
+                    waited = f"not there within {self.settings.run.startup_timeout_s} s"
                     hint = "raise ASSAY_RUN__STARTUP_TIMEOUT_S to wait for longer"
-                    raise Unavailable(
-                        error.dependency,
-                        f"{error.detail} (not there within {self.settings.run.startup_timeout_s} s; {hint})",
-                    ) from error
-                if now >= told_at:
+                    raise Unavailable(error.dependency, f"{error.detail} ({waited}; {hint})") from error
+                if now >= warn_at:
                     log.warning("waiting_for", dependency=error.dependency, error=error.detail)
-                    told_at = now + 5
-                self._poll.is_moving()
-                if self._stop_requested.wait(0.5):
+                    warn_at = now + WARN_EVERY_S
+                self._poll.record_heartbeat()
+                if self._drain.wait(0.5):
                     raise Stopping(f"stopped while waiting for {error.dependency}") from None
             else:
-                dependency.succeeded()
+                breaker.succeeded()
                 return result
 
-    def _dependency(self, name: str) -> Dependency:
+    def _breaker(self, name: str) -> CircuitBreaker:
         def on_change(name: str, state: BreakerState) -> None:
             self.metrics.breaker_state.labels(dependency=name).set(int(state))
 
@@ -306,7 +333,7 @@ class Pipeline:
             self.metrics.dependency_failures.labels(dependency=name).inc()
             self.metrics.retries.labels(dependency=name).inc()
 
-        return Dependency(name, self.settings.retry, on_change=on_change, on_retry=on_retry)
+        return CircuitBreaker(name, self.settings.retry, on_change=on_change, on_retry=on_retry)
 
     def _sleep(self, seconds: float) -> None:
         """A pause that the stop cuts short. Raises Stopping."""
@@ -316,8 +343,8 @@ class Pipeline:
     def _describe(self) -> None:
         self.metrics.build(__version__)
         self.metrics.policy(self.policy.name, self.policy.ref.version)
-        self.metrics.flow_items_limit.set(self.flow.max_items)
-        self.metrics.flow_bytes_limit.set(self.flow.max_bytes)
+        self.metrics.flow_items_limit.set(self._under_way.admission.max_items)
+        self.metrics.flow_bytes_limit.set(self._under_way.admission.max_bytes)
         kafka = self.settings.kafka
         log.info(
             "starting",

@@ -1,7 +1,7 @@
 """How a dependency's faults are waited out: exponential backoff with full jitter behind a circuit breaker.
 
-One `Dependency` per server (Kafka, Redis, Triton, storage), shared by all threads. Its calls are tried until they
-succeed or the worker stops: a fault of the system is never a reason to reject an image.
+One `CircuitBreaker` per server (Kafka, Redis, Triton) and storage, shared by all threads. Its calls are tried until
+they succeed or the worker stops: a fault of the system is never a reason to reject an image.
 Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
+from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
 from worker.errors import AssayError, Stopping, Unavailable
 from worker.settings import RetrySettings
 
+C = TypeVar("C")
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -39,22 +41,15 @@ def backoff_s(
     return uniform(0.0, ceiling_ms) / 1000
 
 
-class StopSignal(Protocol):
-    """What a wait listens to; a threading.Event is one."""
-
-    def is_set(self) -> bool: ...
-    def wait(self, timeout: float | None = None) -> bool: ...
-
-
-class Dependency:
-    """The breaker and the retry policy of one server."""
+class CircuitBreaker:
+    """The circuit breaker and the retry policy of one server."""
 
     def __init__(
         self,
         name: str,
         settings: RetrySettings,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
         uniform: Callable[[float, float], float] = random.uniform,
         on_change: Callable[[str, BreakerState], None] = lambda _name, _state: None,
         on_retry: Callable[[str], None] = lambda _name: None,
@@ -105,7 +100,9 @@ class Dependency:
         with self._lock:
             recovered = self._state is not BreakerState.CLOSED
             self._failures = 0
-            self._not_before = self._clock()  # what waits for its turn need not sit out a backoff that is over
+            self._not_before = (
+                self._clock.monotonic()
+            )  # what waits for its turn need not sit out a backoff that is over
             self._set_state(BreakerState.CLOSED)
         if recovered:
             log.info("dependency_recovered", dependency=self.name)
@@ -115,13 +112,13 @@ class Dependency:
             if stop.is_set():
                 raise Stopping(f"stopped while waiting for {self.name}")
             with self._lock:
-                wait_s = self._not_before - self._clock()
+                wait_s = self._not_before - self._clock.monotonic()
                 if self._state is BreakerState.HALF_OPEN and wait_s > 0:
                     pass  # another thread is trying; wait for its result
                 elif wait_s <= 0:
                     if self._state is not BreakerState.CLOSED:
                         self._set_state(BreakerState.HALF_OPEN)
-                        self._not_before = self._clock() + self._settings.max_ms / 1000
+                        self._not_before = self._clock.monotonic() + self._settings.max_ms / 1000
                     return
             stop.wait(min(max(wait_s, 0.001), 0.25))
 
@@ -129,7 +126,7 @@ class Dependency:
         with self._lock:
             self._failures += 1
             self.last_error = error.detail
-            self._not_before = self._clock() + backoff_s(
+            self._not_before = self._clock.monotonic() + backoff_s(
                 self._failures, self._settings.base_ms, self._settings.max_ms, self._uniform
             )
             opened = self._state is BreakerState.CLOSED and self._failures >= self._settings.breaker_failures
@@ -148,3 +145,15 @@ class Dependency:
         if state is not self._state:
             self._state = state
             self._on_change(self.name, state)
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded(Generic[C]):
+    """A client and the circuit breaker that its calls go through."""
+
+    client: C
+    breaker: CircuitBreaker
+
+    def call(self, operation: Callable[[C], T], stop: StopSignal) -> T:
+        """The result of `operation` on the client, tried until the server answers. Raises Stopping on `stop`."""
+        return self.breaker.call(lambda: operation(self.client), stop)

@@ -1,4 +1,4 @@
-"""What every stage owes the others, as one suite over all four, and the four together as a line.
+"""What every stage owes the others, as one suite over all of them, and all together as a line.
 
 A bad item leaves its batch with a reason and the others go on; a full queue makes a stage wait; a stop ends every wait;
 a dependency that is away is waited for and costs no image; what belongs to a revoked partition is dropped.
@@ -6,19 +6,21 @@ a dependency that is away is waited for and costs no image; what belongs to a re
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.odd_images import encode
-from tests.twins import VERSION, Workbench, record, scores, settings, tensor, wait_for
-from worker.contract import ImageInfo, Verdict
-from worker.errors import Rejected, RejectReason
-from worker.item import Batch, Item
+from tests.twins import VERSION, Workbench, judged, record, settings, tensor, wait_for
+from worker.contract import ImageInfo, ImageReference, Verdict
+from worker.errors import Rejected, RejectReason, Unavailable
+from worker.item import Decoded, DecodedBatch, Encoded, Item, Judgement, Referenced
+from worker.queues import StageQueue
 
 CROP = (224, 224)
 
@@ -32,112 +34,148 @@ CUT = image(30)[:-40]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """`body` makes it; `feed` hands it one piece of three items, the middle one bad; `outlet` is where good ones come out."""
+class Case:
+    """`feed` hands it one piece of three items, the middle one bad; `good_out` counts the good ones that came out."""
 
-    body: Callable[[Workbench], Callable[[], None]]
     feed: Callable[[Workbench], list[Item]]
     reason: RejectReason
     good_out: Callable[[Workbench], int]
 
 
 def feed_intake(bench: Workbench) -> list[Item]:
-    return bench.take(record(0, GOOD), record(1, b"this is no picture"), record(2, OTHER))
+    return bench.take(record(0, GOOD), record(1, b""), record(2, OTHER))
 
 
-def identified(bench: Workbench, *values: bytes) -> list[Item]:
-    """Items as intake leaves them."""
-    items = bench.admit(*[record(offset, value) for offset, value in enumerate(values)])
-    for number, item in enumerate(items):
-        item.image_id, item.sha256 = f"id-{number}", f"{number:064x}"
-        item.data = item.record.value or b""
-        item.image = ImageInfo(format="png", width=224, height=224, bytes=len(item.data))
-        bench.order.enter(item)
-        assert bench.single_flight.join(item)
+def identified(bench: Workbench, *values: bytes) -> list[Encoded]:
+    """Images as Intake leaves them."""
+    images = bench.identified(*[record(offset, value) for offset, value in enumerate(values)])
+    assert all(bench.single_flight.join(encoded.image) for encoded in images)
+    return images
+
+
+def feed_fetch(bench: Workbench) -> list[Item]:
+    values = [f"file://{name}" for name in ("good", "bad", "other")]
+    items = bench.admit(*[record(offset, value.encode()) for offset, value in enumerate(values)])
+    for item, uri in zip(items, values, strict=True):
+        bench.order.enter(uri, item)
+        bench.queues.references.put(Referenced(item, uri, ImageReference(uri=uri)), bench.stop)
     return items
 
 
 def feed_decode(bench: Workbench) -> list[Item]:
-    items = identified(bench, GOOD, CUT, OTHER)
-    bench.decode_inbox.put(Batch(items), bench.stop)
-    return items
+    images = identified(bench, GOOD, CUT, OTHER)
+    bench.queues.encoded.put(images, bench.stop)
+    return [encoded.image.item for encoded in images]
 
 
 def feed_infer(bench: Workbench) -> list[Item]:
     bench.triton.poison = {66}
-    items = identified(bench, GOOD, GOOD, GOOD)
-    bench.infer_inbox.put(Batch(items, tensor(10, 66, 20)), bench.stop)
-    return items
+    info = ImageInfo(format="png", width=224, height=224, bytes=1)
+    images = [Decoded(encoded.image, info, 1.0) for encoded in identified(bench, GOOD, GOOD, GOOD)]
+    bench.queues.decoded.put(DecodedBatch(images, tensor(10, 66, 20)), bench.stop)
+    return [decoded.image.item for decoded in images]
 
 
 def feed_publish(bench: Workbench) -> list[Item]:
-    items = identified(bench, GOOD, GOOD, GOOD)
-    for item in items:
-        item.scores, item.model_version = scores(0.9), VERSION
-    items[1].scores, items[1].rejected = None, Rejected(RejectReason.CORRUPT, "cut", stage="decode")
-    bench.publish_inbox.put(items, bench.stop)
-    return items
+    ended = [judged(encoded, 0.9) for encoded in identified(bench, GOOD, GOOD, GOOD)]
+    ended[1] = replace(ended[1], outcome=Rejected(RejectReason.CORRUPT, "cut", stage="decode"))
+    bench.queues.ended.put(ended, bench.stop)
+    return [one.item for one in ended]
+
+
+def fetched(bench: Workbench) -> int:
+    return sum(len(piece) for piece in list(bench.queues.arrivals._pieces))
 
 
 def batched(bench: Workbench) -> int:
-    return sum(len(batch.items) for batch in list(bench.decode_inbox._pieces))
+    return sum(len(batch) for batch in list(bench.queues.encoded._pieces))
 
 
 def inferable(bench: Workbench) -> int:
-    return sum(len(batch.items) for batch in list(bench.infer_inbox._pieces))
+    return sum(len(batch.images) for batch in list(bench.queues.decoded._pieces))
 
 
 def scored(bench: Workbench) -> int:
-    return sum(item.scores is not None for piece in list(bench.publish_inbox._pieces) for item in piece)
+    waiting = [ended for piece in list(bench.queues.ended._pieces) for ended in piece]
+    return sum(isinstance(ended.outcome, Judgement) for ended in waiting)
 
 
 def stored(bench: Workbench) -> int:
     return len(bench.producer.to("images.verdicts"))
 
 
+class FetcherTwin:
+    """Two images behind references; `bad` leads nowhere."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    def fetch(self, reference: ImageReference) -> bytes:
+        if self.away:
+            raise Unavailable("storage", "twin: switched off")
+        if reference.uri == "file://bad":
+            raise Rejected(RejectReason.FETCH_FAILED, "no such file", stage="intake")
+        return GOOD if reference.uri == "file://good" else OTHER
+
+
 STAGES = {
-    "intake": Stage(lambda bench: bench.intake().run, feed_intake, RejectReason.UNSUPPORTED_FORMAT, batched),
-    "decode": Stage(lambda bench: bench.decode().run, feed_decode, RejectReason.CORRUPT, inferable),
-    "infer": Stage(lambda bench: bench.infer().run, feed_infer, RejectReason.INFERENCE_FAILED, scored),
-    "publish": Stage(lambda bench: bench.publish().run, feed_publish, RejectReason.CORRUPT, stored),
+    "intake": Case(feed_intake, RejectReason.EMPTY, batched),
+    "fetch": Case(feed_fetch, RejectReason.FETCH_FAILED, fetched),
+    "decode": Case(feed_decode, RejectReason.CORRUPT, inferable),
+    "infer": Case(feed_infer, RejectReason.INFERENCE_FAILED, scored),
+    "publish": Case(feed_publish, RejectReason.CORRUPT, stored),
 }
-EACH = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
+EACH = pytest.mark.parametrize("name", STAGES)
+
+
+def rejections(bench: Workbench) -> dict[Item, str]:
+    """The reason of each rejected item, waiting for the publisher or published."""
+    waiting = [ended for piece in list(bench.queues.ended._pieces) for ended in piece]
+    return {ended.item: ended.outcome.reason for ended in waiting if isinstance(ended.outcome, Rejected)}
 
 
 @EACH
-def test_a_bad_item_leaves_its_batch_and_the_others_go_on(stage: Stage) -> None:
+def test_a_bad_item_leaves_its_batch_and_the_others_go_on(name: str) -> None:
     """One of three is bad: it gets its reason, and the two beside it go their way unharmed."""
-    bench = Workbench()
-    with bench.running(stage.body(bench)):
-        items = stage.feed(bench)
-        wait_for(lambda: stage.good_out(bench) == 2, "two good items come out")
-        wait_for(lambda: items[1].rejected is not None, "the bad one is rejected")
-    assert items[1].rejected is not None
-    assert items[1].rejected.reason is stage.reason
-    assert items[1].rejected.detail
-    assert items[1].scores is None
-    assert items[0].rejected is None and items[2].rejected is None
+    bench, case = Workbench(fetcher=FetcherTwin()), STAGES[name]
+    with bench.running(name):
+        items = case.feed(bench)
+        wait_for(lambda: case.good_out(bench) == 2, "two good items come out")
+        if name == "publish":
+            wait_for(lambda: bench.admission.items == 0, "all end")
+            (rejected,) = bench.producer.to("images.rejected")
+            assert dict(rejected.headers)["reject_reason"] == case.reason.encode()
+            return
+        wait_for(lambda: rejections(bench), "the bad one is rejected")
+    assert rejections(bench) == {items[1]: case.reason}
 
 
 @EACH
-def test_an_idle_stage_ends_on_stop(stage: Stage) -> None:
-    """A stage that waits for work hears the stop (the workbench asserts that its thread ends)."""
+def test_an_idle_stage_ends_on_stop(name: str) -> None:
+    """A stage that waits for work hears the stop (the workbench asserts that its threads end)."""
     bench = Workbench()
-    with bench.running(stage.body(bench)):
+    with bench.running(name):
         pass
+
+
+@EACH
+def test_a_step_without_work_returns(name: str) -> None:
+    """With nothing waiting, a step comes back by itself: the loop that drives it looks at the stop in between."""
+    bench = Workbench()
+    bench.driven(name).stage.step(0.0)
+    bench.driven(name).stage.close()
 
 
 @pytest.mark.parametrize("name", ["intake", "decode"])
 def test_a_full_queue_makes_the_stage_wait(name: str) -> None:
     """With the queue behind it full, a stage holds its piece; it goes on once there is room, and loses nothing."""
-    stage = STAGES[name]
-    bench = Workbench(settings(intake={"batch_max_items": 1}), decode_capacity=1, infer_capacity=1)
-    outlet = bench.decode_inbox if name == "intake" else bench.infer_inbox
-    blocker: Batch = Batch([])
+    bench = Workbench(settings(intake={"batch_max_items": 1}), encoded_capacity=1, decoded_capacity=1)
+    outlet: StageQueue[Any] = bench.queues.encoded if name == "intake" else bench.queues.decoded
+    blocker: Any = object()
     outlet.put(blocker, bench.stop)
-    with bench.running(stage.body(bench)) as (thread,):
-        stage.feed(bench)
-        wait_for(lambda: outlet._changed._waiters, "the stage waits for room")
+    with bench.running(name) as (thread,):
+        STAGES[name].feed(bench)
+        wait_for(lambda: outlet._changed._waiters, "the stage waits for a free place")
         assert len(outlet) == 1
         assert thread.is_alive()
         assert outlet.get(0) is blocker
@@ -145,19 +183,19 @@ def test_a_full_queue_makes_the_stage_wait(name: str) -> None:
         while seen < 2:
             piece = outlet.get(30)
             assert piece is not None
-            seen += len(piece.items)
+            seen += len(piece) if name == "intake" else len(piece.images)
     assert seen == 2
 
 
 @pytest.mark.parametrize("name", ["intake", "decode"])
-def test_a_stop_ends_the_wait_for_room(name: str) -> None:
+def test_a_stop_ends_the_wait_at_a_full_queue(name: str) -> None:
     """A stage that cannot hand over ends on stop without an error; its items stay uncommitted."""
-    bench = Workbench(settings(intake={"batch_max_items": 1}), decode_capacity=1, infer_capacity=1)
-    outlet = bench.decode_inbox if name == "intake" else bench.infer_inbox
-    outlet.put(Batch([]), bench.stop)
-    with bench.running(STAGES[name].body(bench)):
+    bench = Workbench(settings(intake={"batch_max_items": 1}), encoded_capacity=1, decoded_capacity=1)
+    outlet: StageQueue[Any] = bench.queues.encoded if name == "intake" else bench.queues.decoded
+    outlet.put(object(), bench.stop)
+    with bench.running(name):
         STAGES[name].feed(bench)
-        wait_for(lambda: outlet._changed._waiters, "the stage waits for room")
+        wait_for(lambda: outlet._changed._waiters, "the stage waits for a free place")
     assert bench.tracker.unfinished() == 3
     assert bench.tracker.committable() == {}
 
@@ -170,29 +208,29 @@ WAITS = pytest.mark.parametrize(
 @WAITS
 def test_a_dependency_that_is_away_is_waited_for(name: str, client: str) -> None:
     """Nothing comes out and nothing is rejected while it is away; afterwards all goes on by itself."""
-    bench, stage = Workbench(), STAGES[name]
+    bench, case = Workbench(), STAGES[name]
     dependency = {"store": bench.redis, "triton": bench.triton_server, "producer": bench.kafka}[client]
     getattr(bench, client).away = True
-    with bench.running(stage.body(bench)):
-        items = stage.feed(bench)
+    with bench.running(name):
+        items = case.feed(bench)
         wait_for(lambda: dependency.is_away, "the breaker opens")
-        assert stage.good_out(bench) == 0
-        assert items[0].rejected is None and items[2].rejected is None
+        assert case.good_out(bench) == 0
+        assert not rejections(bench).keys() & {items[0], items[2]}
         assert bench.tracker.committable() == {}
         getattr(bench, client).away = False
-        wait_for(lambda: stage.good_out(bench) == 2, "the good items come out")
+        wait_for(lambda: case.good_out(bench) == 2, "the good items come out")
     assert not dependency.is_away
-    assert items[0].rejected is None and items[2].rejected is None
+    assert not rejections(bench).keys() & {items[0], items[2]}
 
 
 @WAITS
 def test_a_stop_ends_the_wait_for_a_dependency(name: str, client: str) -> None:
     """A worker can be stopped while something is away; what is unfinished stays uncommitted."""
-    bench, stage = Workbench(), STAGES[name]
+    bench, case = Workbench(), STAGES[name]
     dependency = {"store": bench.redis, "triton": bench.triton_server, "producer": bench.kafka}[client]
     getattr(bench, client).away = True
-    with bench.running(stage.body(bench)):
-        stage.feed(bench)
+    with bench.running(name):
+        case.feed(bench)
         wait_for(lambda: dependency.is_away, "the breaker opens")
     assert bench.tracker.committable() == {}
     assert bench.tracker.unfinished() == 3
@@ -202,7 +240,7 @@ def test_the_whole_line_ends_every_record_exactly_once() -> None:
     """Good, bad, repeated and poisonous images in random order, with every server away now and then: one outcome each."""
     rng = random.Random(7)
     bench = Workbench(
-        settings(intake={"batch_max_items": 8}, triton={"max_attempts": 2}), decode_capacity=2, infer_capacity=1
+        settings(intake={"batch_max_items": 8}, triton={"max_attempts": 2}), encoded_capacity=2, decoded_capacity=1
     )
     bench.triton.poison, bench.triton.nan = {66}, {77}
     pool = {
@@ -219,7 +257,7 @@ def test_the_whole_line_ends_every_record_exactly_once() -> None:
         record(offset // 2, value, partition=offset % 2, headers=[("ce_id", f"id-{rng.randrange(60)}".encode())])
         for offset, value in enumerate(values)
     ]
-    with bench.running(*bench.line()):
+    with bench.running():
         for start in range(0, 120, 10):
             client: Any = rng.choice([bench.store, bench.producer, bench.triton])
             client.away = True
@@ -229,7 +267,7 @@ def test_the_whole_line_ends_every_record_exactly_once() -> None:
             bench.producer.refuse_next = rng.randrange(3)
         wait_for(lambda: bench.tracker.unfinished() == 0, "every record ends")
     assert bench.tracker.committable() == {0: 60, 1: 60}
-    assert (bench.flow.items, bench.flow.bytes) == (0, 0)
+    assert (bench.admission.items, bench.admission.bytes) == (0, 0)
     verdicts, rejected = bench.producer.to("images.verdicts"), bench.producer.to("images.rejected")
     assert len(verdicts) == sum(pool[value] is None for value in values)
     assert sorted((dict(one.headers)["reject_reason"] or b"").decode() for one in rejected) == sorted(
@@ -253,7 +291,7 @@ def test_the_later_record_of_an_id_wins() -> None:
         record(offset, value, headers=[("ce_id", b"same")])
         for offset, value in enumerate([image(red) for red in (250, 1, 200, 30)])
     ]
-    with bench.running(*bench.line()):
+    with bench.running():
         bench.take(*records)
         wait_for(lambda: bench.tracker.unfinished() == 0, "every record ends")
     assert len(bench.producer.to("images.verdicts")) == 4
@@ -265,16 +303,16 @@ def test_a_revoked_partition_is_dropped_and_not_committed() -> None:
     """Results of a partition that is someone else's by now are not published; the other partition goes on."""
     bench = Workbench()
     bench.triton.away = True
-    with bench.running(*bench.line()):
-        items = bench.take(record(0, GOOD, partition=0), record(0, OTHER, partition=1))
+    with bench.running():
+        bench.take(record(0, GOOD, partition=0), record(0, OTHER, partition=1))
         wait_for(lambda: bench.triton_server.is_away, "both wait for the model")
         bench.tracker.revoke([0])
         bench.triton.away = False
-        wait_for(lambda: bench.flow.items == 0, "both have ended")
-    assert [item.image_id for item in items if item.image_id in bench.store.verdicts] == [items[1].image_id]
+        wait_for(lambda: bench.admission.items == 0, "both have ended")
+    assert set(bench.store.verdicts) == {hashlib.sha256(OTHER).hexdigest()}
     assert len(bench.producer.sent) == 1
     assert bench.tracker.committable() == {1: 1}
-    assert (items[0].sha256, VERSION) in bench.store.images, (
+    assert (hashlib.sha256(GOOD).hexdigest(), VERSION) in bench.store.images, (
         "its scores are kept, so that the new owner's redo is cheap"
     )
     assert bench.metric("assay_stale_results_total") == 1
@@ -283,7 +321,7 @@ def test_a_revoked_partition_is_dropped_and_not_committed() -> None:
 def test_a_redelivered_record_gives_the_same_verdict() -> None:
     """Redone after a revocation, from the cache: the same id, the same scores digit for digit."""
     bench = Workbench()
-    with bench.running(*bench.line()):
+    with bench.running():
         for _ in range(2):
             bench.take(record(0, GOOD))
             wait_for(lambda: bench.tracker.unfinished() == 0, "the record ends")
@@ -299,11 +337,11 @@ def test_a_redelivered_record_gives_the_same_verdict() -> None:
 def test_a_new_model_version_misses_the_cache() -> None:
     """Cached scores belong to one model version; another one judges anew."""
     bench = Workbench()
-    with bench.running(*bench.line()):
+    with bench.running():
         for offset in range(2):
             bench.take(record(offset, GOOD))
             wait_for(lambda: bench.tracker.unfinished() == 0, "the record ends")
             bench.triton.version = "ba9876543210"
-            bench.watch.refresh()
+            bench.model.refresh()
     assert [len(batch) for batch in bench.triton.batches] == [1, 1]
     assert {version for _, version in bench.store.images} == {VERSION, "ba9876543210"}

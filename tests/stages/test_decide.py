@@ -10,8 +10,8 @@ from hypothesis import assume, example
 from hypothesis import strategies as st
 
 from tests.properties import given
-from worker.contract import HEADS, ImageInfo, Record, Scores
-from worker.item import Item
+from worker.contract import HEADS, ImageInfo, Record, Scores, Verdict
+from worker.item import Ended, Item, Judgement
 from worker.policy import Policy
 from worker.stages.decide import decide, make_verdict, timestamp
 
@@ -117,21 +117,27 @@ def test_timestamp(epoch_s: float, text: str) -> None:
     assert timestamp(epoch_s) == text
 
 
-def item(**changes: object) -> Item:
-    found = Item(Record("t", 0, 0, 0, None, b"x", []), epoch=1, touched_at=0.0, queued_ms=3.14159)
-    found.image_id, found.sha256, found.model_version = "an-id", "0" * 64, "0123456789ab"
-    found.scores, found.image = scores(0.9), ImageInfo(format="jpeg", width=640, height=480, bytes=1)
-    for name, value in changes.items():
-        setattr(found, name, value)
-    return found
+def verdict_of(judgement: Judgement, queued_ms: float | None = 3.14159, total_ms: float = 30.20049) -> Verdict:
+    """The verdict that the default policy makes of it."""
+    item = Item(Record("t", 0, 0, 0, None, b"x", []), epoch=1, touched_at=0.0, queued_ms=queued_ms)
+    ended = Ended(item, "an-id", "0" * 64, judgement)
+    policy = Policy()
+    return make_verdict(ended, judgement, policy, policy.ref, "code", now_s=0.0, total_ms=total_ms)
+
+
+JUDGEMENT = Judgement(
+    ImageInfo(format="jpeg", width=640, height=480, bytes=1),
+    scores(0.9),
+    "0123456789ab",
+    decode_ms=1.23456,
+    infer_ms=2.0,
+)
 
 
 def test_a_verdict_carries_everything_about_its_item() -> None:
     """A verdict from the model has its times, its versions and the deterministic id."""
     policy = Policy()
-    verdict = make_verdict(
-        item(decode_ms=1.23456, infer_ms=2.0), policy, policy.ref, "code", now_s=0.0, total_ms=30.20049
-    )
+    verdict = verdict_of(JUDGEMENT)
     assert verdict.decision == "fake"
     assert (verdict.model.name, verdict.model.version) == ("code", "0123456789ab")
     assert verdict.policy == policy.ref
@@ -143,9 +149,12 @@ def test_a_verdict_carries_everything_about_its_item() -> None:
 
 def test_a_cache_hit_says_so_and_skips_stages() -> None:
     """The stages that a cache hit skipped are null, and its id is that of the first verdict."""
-    policy = Policy()
-    first = make_verdict(item(decode_ms=1.0, infer_ms=2.0), policy, policy.ref, "code", now_s=0.0, total_ms=30.0)
-    again = make_verdict(item(from_cache=True), policy, policy.ref, "code", now_s=9.0, total_ms=1.0)
+    first, again = verdict_of(JUDGEMENT), verdict_of(JUDGEMENT.shared(), total_ms=1.0)
     assert (again.source, again.timings_ms.decode, again.timings_ms.infer) == ("cache", None, None)
     assert again.verdict_id == first.verdict_id
     assert again.scores == first.scores
+
+
+def test_a_record_without_a_timestamp_was_not_queued_for_any_time() -> None:
+    """What is not known is null, and the total counts from the first touch."""
+    assert verdict_of(JUDGEMENT, queued_ms=None).timings_ms.queued is None

@@ -10,26 +10,33 @@ from hypothesis.extra import numpy as arrays
 from tests.properties import given
 from tests.twins import VERSION, TritonTwin, Workbench, record, settings, tensor, wait_for
 from worker.clients.triton import InferenceFailed
-from worker.contract import Scores
-from worker.errors import Unavailable
-from worker.item import Batch, Item
-from worker.stages.infer import ModelWatch, to_scores
+from worker.contract import ImageInfo, Scores
+from worker.errors import Rejected, Unavailable
+from worker.item import Decoded, DecodedBatch, Judgement, Outcome
+from worker.model import ModelWatch
+from worker.stages.decide import to_scores
 from worker.telemetry.metrics import Metrics
 
 
-def judge(bench: Workbench, *reds: int) -> list[Item]:
-    """One batch through the stage; returns its items once they have come out."""
-    items = bench.admit(*[record(offset) for offset in range(len(reds))])
-    with bench.running(bench.infer().run):
-        bench.infer_inbox.put(Batch(items, tensor(*reds)), bench.stop)
-        wait_for(lambda: len(bench.publish_inbox) == 1, "the batch comes out")
-    return items
+def batch(bench: Workbench, *reds: int) -> DecodedBatch:
+    """Images as Decode hands them on, each of one red."""
+    info = ImageInfo(format="png", width=224, height=224, bytes=1)
+    images = bench.identified(*[record(offset) for offset in range(len(reds))])
+    return DecodedBatch([Decoded(encoded.image, info, 1.5) for encoded in images], tensor(*reds))
 
 
-def outcomes(items: list[Item]) -> list[str]:
+def judge(bench: Workbench, *reds: int) -> list[Outcome]:
+    """One batch through the stage; returns the outcomes in its order."""
+    with bench.running("infer"):
+        bench.queues.decoded.put(batch(bench, *reds), bench.stop)
+        wait_for(lambda: len(bench.queues.ended) == 1, "the batch comes out")
+    return [ended.outcome for ended in bench.published()]
+
+
+def shown(outcomes: list[Outcome]) -> list[str]:
     return [
-        item.rejected.reason.value if item.rejected else f"{item.scores.linear:.2f}" if item.scores else "nothing"
-        for item in items
+        outcome.reason.value if isinstance(outcome, Rejected) else f"{outcome.scores.linear:.2f}"
+        for outcome in outcomes
     ]
 
 
@@ -57,10 +64,13 @@ def test_what_is_no_number_is_no_score(value: float) -> None:
 def test_a_batch_gets_scores_and_the_version_that_gave_them() -> None:
     """Row i belongs to item i."""
     bench = Workbench()
-    items = judge(bench, 0, 51, 255)
-    assert outcomes(items) == ["0.00", "0.20", "1.00"]
-    assert {item.model_version for item in items} == {VERSION}
-    assert all(item.infer_ms is not None and not item.from_cache for item in items)
+    outcomes = judge(bench, 0, 51, 255)
+    assert shown(outcomes) == ["0.00", "0.20", "1.00"]
+    for outcome in outcomes:
+        assert isinstance(outcome, Judgement)
+        assert outcome.model_version == VERSION
+        assert (outcome.decode_ms, outcome.from_cache) == (1.5, False)
+        assert outcome.infer_ms is not None
     assert bench.triton.batches == [[0, 51, 255]]
 
 
@@ -69,14 +79,13 @@ def test_halving_finds_the_guilty_images(guilty: set[int]) -> None:
     """Only the images that fail alone are rejected, each after its tries; all others get their own scores."""
     bench = Workbench(settings(triton={"max_attempts": 3}))
     bench.triton.poison = {100 + number for number in guilty}
-    items = judge(bench, *range(100, 108))
+    outcomes = judge(bench, *range(100, 108))
     expected = ["inference_failed" if number in guilty else f"{(100 + number) / 255:.2f}" for number in range(8)]
-    assert outcomes(items) == expected
+    assert shown(outcomes) == expected
     for number in guilty:
-        assert items[number].rejected is not None
-        assert items[number].rejected.attempts == 3
-        assert items[number].rejected.stage == "infer"
-        assert items[number].scores is None
+        rejected = outcomes[number]
+        assert isinstance(rejected, Rejected)
+        assert (rejected.attempts, rejected.stage) == (3, "infer")
         assert bench.triton.batches.count([100 + number]) == 3
     assert not bench.triton_server.is_away
 
@@ -85,43 +94,42 @@ def test_nan_scores_are_the_image_s_fault() -> None:
     """A score that is no number is handled like a call that fails: found by halving, rejected alone."""
     bench = Workbench(settings(triton={"max_attempts": 2}))
     bench.triton.nan = {9}
-    assert outcomes(judge(bench, 10, 9, 20)) == ["0.04", "inference_failed", "0.08"]
+    assert shown(judge(bench, 10, 9, 20)) == ["0.04", "inference_failed", "0.08"]
 
 
 def test_a_model_that_fails_on_everything_rejects_nothing() -> None:
     """The canary tells a sick model from a bad image: the batch waits until the model is well."""
     bench = Workbench()
     bench.triton.ill = True
-    items = bench.admit(record(0), record(1))
-    with bench.running(bench.infer().run):
-        bench.infer_inbox.put(Batch(items, tensor(10, 20)), bench.stop)
+    with bench.running("infer"):
+        bench.queues.decoded.put(batch(bench, 10, 20), bench.stop)
         wait_for(lambda: bench.triton_server.is_away, "the breaker opens")
-        assert len(bench.publish_inbox) == 0
+        assert len(bench.queues.ended) == 0
         bench.triton.ill = False
-        wait_for(lambda: len(bench.publish_inbox) == 1, "the batch comes out")
-    assert outcomes(items) == ["0.04", "0.08"]
+        wait_for(lambda: len(bench.queues.ended) == 1, "the batch comes out")
+    assert shown([ended.outcome for ended in bench.published()]) == ["0.04", "0.08"]
 
 
 def test_a_canary_scored_nan_is_a_sick_model() -> None:
     """A model that scores even a black image NaN is waited for."""
     bench = Workbench()
     bench.triton.nan = {0, 10}
-    items = bench.admit(record(0))
-    with bench.running(bench.infer().run):
-        bench.infer_inbox.put(Batch(items, tensor(10)), bench.stop)
+    with bench.running("infer"):
+        bench.queues.decoded.put(batch(bench, 10), bench.stop)
         wait_for(lambda: bench.triton_server.is_away, "the breaker opens")
         bench.triton.nan = set()
-        wait_for(lambda: len(bench.publish_inbox) == 1, "the batch comes out")
-    assert outcomes(items) == ["0.04"]
+        wait_for(lambda: len(bench.queues.ended) == 1, "the batch comes out")
+    assert shown([ended.outcome for ended in bench.published()]) == ["0.04"]
 
 
 def test_a_reload_during_a_call_makes_the_batch_run_again() -> None:
     """Scores and version in a verdict belong together: what a reload fell into is inferred by the new version."""
     bench = Workbench()
     bench.triton.reload_to = "ba9876543210"
-    items = judge(bench, 51)
+    (outcome,) = judge(bench, 51)
     assert bench.triton.batches == [[51], [51]]
-    assert items[0].model_version == "ba9876543210"
+    assert isinstance(outcome, Judgement)
+    assert outcome.model_version == "ba9876543210"
     assert bench.metric("assay_model_info", name="code", version="ba9876543210") == 1
 
 

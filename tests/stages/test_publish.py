@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.twins import VERSION, Workbench, record, scores, wait_for
+from tests.twins import VERSION, Workbench, judged, record, scores, wait_for
 from worker import __version__
 from worker.contract import REJECTION_HEADERS, Headers, ImageInfo, Record, Verdict
 from worker.errors import Rejected, RejectReason
-from worker.item import Item
+from worker.item import Encoded, Ended
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
-IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)
+IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)  # as `judged` has it
 
 
-def items(bench: Workbench, *records: Record, ids: str = "abcdefgh", shas: str = "12345678") -> list[Item]:
-    """Items with scores, one id and one hash each."""
-    made = bench.admit(*records)
-    for number, item in enumerate(made):
-        item.image_id, item.sha256 = ids[number], shas[number] * 64
-        item.scores, item.model_version, item.image = scores(number / 10), VERSION, IMAGE
-        bench.order.enter(item)
-    return made
+def images(bench: Workbench, *records: Record, ids: str = "abcdefgh", shas: str = "12345678") -> list[Encoded]:
+    """Identified images, one id and one hash each."""
+    return bench.identified(*records, ids=ids, shas=shas)
 
 
-def end(bench: Workbench, *pieces: list[Item], ended: int) -> None:
-    """Hand over each piece; returns once the flow has let go of `ended` records."""
-    there = bench.flow.items
-    with bench.running(bench.publish().run):
+def verdicts(encoded: list[Encoded]) -> list[Ended]:
+    """The first scored 0.0, the next 0.1, and so on."""
+    return [judged(one, number / 10) for number, one in enumerate(encoded)]
+
+
+def items(bench: Workbench, *records: Record, ids: str = "abcdefgh", shas: str = "12345678") -> list[Ended]:
+    """Judged images, one id and one hash each."""
+    return verdicts(images(bench, *records, ids=ids, shas=shas))
+
+
+def rejected(ended: Ended, reason: RejectReason = RejectReason.CORRUPT, stage: str = "decode") -> Ended:
+    """The same image, rejected."""
+    return replace(ended, outcome=Rejected(reason, "cut off", stage=stage, attempts=2))
+
+
+def end(bench: Workbench, *pieces: list[Ended], ended: int) -> None:
+    """Hand over each piece; returns once `ended` records are released."""
+    there = bench.admission.items
+    with bench.running("publish"):
         for piece in pieces:
-            bench.publish_inbox.put(piece, bench.stop)
-        wait_for(lambda: bench.flow.items == there - ended, f"{ended} records end")
+            bench.queues.ended.put(piece, bench.stop)
+        wait_for(lambda: bench.admission.items == there - ended, f"{ended} records end")
 
 
 def test_redis_before_kafka() -> None:
@@ -76,8 +87,7 @@ def test_a_rejection_is_the_record_as_it_came(key: bytes | None, value: bytes | 
     """Key, value and headers byte for byte, with the reason, the stage and the origin added once."""
     bench = Workbench()
     (item,) = items(bench, record(5, value, key=key, partition=1, headers=OWN))
-    item.scores, item.rejected = None, Rejected(RejectReason.CORRUPT, "cut off", stage="decode", attempts=2)
-    end(bench, [item], ended=1)
+    end(bench, [rejected(item)], ended=1)
     (sent,) = bench.producer.sent
     assert (sent.topic, sent.key, sent.value) == ("images.rejected", key, value)
     assert sent.headers[:3] == OWN[:3]
@@ -91,7 +101,7 @@ def test_a_rejection_is_the_record_as_it_came(key: bytes | None, value: bytes | 
         "original_topic": b"images.incoming",
         "original_partition": b"1",
         "original_offset": b"5",
-        "original_timestamp": str(item.record.timestamp_ms).encode(),
+        "original_timestamp": str(item.item.record.timestamp_ms).encode(),
         "image_id": b"a",
         "sha256": b"",
         "worker_version": __version__.encode(),
@@ -116,23 +126,22 @@ def test_no_commit_before_the_acknowledgement() -> None:
     bench = Workbench()
     bench.producer.away = True
     made = items(bench, record(0))
-    with bench.running(bench.publish().run):
-        bench.publish_inbox.put(made, bench.stop)
+    with bench.running("publish"):
+        bench.queues.ended.put(made, bench.stop)
         wait_for(lambda: bench.kafka.is_away, "the breaker opens")
         assert "a" in bench.store.verdicts
         assert bench.tracker.committable() == {}
         bench.producer.away = False
-        wait_for(lambda: bench.flow.items == 0, "the record ends")
+        wait_for(lambda: bench.admission.items == 0, "the record ends")
     assert bench.tracker.committable() == {0: 1}
 
 
 def test_results_of_a_lost_partition_are_dropped() -> None:
-    """No verdict, no rejection, no commit; the scores stay in the cache and the flow is freed."""
+    """No verdict, no rejection, no commit; the scores stay in the cache and the admission is freed."""
     bench = Workbench()
     first, second, kept = items(bench, record(0), record(1), record(0, partition=1))
-    second.scores, second.rejected = None, Rejected(RejectReason.CORRUPT, "x", stage="decode")
     bench.tracker.revoke([0])
-    end(bench, [first, second, kept], ended=3)
+    end(bench, [first, rejected(second), kept], ended=3)
     assert [one.key for one in bench.producer.sent] == [b"c"]
     assert set(bench.store.verdicts) == {"c"}
     assert ("1" * 64, VERSION) in bench.store.images
@@ -144,12 +153,12 @@ def test_items_of_one_id_wait_for_the_one_before() -> None:
     """The later record is held until the earlier has ended, also where it was the faster one."""
     bench = Workbench()
     early, late, other = items(bench, record(0), record(1), record(2), ids="aab")
-    with bench.running(bench.publish().run):
-        bench.publish_inbox.put([late, other], bench.stop)
-        wait_for(lambda: bench.flow.items == 2, "the other id passes")
+    with bench.running("publish"):
+        bench.queues.ended.put([late, other], bench.stop)
+        wait_for(lambda: bench.admission.items == 2, "the other id passes")
         assert [one.key for one in bench.producer.sent] == [b"b"]
-        bench.publish_inbox.put([early], bench.stop)
-        wait_for(lambda: bench.flow.items == 0, "both end")
+        bench.queues.ended.put([early], bench.stop)
+        wait_for(lambda: bench.admission.items == 0, "both end")
     order = [json.loads(one.value or b"")["scores"]["linear"] for one in bench.producer.sent if one.key == b"a"]
     assert order == [0.0, 0.1]
     assert bench.store.verdicts["a"].scores.linear == 0.1
@@ -158,11 +167,9 @@ def test_items_of_one_id_wait_for_the_one_before() -> None:
 def test_followers_end_with_their_leader() -> None:
     """Items with the same bytes get the leader's scores, as from the cache, each under its own id."""
     bench = Workbench()
-    made = items(bench, record(0), record(1), record(2), shas="111")
-    assert [bench.single_flight.join(item) for item in made] == [True, False, False]
-    for follower in made[1:]:
-        follower.scores, follower.model_version = None, None
-    end(bench, made[:1], ended=3)
+    made = images(bench, record(0), record(1), record(2), shas="111")
+    assert [bench.single_flight.join(one.image) for one in made] == [True, False, False]
+    end(bench, verdicts(made[:1]), ended=3)
     assert {image_id: verdict.source for image_id, verdict in bench.store.verdicts.items()} == {
         "a": "model",
         "b": "cache",
@@ -175,12 +182,11 @@ def test_followers_end_with_their_leader() -> None:
 def test_a_leader_does_not_wait_for_its_own_follower() -> None:
     """A reference that was sent twice: the second is fetched first and leads, the first follows it and stands before it in the line of its id."""
     bench = Workbench()
-    first, second = items(bench, record(0), record(1), ids="aa", shas="11")
-    assert [bench.single_flight.join(item) for item in (second, first)] == [True, False]
-    first.scores, first.model_version = None, None
-    with bench.running(bench.publish().run):
-        bench.publish_inbox.put([second], bench.stop)
-        wait_for(lambda: bench.flow.items == 0, "both records end", patience_s=2)
+    first, second = images(bench, record(0), record(1), ids="aa", shas="11")
+    assert [bench.single_flight.join(one.image) for one in (second, first)] == [True, False]
+    with bench.running("publish"):
+        bench.queues.ended.put(verdicts([second]), bench.stop)
+        wait_for(lambda: bench.admission.items == 0, "both records end", patience_s=2)
     assert [one.key for one in bench.producer.sent] == [b"a", b"a"]
     assert bench.tracker.committable() == {0: 2}
 
@@ -189,9 +195,37 @@ def test_metrics_tell_what_ended() -> None:
     """Verdicts by decision and source, rejections by reason and stage, scores by head."""
     bench = Workbench()
     good, bad = items(bench, record(0), record(1))
-    bad.scores, bad.rejected = None, Rejected(RejectReason.TOO_LARGE, "x", stage="intake")
-    end(bench, [good, bad], ended=2)
+    end(bench, [good, rejected(bad, RejectReason.TOO_LARGE, "intake")], ended=2)
     assert bench.metric("assay_verdicts_total", decision="real", source="model") == 1
     assert bench.metric("assay_rejections_total", reason="too_large", stage="intake") == 1
     assert bench.metric("assay_scores_count", head="knn") == 1
     assert bench.metric("assay_last_progress_timestamp_seconds") > 0
+
+
+def test_a_partition_lost_while_redis_is_away_is_not_written() -> None:
+    """Whose the partition is, is asked in each attempt: the new owner's newer verdict is not overwritten by a late one."""
+    bench = Workbench()
+    bench.store.away = True
+    with bench.running("publish"):
+        bench.queues.ended.put(items(bench, record(0), record(0, partition=1)), bench.stop)
+        wait_for(lambda: bench.redis.is_away, "both wait for Redis")
+        bench.tracker.revoke([0])
+        bench.store.away = False
+        wait_for(lambda: bench.admission.items == 0, "both end")
+    assert set(bench.store.verdicts) == {"b"}
+    assert [one.key for one in bench.producer.sent] == [b"b"]
+    assert ("1" * 64, VERSION) in bench.store.images, "what was computed is kept for the new owner"
+
+
+def test_a_partition_lost_while_kafka_is_away_is_not_produced() -> None:
+    """The same before producing: a record that is somebody else's by now is theirs to publish."""
+    bench = Workbench()
+    bench.producer.away = True
+    with bench.running("publish"):
+        bench.queues.ended.put(items(bench, record(0), record(0, partition=1)), bench.stop)
+        wait_for(lambda: bench.kafka.is_away, "both wait for Kafka")
+        bench.tracker.revoke([0])
+        bench.producer.away = False
+        wait_for(lambda: bench.admission.items == 0, "both end")
+    assert [one.key for one in bench.producer.sent] == [b"b"]
+    assert bench.metric("assay_stale_results_total") == 1

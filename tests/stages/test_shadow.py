@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.twins import VERSION, Workbench, record, scores, settings, tensor, wait_for
+from tests.twins import VERSION, Workbench, judged, record, settings, tensor, wait_for
 from worker.policy import Policy
 from worker.stages.shadow import Shadow
 
@@ -24,23 +24,15 @@ class Comparisons:
 def test_a_comparison_carries_the_version_that_gave_its_scores() -> None:
     """When the shadow is replaced during a call, the call is made again: the scores and the version named are the new one's."""
     bench, store = Workbench(settings(shadow={"share": 1.0})), Comparisons()
-    given: dict[str, Any] = {
-        "triton": bench.triton,
-        "store": store,
-        "policy": Policy(),
-        "metrics": bench.metrics,
-        "stop": bench.stop,
-    }
-    shadow = Shadow(bench.settings.shadow, **given)
-    items = bench.admit(record(0), record(1))
-    for item in items:
-        item.scores = scores(0.5)
-    with bench.running(shadow.run):
-        shadow.offer(items, tensor(10, 20))
+    clients: dict[str, Any] = {"triton": bench.triton, "store": store}
+    shadow = Shadow(bench.settings.shadow, bench.tools, Policy(), **clients)
+    ended = [judged(encoded, 0.5) for encoded in bench.identified(record(0), record(1))]
+    with bench.driving(shadow):
+        shadow.offer(ended, tensor(10, 20))
         wait_for(lambda: len(store.kept) == 2, "the first batch is compared")
         bench.triton.reload_to = NEWER
         calls = len(bench.triton.batches)
-        shadow.offer(items, tensor(51, 255))
+        shadow.offer(ended, tensor(51, 255))
         wait_for(lambda: len(store.kept) == 4, "the second batch is compared")
     assert [kept["shadow_model"] for kept in store.kept] == [VERSION, VERSION, NEWER, NEWER]
     assert bench.triton.batches[calls:] == [[51, 255], [51, 255]]

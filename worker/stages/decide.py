@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from worker.contract import Decision, ModelRef, PolicyRef, Scores, Timings, Verdict, verdict_id
-from worker.item import Item
+from worker.item import Ended, Judgement
 from worker.policy import Policy
 
 
@@ -50,31 +50,39 @@ def timestamp(epoch_s: float) -> str:
 
 
 def make_verdict(
-    item: Item, policy: Policy, policy_ref: PolicyRef, model_name: str, *, now_s: float, total_ms: float
+    ended: Ended,
+    judgement: Judgement,
+    policy: Policy,
+    policy_ref: PolicyRef,
+    model_name: str,
+    *,
+    now_s: float,
+    total_ms: float,
 ) -> Verdict:
-    """The verdict on an item that has its scores. `now_s`: seconds since the epoch."""
-    assert item.image_id is not None
-    assert item.sha256 is not None
-    assert item.scores is not None
-    assert item.model_version is not None
-    assert item.image is not None
-    decision, reasons = decide(item.scores, policy)
+    """The verdict on a judged image. `now_s`: seconds since the epoch."""
+    assert ended.image_id is not None, "only an identified image is judged"
+    assert ended.sha256 is not None, "only an image that was had is judged"
+    decision, reasons = decide(judgement.scores, policy)
     return Verdict(
-        verdict_id=verdict_id(item.image_id, item.sha256, item.model_version, policy_ref.version),
-        image_id=item.image_id,
-        sha256=item.sha256,
+        verdict_id=verdict_id(ended.image_id, ended.sha256, judgement.model_version, policy_ref.version),
+        image_id=ended.image_id,
+        sha256=ended.sha256,
         decision=decision,
         reasons=reasons,
-        scores=item.scores,
-        model=ModelRef(name=model_name, version=item.model_version),
+        scores=judgement.scores,
+        model=ModelRef(name=model_name, version=judgement.model_version),
         policy=policy_ref,
-        image=item.image,
-        source="cache" if item.from_cache else "model",
+        image=judgement.info,
+        source="cache" if judgement.from_cache else "model",
         decided_at=timestamp(now_s),
         timings_ms=Timings(
-            queued=round(item.queued_ms, 3),
-            decode=None if item.decode_ms is None else round(item.decode_ms, 3),
-            infer=None if item.infer_ms is None else round(item.infer_ms, 3),
+            queued=_rounded(ended.item.queued_ms),
+            decode=_rounded(judgement.decode_ms),
+            infer=_rounded(judgement.infer_ms),
             total=round(total_ms, 3),
         ),
     )
+
+
+def _rounded(duration_ms: float | None) -> float | None:
+    return None if duration_ms is None else round(duration_ms, 3)

@@ -1,73 +1,83 @@
-"""Bytes -> pixels: the second room. One bad image leaves its batch with a reason; the others go on."""
+"""Encoded image -> pixels. One bad image leaves its batch with a reason; the others go on."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import numpy as np
 
+from worker.contract import ImageInfo
 from worker.decoder import Decoder
-from worker.errors import Stopping
-from worker.flow import Flow, HandOver
-from worker.item import Batch, Item
-from worker.retry import StopSignal
-from worker.settings import DecodeSettings
-from worker.telemetry.tracing import Tracing
+from worker.errors import Rejected
+from worker.imaging import check_limits, peek
+from worker.inflight import UnderWay
+from worker.item import Decoded, DecodedBatch, Encoded, Ended
+from worker.queues import StageQueue
+from worker.settings import LimitSettings
+from worker.stages.stage import Stage, Tools
 
-IDLE_S = 0.2
 
-
-class Decode:
-    """Runs the decoder on each batch. What an item held beyond its record (a fetched image) is let go here."""
+class Decode(Stage):
+    """Checks headers and runs the decoder on each batch. Fetched bytes are released here."""
 
     def __init__(
         self,
-        settings: DecodeSettings,
+        limits: LimitSettings,
+        open_decoder: Callable[[], Decoder],
+        tools: Tools,
+        under_way: UnderWay,
         *,
-        flow: Flow,
-        inbox: HandOver[Batch],
-        infer: HandOver[Batch],
-        publish: HandOver[list[Item]],
-        tracing: Tracing,
-        stop: StopSignal,
+        inbox: StageQueue[list[Encoded]],
+        decoded: StageQueue[DecodedBatch],
+        ended: StageQueue[list[Ended]],
     ) -> None:
-        self._settings = settings
-        self._flow = flow
+        self._limits = limits
+        self._open_decoder = open_decoder
+        self._decoder: Decoder | None = None  # opened by the thread that uses it
+        self._tools = tools
+        self._admission = under_way.admission
         self._inbox = inbox
-        self._infer = infer
-        self._publish = publish
-        self._tracing = tracing
-        self._stop = stop
+        self._decoded = decoded
+        self._ended = ended
 
-    def run(self) -> None:
-        """Work until `stop` is set."""
-        decoder = Decoder(self._settings)
-        try:
-            while not self._stop.is_set():
-                batch = self._inbox.get(IDLE_S)
-                if batch is not None:
-                    with self._tracing.batch("decode", [item.trace for item in batch.items]):
-                        self._decode(decoder, batch.items)
-        except Stopping:
+    def step(self, wait_s: float) -> None:
+        """Decode one batch."""
+        if self._decoder is None:
+            self._decoder = self._open_decoder()
+        batch = self._inbox.get(wait_s)
+        if batch is None:
             return
-        finally:
-            decoder.close()
+        with self._tools.tracing.batch("decode", [encoded.image.item.trace for encoded in batch]):
+            self._decode(self._decoder, batch)
 
-    def _decode(self, decoder: Decoder, items: list[Item]) -> None:
-        started = time.monotonic()
-        infos = [item.image for item in items if item.image is not None]
-        decoded = decoder.decode([item.data for item in items], infos)
-        elapsed_ms = (time.monotonic() - started) * 1000
-        for item in items:
-            item.decode_ms = elapsed_ms
-            item.let_go_fetched(self._flow)
-        bad = []
-        for index, rejected in decoded.failures.items():
-            items[index].rejected = rejected
-            bad.append(items[index])
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+
+    def _decode(self, decoder: Decoder, batch: list[Encoded]) -> None:
+        started = self._tools.clock.monotonic()
+        bad: list[Ended] = []
+        sound: list[tuple[Encoded, ImageInfo]] = []
+        for encoded in batch:
+            try:
+                sound.append((encoded, self._check(encoded.data)))
+            except Rejected as rejected:
+                bad.append(Ended.of(encoded.image, rejected))
+        decoded = decoder.decode([encoded.data for encoded, _ in sound], [info for _, info in sound])
+        elapsed_ms = (self._tools.clock.monotonic() - started) * 1000
+        bad += [Ended.of(sound[row][0].image, rejected) for row, rejected in decoded.failures.items()]
+        for encoded in batch:
+            encoded.image.item.release_fetched(self._admission)
         if bad:
-            self._publish.put(bad, self._stop)
-        good = [index for index in range(len(items)) if index not in decoded.failures]
+            self._ended.put(bad, self._tools.stop)
+        good = [row for row in range(len(sound)) if row not in decoded.failures]
         if good:
-            pixels = decoded.pixels if not bad else np.ascontiguousarray(decoded.pixels[good])
-            self._infer.put(Batch([items[index] for index in good], pixels), self._stop)
+            images = [Decoded(sound[row][0].image, sound[row][1], elapsed_ms) for row in good]
+            whole = len(good) == len(sound)
+            pixels = decoded.pixels if whole else np.ascontiguousarray(decoded.pixels[good])
+            self._decoded.put(DecodedBatch(images, pixels), self._tools.stop)
+
+    def _check(self, data: bytes) -> ImageInfo:
+        info = peek(data)
+        check_limits(info, self._limits)
+        return info

@@ -1,232 +1,142 @@
-"""Record -> item: image id, reference, limits, SHA-256, cache look-up; then batches by count, bytes or deadline.
+"""Record -> image: id, SHA-256, limits, cache look-up; then batches by count, bytes or deadline.
 
-One thread runs it; references are fetched by a small pool and come back through the inbox. An item that needs no model
-(bad, or known to the cache) goes straight to the publisher.
+What needs no model (a bad record, bytes known to the cache) goes straight to the publisher; a reference goes to Fetch
+and comes back as an encoded image. Nothing here parses an image's bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from typing import TypeAlias
 
-from worker.clients.fetch import Fetcher
-from worker.clients.redis import Store
 from worker.contract import REFERENCE_CONTENT_TYPE, ImageInfo, ImageReference, resolve_image_id
-from worker.errors import Rejected, RejectReason, Stopping, Unavailable
-from worker.flow import Flow, HandOver
-from worker.imaging import check_limits, peek
-from worker.inflight import PublishOrder, SingleFlight
-from worker.item import Batch, Item
-from worker.retry import Dependency, StopSignal
+from worker.errors import Rejected, RejectReason
+from worker.inflight import UnderWay
+from worker.item import Encoded, Ended, Identified, Item, Judgement, Referenced
+from worker.model import HashCache
+from worker.queues import StageQueue
 from worker.settings import Settings
-from worker.telemetry.metrics import Metrics
+from worker.stages.stage import Stage, Tools
 
-IDLE_S = 0.2
+Arrival: TypeAlias = Item | Encoded  # a record from Kafka, or an image that a reference led to
 
 
-class Intake:
-    """`inbox` takes lists of new items, and items whose reference has been fetched."""
+class Intake(Stage):
+    """`inbox` takes lists of arrivals. One thread: the batch that is being filled is its own."""
 
     def __init__(
         self,
         settings: Settings,
+        tools: Tools,
+        under_way: UnderWay,
+        cache: HashCache,
         *,
-        store: Store,
-        redis: Dependency,
-        fetcher: Fetcher,
-        storages: dict[str, Dependency],
-        new_storage: Callable[[], Dependency],
-        flow: Flow,
-        order: PublishOrder,
-        single_flight: SingleFlight,
-        model_version: Callable[[], str],
-        inbox: HandOver[list[Item]],
-        decode: HandOver[Batch],
-        publish: HandOver[list[Item]],
-        metrics: Metrics,
-        stop: StopSignal,
+        inbox: StageQueue[Sequence[Arrival]],
+        references: StageQueue[Referenced],
+        encoded: StageQueue[list[Encoded]],
+        ended: StageQueue[list[Ended]],
     ) -> None:
-        self._settings = settings
-        self._store = store
-        self._redis = redis
-        self._fetcher = fetcher
-        self._storages = storages
-        self._new_storage = new_storage
-        self._flow = flow
-        self._order = order
-        self._single_flight = single_flight
-        self._model_version = model_version
-        self._decode = decode
-        self._publish = publish
-        self._metrics = metrics
-        self._stop = stop
-        self._batch: list[Item] = []
-        self._batch_bytes = 0
-        self._broken: Exception | None = None  # a defect in the pool, for `run` to end with
+        self._settings = settings.intake
+        self._max_image_bytes = settings.limits.max_image_bytes
+        self._tools = tools
+        self._under_way = under_way
+        self._cache = cache
         self._inbox = inbox
-        self._pool = ThreadPoolExecutor(settings.references.concurrency, thread_name_prefix="fetch")
+        self._references = references
+        self._encoded = encoded
+        self._ended = ended
+        self._batch: list[Encoded] = []
+        self._batch_bytes = 0
 
-    def run(self) -> None:
-        """Work until `stop` is set."""
-        try:
-            while not self._stop.is_set():
-                if self._broken is not None:
-                    raise self._broken
-                pieces = self._inbox.get_all(min(IDLE_S, self._time_left_s()))
-                self._take([item for piece in pieces for item in piece])
-                if self._batch and self._time_left_s() <= 0:
-                    self._send()
-        except Stopping:
-            return
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    def step(self, wait_s: float) -> None:
+        """Take all arrivals; send the batch once it is full or its oldest image has waited for long enough."""
+        pieces = self._inbox.get_all(min(wait_s, self._time_left_s()) if self._batch else wait_s)
+        self._take([arrival for piece in pieces for arrival in piece])
+        if self._batch and self._time_left_s() <= 0:
+            self._send()
 
-    def _take(self, items: Sequence[Item]) -> None:
-        """Identify `items`, look the images among them up, and send each on its way."""
-        images: list[Item] = []
-        ended: list[Item] = []
-        for item in items:
-            try:
-                if self._identify(item):
-                    images.append(item)
-            except Rejected as rejected:
-                item.rejected = rejected
-                ended.append(item)
-        leaders = []
-        for item in images:
-            if self._single_flight.join(item):
-                leaders.append(item)
+    def _take(self, arrivals: Sequence[Arrival]) -> None:
+        """Identify the arrivals, look the images among them up, and send each on its way."""
+        ended: list[Ended] = []
+        leaders: list[Encoded] = []
+        followers = 0
+        for arrival in arrivals:
+            identified = self._identify(arrival) if isinstance(arrival, Item) else arrival
+            if isinstance(identified, Ended):
+                ended.append(identified)
+            elif isinstance(identified, Referenced):
+                self._references.put(identified, self._tools.stop)
+            elif self._under_way.single_flight.join(identified.image):
+                leaders.append(identified)
             else:
-                item.let_go_fetched(self._flow)
-        self._metrics.coalesced_items.inc(len(images) - len(leaders))
-        for item, hit in zip(leaders, self._look_up(leaders), strict=True):
-            if hit:
-                ended.append(item)
+                followers += 1
+                identified.image.item.release_fetched(self._under_way.admission)
+        self._tools.metrics.coalesced_items.inc(followers)
+        version, entries = self._cache.look_up([leader.image.sha256 for leader in leaders], self._tools.stop)
+        for leader, entry in zip(leaders, entries, strict=True):
+            if entry is None:
+                self._add(leader)
                 continue
-            try:
-                item.image = peek(item.data)
-                check_limits(item.image, self._settings.limits)
-            except Rejected as rejected:
-                item.rejected = rejected
-                ended.append(item)
-            else:
-                self._add(item)
-        for item in ended:
-            item.let_go_fetched(self._flow)
+            info = ImageInfo(format=entry.format, width=entry.width, height=entry.height, bytes=len(leader.data))
+            leader.image.item.release_fetched(self._under_way.admission)
+            ended.append(Ended.of(leader.image, Judgement(info, entry.scores, version, from_cache=True)))
         if ended:
-            self._publish.put(ended, self._stop)
+            self._ended.put(ended, self._tools.stop)
 
-    def _identify(self, item: Item) -> bool:
-        """Fill in id, data and hash. True where the image is here, False where it is being fetched. Raises Rejected."""
-        if item.image_id is not None:  # a reference comes back from the pool
-            if item.rejected is not None:
-                raise item.rejected
-            item.sha256 = hashlib.sha256(item.data).hexdigest()
-            return True
-        value = item.record.value or b""
+    def _identify(self, item: Item) -> Encoded | Referenced | Ended:
+        """Find out id and hash of a record, and whether its image is here."""
+        record = item.record
+        value = record.value or b""
         value_sha256 = hashlib.sha256(value).hexdigest()
         reference: ImageReference | None = None
         unreadable: Rejected | None = None
-        if value and item.record.content_type == REFERENCE_CONTENT_TYPE:
+        is_reference = bool(value) and record.content_type == REFERENCE_CONTENT_TYPE
+        if is_reference:
             try:
                 reference = ImageReference.parse(value)
             except Rejected as rejected:
                 unreadable = rejected  # the id is found out first, so that the rejection carries it
-        else:
-            item.sha256 = value_sha256
-        image_id = resolve_image_id(
-            item.record, self._settings.intake.id_sources, value_sha256, reference.id if reference else None
-        )
-        item.image_id = image_id
-        self._order.enter(item)
-        if unreadable is not None:
-            raise unreadable
-        if not value:
-            raise Rejected(RejectReason.EMPTY, "the record has no value", stage="intake")
-        if reference is not None:
-            self._pool.submit(self._fetch, item, reference)
-            return False
-        limit = self._settings.limits.max_image_bytes
-        if len(value) > limit:
-            raise Rejected(
-                RejectReason.TOO_LARGE, f"{len(value)} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}", stage="intake"
-            )
-        item.data = value
-        return True
-
-    def _fetch(self, item: Item, reference: ImageReference) -> None:
-        """In the pool: get the image and put the item back into the inbox. A storage that is away is waited for."""
-        scheme = reference.uri.partition(":")[0].lower()
-        started = time.monotonic()
+        sha256 = None if is_reference else value_sha256
+        named = reference.id if reference else None
         try:
-            self._flow.wait_to_fetch(self._stop)
-            item.data = self._fetched(reference)
+            image_id = resolve_image_id(record, self._settings.id_sources, value_sha256, named)
         except Rejected as rejected:
-            item.rejected = rejected
-            outcome = "rejected"
-        except Stopping:
-            return
-        except Exception as error:  # noqa: BLE001  # leaves the room like any other defect
-            self._broken = error
-            return
-        else:
-            outcome = "ok"
-            item.hold_fetched(self._flow)
-            self._metrics.fetched_bytes.labels(scheme=scheme).inc(len(item.data))
-        if scheme in ("file", "https", "s3"):  # a label must not be a producer's free choice
-            self._metrics.fetches.labels(scheme=scheme, outcome=outcome).inc()
-        self._metrics.stage_seconds.labels(stage="fetch").observe(time.monotonic() - started)
-        self._inbox.put([item], self._stop)
+            return Ended(item, None, sha256, rejected)
+        self._under_way.order.enter(image_id, item)
+        if reference is not None:
+            return Referenced(item, image_id, reference)
+        bad = unreadable or self._objection(value)
+        if bad is not None:
+            return Ended(item, image_id, sha256, bad)
+        return Encoded(Identified(item, image_id, value_sha256), value)
 
-    def _fetched(self, reference: ImageReference) -> bytes:
-        """The image, however long its storage is away. Raises Rejected or Stopping."""
-        place = "/".join(
-            reference.uri.split("/", 3)[:3]
-        ).lower()  # scheme and host or bucket: each has a breaker of its own
-        if place not in self._storages:  # made when first needed: names that no rule allows must not pile up
-            try:
-                return self._fetcher.fetch(reference)
-            except Unavailable:
-                self._storages.setdefault(place, self._new_storage())
-        return self._storages[place].call(lambda: self._fetcher.fetch(reference), self._stop)
+    def _objection(self, value: bytes) -> Rejected | None:
+        """What is wrong with a value by its size alone."""
+        if not value:
+            return Rejected(RejectReason.EMPTY, "the record has no value", stage="intake")
+        limit = self._max_image_bytes
+        if len(value) > limit:
+            detail = f"{len(value)} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}"
+            return Rejected(RejectReason.TOO_LARGE, detail, stage="intake")
+        return None
 
-    def _look_up(self, items: Sequence[Item]) -> list[bool]:
-        """For each item whether the cache knew its scores (and has given it them)."""
-        if not items or not self._settings.cache.enabled:
-            return [False] * len(items)
-        version = self._model_version()
-        hashes = [item.sha256 or "" for item in items]
-        entries = self._redis.call(lambda: self._store.cached(hashes, version), self._stop)
-        for item, entry in zip(items, entries, strict=True):
-            if entry is not None:
-                item.scores, item.model_version, item.from_cache = entry.scores, version, True
-                item.image = ImageInfo(
-                    format=entry.format, width=entry.width, height=entry.height, bytes=len(item.data)
-                )
-        hits = [entry is not None for entry in entries]
-        self._metrics.cache_lookups.labels(result="hit").inc(sum(hits))
-        self._metrics.cache_lookups.labels(result="miss").inc(len(hits) - sum(hits))
-        return hits
-
-    def _add(self, item: Item) -> None:
-        if self._batch_bytes + len(item.data) > self._settings.intake.batch_max_bytes and self._batch:
+    def _add(self, encoded: Encoded) -> None:
+        if self._batch and self._batch_bytes + len(encoded.data) > self._settings.batch_max_bytes:
             self._send()
-        self._batch.append(item)
-        self._batch_bytes += len(item.data)
-        if len(self._batch) >= self._settings.intake.batch_max_items:
+        self._batch.append(encoded)
+        self._batch_bytes += len(encoded.data)
+        if len(self._batch) >= self._settings.batch_max_items:
             self._send()
 
     def _time_left_s(self) -> float:
         """Until the batch must leave: its oldest image has waited for long enough."""
-        if not self._batch:
-            return IDLE_S
-        return max(0.0, self._batch[0].touched_at + self._settings.intake.batch_max_wait_ms / 1000 - time.monotonic())
+        oldest = self._batch[0].image.item.touched_at
+        return max(0.0, oldest + self._settings.batch_max_wait_ms / 1000 - self._tools.clock.monotonic())
 
     def _send(self) -> None:
         batch, self._batch = self._batch, []
-        self._metrics.batch_items.observe(len(batch))
-        self._metrics.batch_bytes.observe(self._batch_bytes)
+        self._tools.metrics.batch_items.observe(len(batch))
+        self._tools.metrics.batch_bytes.observe(self._batch_bytes)
         self._batch_bytes = 0
-        self._decode.put(Batch(batch), self._stop)
+        self._encoded.put(batch, self._tools.stop)

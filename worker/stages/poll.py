@@ -1,209 +1,219 @@
 """Kafka -> records -> Intake, and offsets -> Kafka: the one thread that touches the consumer.
 
-It polls whatever happens, so that the group keeps this worker: a full flow or a dependency that is away pauses the
-partitions instead. An offset is committed once it and all before it have ended as a verdict or a rejection.
+It polls whatever happens, so that the group keeps this worker: a full admission or a server that is away pauses the
+partitions instead. An offset is committed once it and all before it have ended as a verdict or a rejection. Asked to
+drain, it takes nothing new and goes on until what is under way has ended.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from worker.clients.kafka import Consumer
+from worker.clock import StopSignal
 from worker.contract import Record
-from worker.errors import Unavailable
-from worker.flow import Flow, HandOver
+from worker.errors import Stopping, Unavailable
+from worker.inflight import UnderWay
 from worker.item import Item
-from worker.offsets import OffsetTracker
-from worker.retry import Dependency, StopSignal
+from worker.queues import StageQueue
+from worker.retry import CircuitBreaker
 from worker.settings import Settings
-from worker.telemetry.metrics import Metrics
-from worker.telemetry.tracing import Tracing
+from worker.stages.intake import Arrival
+from worker.stages.stage import Stage, Tools
 
 log = structlog.get_logger(__name__)
-POLL_MS = 100
+POLL_S = 0.1
+AWAY_S = 0.5  # between two polls while no broker answers
 COMMIT_MS, LAST_COMMIT_MS = 5_000, 3_000
-TELL_EVERY_S, ASK_AGAIN_S = (
-    5.0,
-    60.0,
-)  # what keeps us from consuming; where nothing does, there are more workers than partitions
+# What keeps us from consuming; where nothing does, there are more workers than partitions.
+TELL_EVERY_S, ASK_AGAIN_S = 5.0, 60.0
 
 
-class Poll:
-    """`run` consumes until a drain is asked for, `drain` lets the rest finish. `assigned`, `beat` and `joined_at` are
-    for the probes.
+class Poll(Stage):
+    """Driven by the main thread once it has its consumer (`attach`). `assigned`, `heartbeat_at` and `joined_at` are for
+    the probes.
     """
 
     def __init__(
         self,
         settings: Settings,
+        tools: Tools,
+        under_way: UnderWay,
         *,
-        dependencies: Callable[[], Iterable[Dependency]],
-        tracker: OffsetTracker,
-        flow: Flow,
-        intake: HandOver[list[Item]],
-        metrics: Metrics,
-        tracing: Tracing,
         drain: StopSignal,
-        stop: StopSignal,
+        breakers: Callable[[], Iterable[CircuitBreaker]],
+        arrivals: StageQueue[Sequence[Arrival]],
     ) -> None:
         self._settings = settings
-        self._dependencies = dependencies
-        self._tracker = tracker
-        self._flow = flow
-        self._intake = intake
-        self._metrics = metrics
-        self._tracing = tracing
+        self._tools = tools
+        self._under_way = under_way
         self._drain = drain
-        self._stop = stop
+        self._breakers = breakers
+        self._arrivals = arrivals
+        self._consumer: Consumer | None = None
         self._paused = False
         self._average_bytes = 1.0
+        self._commit_at = self._warn_at = 0.0
+        self._drain_until: float | None = None
         self.assigned: list[int] = []
-        self.is_moving()
+        self.record_heartbeat()
 
-    def is_moving(self) -> None:
+    def record_heartbeat(self) -> None:
         """Called while the worker waits for its servers, before there is a group to be in."""
-        self.beat = self.joined_at = time.monotonic()
+        self.heartbeat_at = self.joined_at = self._tools.clock.monotonic()
 
-    def run(self, consumer: Consumer) -> None:
-        """The poll loop: admit records while there is room, commit about once a second."""
-        commit_at = self.joined_at = time.monotonic()
-        tell_at = commit_at + TELL_EVERY_S
-        while not self._drain.is_set() and not self._stop.is_set():
-            self.beat = time.monotonic()
-            self._pause_or_resume(consumer)
-            try:
-                records = consumer.poll(POLL_MS, self._room())
-                if consumer.is_joined:
-                    self.joined_at = self.beat
-                self._admit(records)
-                if self.beat >= commit_at:
-                    commit_at = self.beat + self._settings.kafka.commit_interval_ms / 1000
-                    self._commit(consumer)
-                    self._observe(consumer)
-                if consumer.is_joined and self.assigned:
-                    tell_at = self.beat + TELL_EVERY_S
-                elif self.beat >= tell_at:
-                    obstacle = consumer.obstacle()
-                    tell_at = self.beat + (TELL_EVERY_S if obstacle else ASK_AGAIN_S)
-                    if obstacle:
-                        log.warning("nothing_to_consume", reason=obstacle)
-            except Unavailable as error:
-                log.warning("kafka_away", error=error.detail, action="polling goes on")
-                self._drain.wait(0.5)
+    def attach(self, consumer: Consumer) -> None:
+        """Begin with `consumer`, whose rebalances go to `on_assigned` and `on_revoked`."""
+        self._consumer = consumer
+        self._commit_at = self.joined_at = self._tools.clock.monotonic()
+        self._warn_at = self._commit_at + TELL_EVERY_S
 
-    def drain(self, consumer: Consumer) -> None:
-        """Let what is under way finish and commit it; what the deadline cuts off is redelivered."""
-        deadline = time.monotonic() + self._settings.run.drain_timeout_s
-        consumer.set_paused(True)
-        while self._tracker.unfinished() and time.monotonic() < deadline and not self._stop.is_set():
-            self.beat = time.monotonic()
-            try:
-                consumer.poll(POLL_MS, 1)
-                self._commit(consumer, min(COMMIT_MS, max(POLL_MS, int(1000 * (deadline - time.monotonic())))))
-            except Unavailable as error:
-                log.warning("kafka_away", error=error.detail, action="draining goes on")
-                time.sleep(POLL_MS / 1000)
-        left = self._tracker.unfinished()
-        log.info("drained", unfinished=left, note="they are redelivered" if left else None)
-
-    def commit_last(self, consumer: Consumer) -> None:
-        """What the rooms finished before they stopped."""
+    def step(self, wait_s: float) -> None:
+        """Admit what there is place for, commit about once a second. Raises Stopping once it has drained."""
+        assert self._consumer is not None, "attach comes first"
+        self.heartbeat_at = self._tools.clock.monotonic()
+        if self._drain.is_set():
+            self._drain_on(self._consumer, wait_s)
+            return
+        self._pause_or_resume(self._consumer)
         try:
-            self._commit(consumer, LAST_COMMIT_MS)
+            records = self._consumer.poll(int(wait_s * 1000), self._records_to_ask_for())
+            if self._consumer.is_joined:
+                self.joined_at = self.heartbeat_at
+            self._admit(records)
+            if self.heartbeat_at >= self._commit_at:
+                self._commit_at = self.heartbeat_at + self._settings.kafka.commit_interval_ms / 1000
+                self._commit(self._consumer)
+                self._observe(self._consumer)
+            self._tell_what_keeps_us(self._consumer)
         except Unavailable as error:
-            log.warning(
-                "last_commit_failed", error=error.detail, note="the records are redelivered and yield the same verdicts"
-            )
+            log.warning("kafka_away", error=error.detail, action="polling goes on")
+            self._drain.wait(AWAY_S)
+
+    def _drain_on(self, consumer: Consumer, wait_s: float) -> None:
+        """Let what is under way finish and commit it; what the deadline cuts off is redelivered."""
+        now = self.heartbeat_at
+        if self._drain_until is None:
+            self._drain_until = now + self._settings.run.drain_timeout_s
+            consumer.set_paused(True)
+            log.info("draining", unfinished=self._under_way.tracker.unfinished())
+        left = self._under_way.tracker.unfinished()
+        if not left or now >= self._drain_until:
+            log.info("drained", unfinished=left, note="they are redelivered" if left else None)
+            raise Stopping("drained")
+        try:
+            consumer.poll(int(wait_s * 1000), 1)
+            self._commit(consumer, min(COMMIT_MS, max(100, int(1000 * (self._drain_until - now)))))
+        except Unavailable as error:
+            log.warning("kafka_away", error=error.detail, action="draining goes on")
+            self._tools.stop.wait(wait_s)
+
+    def commit_last(self) -> None:
+        """What the other stages finished before they stopped."""
+        if self._consumer is None:
+            return
+        try:
+            self._commit(self._consumer, LAST_COMMIT_MS)
+        except Unavailable as error:
+            note = "the records are redelivered and yield the same verdicts"
+            log.warning("last_commit_failed", error=error.detail, note=note)
 
     def on_assigned(self, partitions: list[int]) -> None:
         """From inside `poll`: new epochs begin. Cooperative: only what is new."""
-        self._tracker.assign(partitions)
+        self._under_way.tracker.assign(partitions)
         self.assigned = sorted({*self.assigned, *partitions})
-        self._metrics.assigned_partitions.set(len(self.assigned))
+        self._tools.metrics.assigned_partitions.set(len(self.assigned))
         if partitions:
-            self._metrics.rebalances.inc()
+            self._tools.metrics.rebalances.inc()
             log.info("partitions_assigned", new=partitions, all=self.assigned)
 
     def on_revoked(self, partitions: list[int]) -> None:
         """From inside `poll` or `close`: these epochs end; what is under way for them is the new owner's."""
-        fenced = self._tracker.revoke(partitions)
+        fenced = self._under_way.tracker.revoke(partitions)
         self.assigned = sorted({*self.assigned} - {*partitions})
-        self._metrics.assigned_partitions.set(len(self.assigned))
+        self._tools.metrics.assigned_partitions.set(len(self.assigned))
         for partition in partitions:
-            self._metrics.forget_partition(self._settings.kafka.incoming_topic, partition)
+            self._tools.metrics.forget_partition(self._settings.kafka.incoming_topic, partition)
         if partitions:
             log.info("partitions_revoked", gone=partitions, left=self.assigned, fenced=fenced)
 
-    def _room(self) -> int:
-        """Records to ask for: as many as the flow has room for, by count and by the bytes that records have lately."""
-        room_bytes = max(0, self._flow.max_bytes - self._flow.bytes)
-        return max(
-            1, min(self._settings.kafka.max_poll_records, self._flow.room, int(room_bytes / self._average_bytes))
-        )
+    def _records_to_ask_for(self) -> int:
+        """As many as may be admitted, by count and by the bytes that records have lately; at least one."""
+        admission = self._under_way.admission
+        free_bytes = max(0, admission.max_bytes - admission.bytes)
+        most = min(self._settings.kafka.max_poll_records, admission.free_items)
+        return max(1, min(most, int(free_bytes / self._average_bytes)))
 
     def _admit(self, records: list[Record]) -> None:
-        """Give each record its epoch and its place in the flow, and hand them to Intake."""
+        """Give each record its epoch and its place, and hand them to Intake."""
         if not records:
             return
-        now, now_ms = time.monotonic(), time.time() * 1000
-        items = []
+        clock, metrics = self._tools.clock, self._tools.metrics
+        now, now_ms = clock.monotonic(), clock.time() * 1000
+        items: list[Item] = []
         for record in records:
-            epoch = self._tracker.deliver(record.partition, record.offset)
+            epoch = self._under_way.tracker.deliver(record.partition, record.offset)
             if epoch is None:
                 continue
-            size = len(record.value or b"")
-            item = Item(
-                record, epoch, touched_at=now, queued_ms=max(0.0, now_ms - record.timestamp_ms), held_bytes=size
-            )
-            item.trace = self._tracing.item(record.header("traceparent"))
-            self._flow.admit(size)
-            self._metrics.consumed_bytes.inc(size)
+            trace = self._tools.tracing.item(record.header("traceparent"))
+            item = Item(record, epoch, now, queued_ms=max(0.0, now_ms - record.timestamp_ms), trace=trace)
+            self._under_way.admission.admit(item.held_bytes)
+            metrics.consumed_bytes.inc(len(record.value or b""))
             items.append(item)
         if items:
-            self._metrics.records_consumed.inc(len(items))
-            self._intake.put(items, self._stop)
-        self._average_bytes = max(
-            self._average_bytes * 0.9, sum(len(r.value or b"") for r in records) / len(records), 1.0
-        )
+            metrics.records_consumed.inc(len(items))
+            self._arrivals.put(items, self._tools.stop)
+        self._average_bytes = max(self._average_bytes * 0.9, sum(r.size_bytes for r in records) / len(records), 1.0)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
-        away = [dependency.name for dependency in self._dependencies() if dependency.is_away]
-        paused = self._flow.is_full or bool(away)
+        admission = self._under_way.admission
+        away = [breaker.name for breaker in self._breakers() if breaker.is_away]
+        paused = admission.is_full or bool(away)
         if paused is self._paused:
             return
         self._paused = paused
         consumer.set_paused(paused)
-        self._metrics.paused.set(paused)
+        self._tools.metrics.paused.set(paused)
         if paused:
             cause = away[0] if away else "flow"
-            self._metrics.pauses.labels(cause=cause).inc()
-            log.debug("paused", cause=cause, items=self._flow.items, bytes=self._flow.bytes)
+            self._tools.metrics.pauses.labels(cause=cause).inc()
+            log.debug("paused", cause=cause, items=admission.items, bytes=admission.bytes)
         else:
             log.debug("resumed")
 
     def _commit(self, consumer: Consumer, timeout_ms: int = COMMIT_MS) -> None:
-        offsets = self._tracker.committable()
+        tracker, metrics = self._under_way.tracker, self._tools.metrics
+        offsets = tracker.committable()
         if not offsets:
             return
         try:
             done = consumer.commit(offsets, timeout_ms=timeout_ms)
         except Unavailable:
-            self._metrics.commit_failures.inc()
+            metrics.commit_failures.inc()
             raise
         if done:
-            self._tracker.committed(offsets)
-            self._metrics.commits.inc()
+            tracker.committed(offsets)
+            metrics.commits.inc()
         else:
-            self._metrics.commit_failures.inc()
+            metrics.commit_failures.inc()
 
     def _observe(self, consumer: Consumer) -> None:
-        self._metrics.flow_items.set(self._flow.items)
-        self._metrics.flow_bytes.set(self._flow.bytes)
+        admission, metrics = self._under_way.admission, self._tools.metrics
+        metrics.flow_items.set(admission.items)
+        metrics.flow_bytes.set(admission.bytes)
         for partition, waiting in consumer.waiting().items():
-            lag = waiting + self._tracker.unfinished([partition])
-            self._metrics.consumer_lag.labels(topic=self._settings.kafka.incoming_topic, partition=str(partition)).set(
-                lag
-            )
+            lag = waiting + self._under_way.tracker.unfinished([partition])
+            topic = self._settings.kafka.incoming_topic
+            metrics.consumer_lag.labels(topic=topic, partition=str(partition)).set(lag)
+
+    def _tell_what_keeps_us(self, consumer: Consumer) -> None:
+        """Every few seconds without partitions: why, where something is in the way."""
+        if consumer.is_joined and self.assigned:
+            self._warn_at = self.heartbeat_at + TELL_EVERY_S
+        elif self.heartbeat_at >= self._warn_at:
+            obstacle = consumer.obstacle()
+            self._warn_at = self.heartbeat_at + (TELL_EVERY_S if obstacle else ASK_AGAIN_S)
+            if obstacle:
+                log.warning("nothing_to_consume", reason=obstacle)

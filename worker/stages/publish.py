@@ -1,14 +1,15 @@
-"""Redis, then Kafka, then "done" to the offset tracker: the last room, and the only one that ends an item.
+"""Redis, then Kafka, then "done" to the offset tracker: the last stage, and the only one that ends an item.
 
 A verdict is visible in Redis before its record appears. Results of a revoked partition are dropped (their scores still
-go into the cache, so that the new owner's redo is cheap). Whatever is away is waited for.
+go into the cache, so that the new owner's redo is cheap); whether it was revoked is asked again in each attempt,
+because an attempt may have waited for minutes. Whatever is away is waited for.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,181 +17,189 @@ from worker import __version__
 from worker.clients.kafka import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
 from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, rejection_headers, verdict_headers
-from worker.errors import Stopping
-from worker.flow import Flow, HandOver
-from worker.inflight import PublishOrder, SingleFlight
-from worker.item import Item
-from worker.offsets import OffsetTracker
+from worker.errors import Rejected
+from worker.inflight import UnderWay
+from worker.item import Ended, Item, Judgement
 from worker.policy import Policy
-from worker.retry import Dependency, StopSignal
+from worker.queues import StageQueue
+from worker.retry import Guarded
 from worker.settings import Settings
 from worker.stages.decide import make_verdict
-from worker.telemetry.metrics import Metrics
-from worker.telemetry.tracing import Tracing
+from worker.stages.stage import Stage, Tools
 
 log = structlog.get_logger(__name__)
-IDLE_S = 0.2
 
 
-class Publish:
-    """The last room. `inbox` takes lists of items that have scores or a rejection."""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """An ended item and, where it was judged, its verdict and the verdict's JSON."""
+
+    ended: Ended
+    verdict: Verdict | None = None
+    text: str = ""
+
+
+class Publish(Stage):
+    """`inbox` takes lists of ended items. One thread: whose turn it is, is its own business."""
 
     def __init__(
         self,
         settings: Settings,
-        *,
+        tools: Tools,
+        under_way: UnderWay,
         policy: Policy,
-        store: Store,
-        redis: Dependency,
-        producer: Producer,
-        kafka: Dependency,
-        tracker: OffsetTracker,
-        flow: Flow,
-        order: PublishOrder,
-        single_flight: SingleFlight,
+        *,
+        store: Guarded[Store],
+        producer: Guarded[Producer],
         model_version: Callable[[], str],
-        inbox: HandOver[list[Item]],
-        metrics: Metrics,
-        tracing: Tracing,
-        stop: StopSignal,
+        inbox: StageQueue[list[Ended]],
     ) -> None:
         self._settings = settings
+        self._tools = tools
+        self._under_way = under_way
         self._policy = policy
         self._policy_ref = policy.ref
         self._store = store
-        self._redis = redis
         self._producer = producer
-        self._kafka = kafka
-        self._tracker = tracker
-        self._flow = flow
-        self._order = order
-        self._single_flight = single_flight
         self._model_version = model_version
         self._inbox = inbox
-        self._metrics = metrics
-        self._tracing = tracing
-        self._stop = stop
-        self._held: set[Item] = set()  # ended, but an earlier record of their id has not
+        self._held: dict[Item, Ended] = {}  # ended, but an earlier record of their id has not
 
-    def run(self) -> None:
-        """Work until `stop` is set."""
-        try:
-            while not self._stop.is_set():
-                items = [item for piece in self._inbox.get_all(IDLE_S) for item in piece]
-                while ready := self._in_turn(items):
-                    with self._tracing.batch("publish", [item.trace for item in ready]):
-                        items = self._publish(ready)
-        except Stopping:
-            return
+    def step(self, wait_s: float) -> None:
+        """End all that wait and have their turn."""
+        waiting = [ended for piece in self._inbox.get_all(wait_s) for ended in piece]
+        while ready := self._in_turn(waiting):
+            with self._tools.tracing.batch("publish", [ended.item.trace for ended in ready]):
+                waiting = self._publish(ready)
 
-    def _in_turn(self, items: Sequence[Item]) -> list[Item]:
+    def _in_turn(self, batch: Sequence[Ended]) -> list[Ended]:
         """Those whose turn it is; the others are held until the record before them has ended."""
-        ready: list[Item] = []
-        waiting = deque(items)
+        ready: list[Ended] = []
+        waiting = deque(batch)
         while waiting:
-            item = waiting.popleft()
-            if self._order.is_first(item):
-                ready.append(item)
+            ended = waiting.popleft()
+            if self._under_way.order.is_first(ended):
+                ready.append(ended)
             else:
-                self._held.add(item)
-                waiting.extend(self._single_flight.land(item))  # one of its followers may be the very item it waits for
+                self._held[ended.item] = ended
+                # One of its followers may be the very item it waits for.
+                waiting.extend(self._under_way.single_flight.land(ended))
         return ready
 
-    def _publish(self, items: Sequence[Item]) -> list[Item]:
-        """End `items`; returns the items that may be ended because of it."""
-        current = [item for item in items if self._tracker.is_current(item.record.partition, item.epoch)]
-        started = time.monotonic()
-        verdicts = {item: self._verdict(item, started) for item in current if item.rejected is None}
-        texts = {item: verdict.to_json() for item, verdict in verdicts.items()}
-        images = [_scored_image(item) for item in items if item.scores is not None]
-        if verdicts or images:
-            pairs = [(verdict, texts[item]) for item, verdict in verdicts.items()]
-            self._redis.call(lambda: self._store.save(pairs, images), self._stop)
-        self._produce([self._outgoing(item, verdicts.get(item), texts.get(item)) for item in current])
-        finished = time.monotonic()
-        for item in items:
-            self._end(item, verdicts.get(item), finished)
-        self._metrics.stage_seconds.labels(stage="publish").observe(finished - started)
-        return self._released(items)
+    def _publish(self, batch: Sequence[Ended]) -> list[Ended]:
+        """End `batch`; returns the items that may be ended because of it."""
+        started = self._tools.clock.monotonic()
+        drafts = [self._draft(ended, started) for ended in batch]
+        self._save(drafts)
+        self._produce(drafts)
+        finished = self._tools.clock.monotonic()
+        for draft in drafts:
+            self._end(draft, finished)
+        self._tools.metrics.stage_seconds.labels(stage="publish").observe(finished - started)
+        return self._released(batch)
 
-    def _verdict(self, item: Item, now: float) -> Verdict:
-        total_ms = item.queued_ms + (now - item.touched_at) * 1000
-        return make_verdict(
-            item, self._policy, self._policy_ref, self._settings.triton.model_name, now_s=time.time(), total_ms=total_ms
-        )
+    def _draft(self, ended: Ended, now: float) -> _Draft:
+        item, judgement = ended.item, ended.outcome
+        if isinstance(judgement, Rejected) or not self._is_current(item):
+            return _Draft(ended)
+        total_ms = (item.queued_ms or 0.0) + (now - item.touched_at) * 1000
+        name, now_s = self._settings.triton.model_name, self._tools.clock.time()
+        verdict = make_verdict(ended, judgement, self._policy, self._policy_ref, name, now_s=now_s, total_ms=total_ms)
+        return _Draft(ended, verdict, verdict.to_json())
 
-    def _outgoing(self, item: Item, verdict: Verdict | None, text: str | None) -> Outgoing:
-        record = item.record
-        if verdict is not None and text is not None:
-            headers = verdict_headers(verdict, self._settings.kafka.group_id, item.trace.traceparent)
-            return Outgoing(self._settings.kafka.verdicts_topic, verdict.image_id.encode(), text.encode(), headers)
-        assert item.rejected is not None
+    def _is_current(self, item: Item) -> bool:
+        return self._under_way.tracker.is_current(item.record.partition, item.epoch)
+
+    def _save(self, drafts: Sequence[_Draft]) -> None:
+        """Verdicts of partitions that are still ours, and every score for the cache."""
+        images = [image for draft in drafts if (image := _scored_image(draft.ended)) is not None]
+
+        def save(store: Store) -> None:
+            ours = [
+                (draft.verdict, draft.text) for draft in drafts if draft.verdict and self._is_current(draft.ended.item)
+            ]
+            if ours or images:
+                store.save(ours, images)
+
+        self._store.call(save, self._tools.stop)
+
+    def _produce(self, drafts: Sequence[_Draft]) -> None:
+        """Until every record of a partition that is still ours is acknowledged; only what was not is sent again."""
+        left = list(drafts)
+
+        def produce(producer: Producer) -> list[_Draft]:
+            ours = [draft for draft in left if self._is_current(draft.ended.item)]
+            failed = producer.produce([self._outgoing(draft) for draft in ours]) if ours else []
+            return [ours[index] for index in failed]
+
+        while left:
+            left = self._producer.call(produce, self._tools.stop)
+
+    def _outgoing(self, draft: _Draft) -> Outgoing:
+        ended, kafka = draft.ended, self._settings.kafka
+        record = ended.item.record
+        if draft.verdict is not None:
+            headers = verdict_headers(draft.verdict, kafka.group_id, ended.item.trace.traceparent)
+            return Outgoing(kafka.verdicts_topic, draft.verdict.image_id.encode(), draft.text.encode(), headers)
+        assert isinstance(ended.outcome, Rejected), "a current item without a verdict was rejected"
         headers = rejection_headers(
             record,
-            item.rejected,
-            image_id=item.image_id or _as_received(record),
-            sha256=item.sha256,
+            ended.outcome,
+            image_id=ended.image_id or _as_received(record),
+            sha256=ended.sha256,
             worker_version=__version__,
             model_version=self._model_version() or None,
         )
-        return Outgoing(self._settings.kafka.rejected_topic, record.key, record.value, headers)
+        return Outgoing(kafka.rejected_topic, record.key, record.value, headers)
 
-    def _produce(self, outgoing: Sequence[Outgoing]) -> None:
-        """Until every record is acknowledged; only what was not is sent again."""
-        left = list(outgoing)
-        while left:
-            sending = left
-            failed = self._kafka.call(lambda sending=sending: self._producer.produce(sending), self._stop)  # type: ignore[misc]
-            left = [sending[index] for index in failed]
-
-    def _end(self, item: Item, verdict: Verdict | None, now: float) -> None:
-        record, metrics = item.record, self._metrics
-        self._flow.release(item.held_bytes)
-        if not self._tracker.finish(record.partition, item.epoch, record.offset):
+    def _end(self, draft: _Draft, now: float) -> None:
+        """Count the item as done, unless its partition is somebody else's by now."""
+        ended = draft.ended
+        item, metrics = ended.item, self._tools.metrics
+        self._under_way.admission.release(item.held_bytes)
+        if not self._under_way.tracker.finish(item.record.partition, item.epoch, item.record.offset):
             metrics.stale_results.inc()
             item.trace.finish("stale")
             return
-        metrics.last_progress_timestamp_seconds.set_to_current_time()
-        metrics.stage_seconds.labels(stage="queued").observe(item.queued_ms / 1000)
+        metrics.last_progress_timestamp_seconds.set(self._tools.clock.time())
+        if item.queued_ms is not None:
+            metrics.stage_seconds.labels(stage="queued").observe(item.queued_ms / 1000)
         metrics.stage_seconds.labels(stage="total").observe(now - item.touched_at)
-        if item.decode_ms is not None:
-            metrics.stage_seconds.labels(stage="decode").observe(item.decode_ms / 1000)
-        if item.infer_ms is not None:
-            metrics.stage_seconds.labels(stage="infer").observe(item.infer_ms / 1000)
-        if verdict is not None:
-            metrics.verdicts.labels(decision=verdict.decision, source=verdict.source).inc()
-            for head, score in verdict.scores:
-                metrics.scores.labels(head=head).observe(score)
-            item.trace.finish("verdict")
-            log.debug(
-                "verdict_published",
-                image_id=verdict.image_id,
-                decision=verdict.decision,
-                source=verdict.source,
-                origin=item.origin,
-            )
-        elif item.rejected is not None:
-            reason, stage = item.rejected.reason.value, item.rejected.stage
+        if isinstance(ended.outcome, Rejected):
+            reason, stage, detail = ended.outcome.reason.value, ended.outcome.stage, ended.outcome.detail
             metrics.rejections.labels(reason=reason, stage=stage).inc()
             item.trace.finish("rejected")
             log.info(
-                "image_rejected",
-                image_id=item.image_id,
-                reason=reason,
-                stage=stage,
-                detail=item.rejected.detail,
+                "image_rejected", image_id=ended.image_id, reason=reason, stage=stage, detail=detail, origin=item.origin
+            )
+        elif draft.verdict is not None:
+            self._count(draft.verdict, ended.outcome)
+            item.trace.finish("verdict")
+            log.debug(
+                "verdict_published",
+                image_id=draft.verdict.image_id,
+                decision=draft.verdict.decision,
+                source=draft.verdict.source,
                 origin=item.origin,
             )
 
-    def _released(self, items: Sequence[Item]) -> list[Item]:
-        """Followers of `items` have their result now, and the next record of each id has its turn."""
-        released: list[Item] = []
-        for item in items:
-            released += self._single_flight.land(item)
-            following = self._order.leave(item)
-            if following in self._held:
-                self._held.discard(following)
-                released.append(following)
+    def _count(self, verdict: Verdict, judgement: Judgement) -> None:
+        metrics = self._tools.metrics
+        for stage, took_ms in (("decode", judgement.decode_ms), ("infer", judgement.infer_ms)):
+            if took_ms is not None:
+                metrics.stage_seconds.labels(stage=stage).observe(took_ms / 1000)
+        metrics.verdicts.labels(decision=verdict.decision, source=verdict.source).inc()
+        for head, score in verdict.scores:
+            metrics.scores.labels(head=head).observe(score)
+
+    def _released(self, batch: Sequence[Ended]) -> list[Ended]:
+        """Followers of `batch` have their outcome now, and the next record of each id has its turn."""
+        released: list[Ended] = []
+        for ended in batch:
+            released += self._under_way.single_flight.land(ended)
+            following = self._under_way.order.leave(ended)
+            if following is not None and (held := self._held.pop(following, None)) is not None:
+                released.append(held)
         return released
 
 
@@ -199,10 +208,8 @@ def _as_received(record: Record) -> str:
     return (record.header("ce_id") or record.key or b"").decode("utf-8", "replace")[:MAX_IMAGE_ID_BYTES]
 
 
-def _scored_image(item: Item) -> ScoredImage:
-    assert item.sha256 is not None
-    assert item.image_id is not None
-    assert item.model_version is not None
-    assert item.scores is not None
-    assert item.image is not None
-    return ScoredImage(item.sha256, item.image_id, item.model_version, item.scores, item.image)
+def _scored_image(ended: Ended) -> ScoredImage | None:
+    judgement = ended.outcome
+    if isinstance(judgement, Rejected) or ended.sha256 is None or ended.image_id is None:
+        return None
+    return ScoredImage(ended.sha256, ended.image_id, judgement.model_version, judgement.scores, judgement.info)

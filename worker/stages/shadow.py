@@ -6,8 +6,8 @@ differences are metrics; each comparison also goes into the Redis stream `assay:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -15,18 +15,16 @@ import structlog
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.contract import HEADS, Scores
-from worker.errors import Stopping, Unavailable
-from worker.flow import HandOver
-from worker.item import Batch, Item, Pixels
+from worker.errors import Rejected, Unavailable
+from worker.item import Ended, Judgement, Pixels
 from worker.policy import Policy
-from worker.retry import StopSignal
+from worker.queues import StageQueue
 from worker.settings import ShadowSettings
 from worker.stages.decide import decide, timestamp, to_scores
-from worker.telemetry.metrics import Metrics
+from worker.stages.stage import Stage, Tools
 
 log = structlog.get_logger(__name__)
-IDLE_S = 0.2
-TOLD_EVERY_S = 60.0
+WARN_EVERY_S = 60.0
 
 
 def is_sampled(sha256: str, share: float) -> bool:
@@ -34,70 +32,66 @@ def is_sampled(sha256: str, share: float) -> bool:
     return int(sha256[:8], 16) < share * 2**32
 
 
-class Shadow:
-    """Takes batches from Infer without making it wait; `run` is the body of its own thread."""
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Judged images and their pixels, row by row."""
 
-    def __init__(
-        self,
-        settings: ShadowSettings,
-        *,
-        triton: Triton,
-        store: Store,
-        policy: Policy,
-        metrics: Metrics,
-        stop: StopSignal,
-    ) -> None:
+    judged: list[tuple[Ended, Judgement]]
+    pixels: Pixels
+
+
+class Shadow(Stage):
+    """Takes batches from Infer without making it wait, and compares them in a thread of its own."""
+
+    def __init__(self, settings: ShadowSettings, tools: Tools, policy: Policy, *, triton: Triton, store: Store) -> None:
         self._settings = settings
+        self._tools = tools
+        self._policy = policy
         self._triton = triton
         self._store = store
-        self._policy = policy
-        self._metrics = metrics
-        self._stop = stop
-        self._inbox: HandOver[Batch] = HandOver()
-        self._told_at = float("-inf")
+        self._inbox: StageQueue[_Sample] = StageQueue(clock=tools.clock)
+        self._warned_at = float("-inf")
         self._version = ""
 
-    def offer(self, items: Sequence[Item], pixels: Pixels) -> None:
-        """Sample a batch whose items have their scores. Never blocks."""
-        chosen = [
-            row
-            for row, item in enumerate(items)
-            if item.scores is not None and is_sampled(item.sha256 or "0", self._settings.share)
+    def offer(self, batch: Sequence[Ended], pixels: Pixels) -> None:
+        """Sample a batch whose items have their outcomes. Never blocks."""
+        judged = [
+            (row, ended, ended.outcome)
+            for row, ended in enumerate(batch)
+            if not isinstance(ended.outcome, Rejected) and is_sampled(ended.sha256 or "0", self._settings.share)
         ]
-        if not chosen:
+        if not judged:
             return
         if len(self._inbox) >= self._settings.waiting_batches:
-            self._metrics.shadow_images.labels(outcome="dropped").inc(len(chosen))
+            self._tools.metrics.shadow_images.labels(outcome="dropped").inc(len(judged))
             return
-        self._inbox.put(Batch([items[row] for row in chosen], np.ascontiguousarray(pixels[chosen])), self._stop)
+        rows = [row for row, _, _ in judged]
+        pairs = [(ended, judgement) for _, ended, judgement in judged]
+        self._inbox.put(_Sample(pairs, np.ascontiguousarray(pixels[rows])), self._tools.stop)
 
-    def run(self) -> None:
-        """Work until `stop` is set."""
-        while not self._stop.is_set():
-            try:
-                batch = self._inbox.get(IDLE_S)
-            except Stopping:
-                return
-            if batch is None or batch.pixels is None:
-                continue
-            try:
-                self._compare(batch.items, batch.pixels)
-            except (Unavailable, InferenceFailed, ValueError) as error:
-                self._metrics.shadow_images.labels(outcome="failed").inc(len(batch.items))
-                if time.monotonic() - self._told_at > TOLD_EVERY_S:
-                    self._told_at = time.monotonic()
-                    log.warning(
-                        "shadow_failed",
-                        model=self._settings.model_name,
-                        error=str(error),
-                        note="verdicts do not depend on it",
-                    )
+    def step(self, wait_s: float) -> None:
+        """Compare one sample; what fails is counted and forgotten."""
+        sample = self._inbox.get(wait_s)
+        if sample is None:
+            return
+        try:
+            self._compare(sample)
+        except (Unavailable, InferenceFailed, ValueError) as error:
+            self._tools.metrics.shadow_images.labels(outcome="failed").inc(len(sample.judged))
+            now = self._tools.clock.monotonic()
+            if now - self._warned_at > WARN_EVERY_S:
+                self._warned_at = now
+                note = "verdicts do not depend on it"
+                log.warning("shadow_failed", model=self._settings.model_name, error=str(error), note=note)
 
-    def _compare(self, items: Sequence[Item], pixels: Pixels) -> None:
-        version, scores = self._infer(pixels)
-        comparisons = [self._comparison(item, theirs, version) for item, theirs in zip(items, scores, strict=True)]
+    def _compare(self, sample: _Sample) -> None:
+        version, scores = self._infer(sample.pixels)
+        comparisons = [
+            self._comparison(ended, judgement, theirs, version)
+            for (ended, judgement), theirs in zip(sample.judged, scores, strict=True)
+        ]
         self._store.add_comparisons(self._settings.model_name, comparisons, self._settings.stream_max_items)
-        self._metrics.shadow_images.labels(outcome="compared").inc(len(items))
+        self._tools.metrics.shadow_images.labels(outcome="compared").inc(len(comparisons))
 
     def _infer(self, pixels: Pixels) -> tuple[str, list[Scores]]:
         """Scores and the version that gave them: asked again when it has changed meanwhile."""
@@ -107,23 +101,23 @@ class Shadow:
             if version == self._version:
                 return version, scores
             self._version = version
-            self._metrics.shadow_model(self._settings.model_name, version)
+            self._tools.metrics.shadow_model(self._settings.model_name, version)
 
-    def _comparison(self, item: Item, theirs: Scores, version: str) -> dict[str, str]:
-        assert item.scores is not None
-        decision, shadow = decide(item.scores, self._policy)[0], decide(theirs, self._policy)[0]
-        self._metrics.shadow_decisions.labels(decision=decision, shadow=shadow).inc()
+    def _comparison(self, ended: Ended, judgement: Judgement, theirs: Scores, version: str) -> dict[str, str]:
+        metrics = self._tools.metrics
+        decision, shadow = decide(judgement.scores, self._policy)[0], decide(theirs, self._policy)[0]
+        metrics.shadow_decisions.labels(decision=decision, shadow=shadow).inc()
         fields = {
-            "image_id": item.image_id or "",
-            "sha256": item.sha256 or "",
-            "model": item.model_version or "",
+            "image_id": ended.image_id or "",
+            "sha256": ended.sha256 or "",
+            "model": judgement.model_version,
             "shadow_model": version,
             "decision": decision,
             "shadow_decision": shadow,
-            "at": timestamp(time.time()),
+            "at": timestamp(self._tools.clock.time()),
         }
         for head in HEADS:
-            ours, other = getattr(item.scores, head), getattr(theirs, head)
-            self._metrics.shadow_score_difference.labels(head=head).observe(abs(ours - other))
+            ours, other = getattr(judgement.scores, head), getattr(theirs, head)
+            metrics.shadow_score_difference.labels(head=head).observe(abs(ours - other))
             fields |= {f"score_{head}": repr(ours), f"shadow_score_{head}": repr(other)}
         return fields

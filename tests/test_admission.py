@@ -1,0 +1,143 @@
+"""Admission with hysteresis, between real threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.properties import given
+from worker.admission import Admission
+from worker.errors import Stopping
+from worker.settings import MIB, FlowSettings
+
+PATIENCE_S = 30
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Records come, grow, shrink and go; the oracle is the list of those that are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(FlowSettings(max_items=8, max_bytes=MIB, low_water=0.5))
+        self.held: list[int] = []
+        self.full = False
+
+    def update(self) -> None:
+        items, size = len(self.held), sum(self.held)
+        if items >= 8 or size >= MIB:
+            self.full = True
+        elif items <= 4 and size <= MIB // 2:
+            self.full = False
+
+    @rule(size=st.integers(0, MIB // 3))
+    def admit(self, size: int) -> None:
+        self.admission.admit(size)
+        self.held.append(size)
+        self.update()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), size=st.integers(0, MIB // 3))
+    def grow(self, data: st.DataObject, size: int) -> None:
+        self.held[data.draw(st.integers(0, len(self.held) - 1))] += size
+        self.admission.hold_fetched(size)
+        self.update()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def shrink(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.held) - 1))
+        size = data.draw(st.integers(0, self.held[index]))
+        self.held[index] -= size
+        self.admission.release_fetched(size)
+        self.update()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.admission.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
+        self.update()
+
+    @invariant()
+    def counts_what_is_held(self) -> None:
+        assert (self.admission.items, self.admission.bytes) == (len(self.held), sum(self.held))
+        assert self.admission.free_items == max(0, 8 - len(self.held))
+
+    @invariant()
+    def is_full_between_the_marks_as_history_says(self) -> None:
+        assert self.admission.is_full == self.full
+
+
+AdmissionMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAdmission = AdmissionMachine.TestCase
+
+
+@given(st.integers(1, 1000), st.floats(0.01, 1), st.lists(st.booleans(), max_size=300))
+def test_whoever_respects_the_marks_stays_within_them(max_items: int, low_water: float, coins: list[bool]) -> None:
+    """Admitting only while there is place keeps the count within the bound, and an empty one is never full."""
+    admission = Admission(FlowSettings(max_items=max_items, low_water=low_water))
+    for come in coins:
+        if come and not admission.is_full and admission.free_items:
+            admission.admit(1)
+        elif admission.items:
+            admission.release(1)
+        assert 0 <= admission.items <= max_items
+    while admission.items:
+        admission.release(1)
+    assert not admission.is_full
+    assert admission.bytes == 0
+
+
+def test_full_stays_full_until_both_low_marks() -> None:
+    """Hysteresis: consumption does not flicker around one mark."""
+    admission = Admission(FlowSettings(max_items=4, max_bytes=MIB, low_water=0.5))
+    for _ in range(4):
+        admission.admit(MIB // 8)
+    seen = []
+    for _ in range(4):
+        admission.release(MIB // 8)
+        seen.append(admission.is_full)
+    assert seen == [True, False, False, False]
+
+
+def test_bytes_alone_fill_it() -> None:
+    """Two large images count for more than their number."""
+    admission = Admission(FlowSettings(max_items=100, max_bytes=MIB, low_water=0.5))
+    admission.admit(10)
+    admission.hold_fetched(MIB)
+    assert admission.is_full
+    admission.release_fetched(MIB)
+    assert not admission.is_full
+
+
+def test_a_fetch_waits_for_fetched_images_and_hears_the_stop() -> None:
+    """A fetch begins once fetched images have gone; a stop ends its wait."""
+    admission = Admission(FlowSettings(max_items=100, max_bytes=MIB))
+    admission.admit(10)
+    admission.hold_fetched(MIB)
+    stop, passed = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        admission.wait_to_fetch(stop)
+        passed.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert not passed.wait(0.05)
+    admission.release_fetched(MIB)
+    assert passed.wait(PATIENCE_S)
+    admission.hold_fetched(MIB)
+    stop.set()
+    with pytest.raises(Stopping):
+        admission.wait_to_fetch(stop)
+
+
+def test_a_fetch_does_not_wait_for_records_that_may_wait_for_it() -> None:
+    """Inline images fill it: a fetch begins all the same, they may stand behind it in the line of their id."""
+    admission = Admission(FlowSettings(max_items=100, max_bytes=MIB))
+    admission.admit(MIB)
+    assert admission.is_full
+    admission.wait_to_fetch(threading.Event())

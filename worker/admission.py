@@ -1,0 +1,92 @@
+"""How much may be under way: admission in items and bytes, with a high and a low mark.
+
+Every record is admitted once and released once, wherever its way ends, so the marks bound the whole pipeline.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
+from worker.errors import Stopping
+from worker.settings import FlowSettings
+
+_LISTEN_S = 0.1  # how long a fetch waits before it looks at the stop
+
+
+class Admission:
+    """Counts what is under way. `is_full` has hysteresis: true from a high mark on until both counts are below the low
+    marks.
+    """
+
+    def __init__(self, settings: FlowSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.max_items = settings.max_items
+        self.max_bytes = settings.max_bytes
+        self._low_items = max(1, int(settings.max_items * settings.low_water))
+        self._low_bytes = max(1, int(settings.max_bytes * settings.low_water))
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._full = False
+        self._fetched_bytes = 0
+        self.items = 0
+        self.bytes = 0
+
+    def admit(self, size_bytes: int) -> None:
+        """Count one record of `size_bytes`. Never blocks: whoever admits looks at `is_full` and `free_items` first."""
+        with self._changed:
+            self.items += 1
+            self._add_bytes(size_bytes)
+
+    def hold_fetched(self, size_bytes: int) -> None:
+        """Count the bytes that a reference led to. They are released once decoded, whatever else waits."""
+        with self._changed:
+            self._fetched_bytes += size_bytes
+            self._add_bytes(size_bytes)
+
+    def release_fetched(self, size_bytes: int) -> None:
+        """Count fetched bytes no longer, of a record that goes on."""
+        with self._changed:
+            self._fetched_bytes -= size_bytes
+            self.bytes -= size_bytes
+            self._update()
+
+    def release(self, size_bytes: int) -> None:
+        """One record has ended; `size_bytes` is all that is still counted for it."""
+        with self._changed:
+            self.items -= 1
+            self.bytes -= size_bytes
+            self._update()
+
+    @property
+    def is_full(self) -> bool:
+        return self._full
+
+    @property
+    def free_items(self) -> int:
+        """Records that may still be admitted before the high mark."""
+        return max(0, self.max_items - self.items)
+
+    def wait_to_fetch(self, stop: StopSignal) -> None:
+        """Wait while the high mark is reached and fetched images are part of it. Raises Stopping once `stop` is set.
+
+        Only those, because they go away by themselves: the records under way may be waiting for this very fetch.
+        """
+        with self._changed:
+            while not self._may_fetch():
+                if stop.is_set():
+                    raise Stopping("stopped while waiting to fetch")
+                self._clock.wait_for(self._changed, self._may_fetch, _LISTEN_S)
+
+    def _may_fetch(self) -> bool:
+        return self.bytes < self.max_bytes or self._fetched_bytes <= 0
+
+    def _add_bytes(self, size_bytes: int) -> None:
+        self.bytes += size_bytes
+        self._update()
+
+    def _update(self) -> None:
+        if self.items >= self.max_items or self.bytes >= self.max_bytes:
+            self._full = True
+        elif self.items <= self._low_items and self.bytes <= self._low_bytes:
+            self._full = False
+        self._changed.notify_all()
