@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from worker import settings as settings_module
 from worker import show
 from worker.errors import SettingsError, Unavailable
 from worker.local import paths, stack
+from worker.local.server import free_port
 from worker.send import find_sources
 from worker.terminal import err, out
 
@@ -66,13 +66,6 @@ def _start_worker(environment: Mapping[str, str], log_path: Path) -> subprocess.
             stderr=log,
             start_new_session=True,
         )
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nothing listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def wait_until_ready(worker: subprocess.Popen[bytes], port: int, log_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import generated
+from worker.contract import HEADS
 
 OUT = Path(__file__).parents[1] / "helm" / "assay" / "files" / "dashboards"
 MODULE = "deploy.grafana.build"
@@ -321,7 +322,7 @@ MODEL: dict[str, list[Panel]] = {
     "Scores": [
         *(
             Panel(f"Scores: {head}", [(rate("assay_scores_bucket", "le", f'head="{head}"'), "{{le}}")], kind="heatmap")
-            for head in ("linear", "knn", "svm")
+            for head in HEADS
         ),
         Panel("Median score by head", [(quantile(0.5, "assay_scores", "head"), "{{head}}")], "percentunit", width=12),
         Panel(

@@ -100,3 +100,10 @@ def test_the_interpreter_found_has_its_library():
     found, directory = interpreter.find(install.quiet)
     assert found.version in interpreter.VERSIONS
     assert (directory / found.library).exists()
+
+
+def test_a_model_repository_that_is_not_as_it_was_built_is_named(tmp_path):
+    """The file that is damaged, before a server is started with it."""
+    (tmp_path / "MANIFEST.json").write_text("{")
+    with pytest.raises(Unavailable, match=r"MANIFEST\.json: no readable manifest"):
+        install.check_models(tmp_path)

@@ -4,7 +4,6 @@ repositories).
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from tritonclient import grpc
 
 from train.release import import_release
 from triton_models import build, weights
-from worker.local.server import NotServing
+from worker.local.server import NotServing, free_port
 from worker.local.triton_server import TritonServer
 
 CHECKOUT = Path(__file__).parents[2]
@@ -141,13 +140,6 @@ def until_serving(server: TritonServer) -> None:
             time.sleep(0.1)
         else:
             return
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from pathlib import Path
 from worker import settings as settings_module
 from worker.clients.kafka import Outgoing, Producer
 from worker.clients.kafka_topics import create_topics, delete_topics, publish
-from worker.demo import SAMPLES, free_port, stop_worker, wait_until_ready
+from worker.demo import SAMPLES, stop_worker, wait_until_ready
 from worker.errors import SettingsError
+from worker.local.server import free_port
 from worker.settings import Settings, variable
 
 PARTITIONS = 4

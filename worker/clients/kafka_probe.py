@@ -21,12 +21,17 @@ from worker.settings import KafkaSettings, variable
 _API_VERSIONS, _SASL_HANDSHAKE, _SASL_AUTHENTICATE = 18, 17, 36  # the protocol guide's numbers
 _ILLEGAL_SASL_STATE = 34
 _DIAGNOSIS_S = 3.0
+_MAX_ANSWER_BYTES = 1 << 20  # a list of API versions takes some hundred; "HTTP" read as a length would be 1.2 GB
 _WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
 def key_password(settings: KafkaSettings) -> str:
     """Of the client's key; never None, or OpenSSL asks the terminal for it."""
     return settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
+
+
+class _NoBroker(ConnectionError):
+    """What answers is no broker, or does not speak this protocol there."""
 
 
 class Probe:
@@ -60,7 +65,7 @@ class Probe:
     def authenticate(self, server: str) -> str:
         """Log in to `server` as a client would. Returns what it objects to, or nothing.
 
-        Raises OSError; ValueError, LookupError or struct.error for an answer that is not Kafka's.
+        Raises OSError; ValueError, LookupError or struct.error for an answer that is not Kafka's to its end.
         """
         self._ask(server)
         has_sasl, mechanism = self._settings.security_protocol.startswith("SASL"), self._settings.sasl_mechanism
@@ -114,19 +119,24 @@ class Probe:
     def _request(self, api: int, version: int, body: bytes) -> bytes:
         """The answer without its correlation id. The request goes without a client id (length -1)."""
         assert self._socket is not None
+        give_up_at = time.monotonic() + self._timeout_s
+        self._socket.settimeout(self._timeout_s)
         self._socket.sendall(struct.pack(">ihhih", 10 + len(body), api, version, 0, -1) + body)
-        size = struct.unpack(">i", self._receive(4))[0]
-        return self._receive(size)[4:]
+        size = struct.unpack(">i", self._receive(4, give_up_at))[0]
+        if not 4 <= size <= _MAX_ANSWER_BYTES:
+            raise _NoBroker(f"an answer of {size} bytes")
+        return self._receive(size, give_up_at)[4:]
 
-    def _receive(self, size: int) -> bytes:
+    def _receive(self, size: int, give_up_at: float) -> bytes:
         assert self._socket is not None
-        data = b""
+        data = bytearray()
         while len(data) < size:
-            more = self._socket.recv(size - len(data))
+            self._socket.settimeout(max(0.001, give_up_at - time.monotonic()))  # a drip of bytes is not waited for
+            more = self._socket.recv(min(size - len(data), 65_536))
             if not more:
-                raise ConnectionError("the connection was closed")
+                raise _NoBroker("the connection was closed")
             data += more
-        return data
+        return bytes(data)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -215,9 +225,6 @@ def _name_the_setting(settings: KafkaSettings, error: BaseException) -> str:
         return f"it refuses our certificate ({error.reason}): check {variable('kafka', 'ssl_cert_path')}"
     if isinstance(error, ssl.SSLError):
         return f"no TLS there ({error.reason or error}): change {protocol}, or the port"
-    if (
-        isinstance(error, (ConnectionResetError, LookupError, struct.error))
-        or str(error) == "the connection was closed"
-    ):
+    if isinstance(error, (_NoBroker, ConnectionResetError, LookupError, struct.error)):
         return f"it broke the connection off: does {protocol} fit the port?"
     return str(error)

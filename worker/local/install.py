@@ -235,6 +235,14 @@ def model_repository(report: Report = quiet) -> Path:
     return target
 
 
+def check_models(repository: Path) -> None:
+    """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do
+    not say which.
+    """
+    command = [sys.executable, "-m", "triton_models.build", "--check", str(repository)]
+    _run(command, "triton", "the models cannot be served", cwd=paths.CHECKOUT)
+
+
 @contextmanager
 def _missing(target: Path, report: Report) -> Iterator[Path | None]:
     """A work folder beside `target` if that is missing, else None; one process at a time, the folder removed in the

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from worker.local.files import replace_text
+
 MAX_LOG_BYTES = 20 * 1024 * 1024
 _POLL_S = 0.05
 _COLLECTED_S = 3.0
@@ -100,9 +102,7 @@ def mark_served(pid_file: Path) -> None:
 
 
 def _write(process: Process, pid_file: Path) -> None:
-    partial = pid_file.with_name(pid_file.name + ".partial")
-    partial.write_text(json.dumps(asdict(process)), encoding="utf-8")
-    partial.replace(pid_file)
+    replace_text(pid_file, json.dumps(asdict(process)))
 
 
 def running(pid_file: Path) -> Process | None:

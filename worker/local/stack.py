@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.errors import Unavailable
 from worker.local import install, paths, processes
+from worker.local.files import replace_text
 from worker.local.kafka_server import TOPICS, KafkaServer
 from worker.local.locks import exclusive
 from worker.local.redis_server import RedisServer
@@ -79,14 +80,14 @@ def up(
     Raises Unavailable, naming the server, what was seen and what helps; for damaged `models`, the file.
     """
     if models is not None and (models / "MANIFEST.json").is_file():
-        _check_models(models)
+        install.check_models(models)
     directory = _resolve(directory)
     install.install(services, report)
     with _locked(directory, report):
         plan = _plan(directory, services)
         if "triton" in services:
             plan.repository = models.resolve() if models is not None else install.model_repository(report)
-        _write(directory, plan)
+        replace_text(directory / "stack.json", plan.model_dump_json(indent=2))
         servers = [server for server in _servers(directory, plan, topics) if server.name in services]
         fresh = {server.name: _start_if_needed(server, report) for server in servers}
         for server in servers:
@@ -133,19 +134,6 @@ def discover(directory: Path | None = None) -> dict[str, str] | None:
     return status(directory).env or None
 
 
-def _check_models(repository: Path) -> None:
-    """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do
-    not say which.
-    """
-    from triton_models import build  # noqa: PLC0415 - it is slow to import
-    from triton_models.plan import PlanError  # noqa: PLC0415
-
-    try:
-        build.check(repository)
-    except (build.BuildError, PlanError) as error:
-        raise Unavailable("triton", str(error)) from error
-
-
 def _resolve(directory: Path | None) -> Path:
     return (directory or paths.run_directory()).resolve()
 
@@ -163,12 +151,6 @@ def _read(directory: Path) -> _Plan | None:
         raise Unavailable(
             "stack", f"{directory / 'stack.json'} is not readable ({error.error_count()} errors); remove {directory}"
         ) from error
-
-
-def _write(directory: Path, plan: _Plan) -> None:
-    partial = directory / "stack.json.partial"
-    partial.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-    partial.replace(directory / "stack.json")
 
 
 def _plan(directory: Path, services: Iterable[str]) -> _Plan:

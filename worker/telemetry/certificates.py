@@ -1,21 +1,12 @@
-"""When a certificate file expires. The standard library reads the dates of authorities only, and only through a TLS
-context;
-a walk over the few DER elements before the validity (RFC 5280, section 4.1) needs no further dependency.
-
-Use:  Metrics(certificates=certificate_files(settings)); expiry_timestamp(Path("tls.crt"))
-"""
+"""When a certificate file expires: `Metrics(certificates=certificate_files(settings))`."""
 
 from __future__ import annotations
 
-import re
-import ssl
-from datetime import UTC, datetime
 from pathlib import Path
 
-from worker.settings import Settings, fields
+from cryptography import x509
 
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-_SEQUENCE, _UTC_TIME, _GENERALIZED_TIME, _EXPLICIT_VERSION = 0x30, 0x17, 0x18, 0xA0
+from worker.settings import Settings, fields
 
 
 def certificate_files(settings: Settings) -> list[Path]:
@@ -33,39 +24,8 @@ def expiry_timestamp(path: Path) -> float:
 
     Raises OSError when the file cannot be read, ValueError when it holds no certificate or a broken one.
     """
-    blocks = _PEM.findall(path.read_text(encoding="latin-1"))
-    if not blocks:
-        raise ValueError(f"{path} holds no PEM certificate; expected a file with -----BEGIN CERTIFICATE-----")
-    return min(_not_after(ssl.PEM_cert_to_DER_cert(block)) for block in blocks)
-
-
-def _not_after(der: bytes) -> float:
-    certificate, _ = _element(der, _SEQUENCE)
-    body, _ = _element(certificate, _SEQUENCE)
-    if body[:1] == bytes([_EXPLICIT_VERSION]):
-        _, body = _element(body)
-    for _ in ("serialNumber", "signature", "issuer"):
-        _, body = _element(body)
-    validity, _ = _element(body, _SEQUENCE)
-    _, rest = _element(validity)
-    tag = rest[0] if rest else None
-    value, _ = _element(rest)
-    text = value.decode("ascii")
-    if tag == _UTC_TIME:  # two-digit years: 50 to 99 are 19xx (RFC 5280, 4.1.2.5.1)
-        text = ("19" if text[:2] >= "50" else "20") + text
-    elif tag != _GENERALIZED_TIME:
-        raise ValueError("the certificate's validity is no time")
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
-
-
-def _element(data: bytes, expected: int | None = None) -> tuple[bytes, bytes]:
-    """(content, what follows) of the first DER element."""
-    if len(data) < 2 or (expected is not None and data[0] != expected):
-        raise ValueError("the certificate is no DER structure")
-    length, start = data[1], 2
-    if length & 0x80:
-        start += length & 0x7F
-        length = int.from_bytes(data[2:start], "big")
-    if len(data) < start + length:
-        raise ValueError("the certificate is cut off")
-    return data[start : start + length], data[start + length :]
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no PEM certificate that can be read ({error})") from error

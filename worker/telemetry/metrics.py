@@ -22,13 +22,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from worker.contract import HEADS
 from worker.errors import RejectReason
 from worker.telemetry.certificates import expiry_timestamp
 
 PREFIX = "assay_"
 DEPENDENCIES = ("kafka", "redis", "triton", "storage")
 STAGES = ("queued", "fetch", "decode", "infer", "publish", "total")
-BREAKER_CLOSED, BREAKER_HALF_OPEN, BREAKER_OPEN = 0, 1, 2
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ITEMS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -257,7 +257,7 @@ class Metrics:
             self.cache_lookups.labels(result=result)
         for outcome in ("ok", "error"):
             self.triton_calls.labels(outcome=outcome)
-        for head in ("linear", "knn", "svm"):
+        for head in HEADS:
             self.scores.labels(head=head)
             self.shadow_score_difference.labels(head=head)
         for outcome in ("compared", "dropped", "failed"):

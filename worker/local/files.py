@@ -1,0 +1,12 @@
+"""Files that are whole or not there, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put `text` in place of what `path` holds, by one rename."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
