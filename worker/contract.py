@@ -20,6 +20,7 @@ from worker.evidence import Evidence
 VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
 MAX_IMAGE_ID_BYTES = 256
+_HEADER_OVERHEAD_BYTES = 160  # a tuple, a str and a bytes of CPython
 HEADS = ("linear", "knn", "svm")
 
 Headers = list[tuple[str, bytes | None]]
@@ -29,8 +30,20 @@ Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @dataclass(frozen=True, slots=True)
+class Omitted:
+    """A value that was passed over because it is too long to keep."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, the record's Kafka timestamp."""
+    """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, the record's Kafka timestamp; -1 is none.
+
+    Header names that are no UTF-8 hold their bytes as surrogates. `unreadable`: why the record could not be read; the
+    rest is what could be had. `omitted`: its value was too long to keep and is empty here.
+    """
 
     topic: str
     partition: int
@@ -39,6 +52,14 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Headers
+    unreadable: str = ""
+    omitted: Omitted | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory, about: key, value, and each header with the objects that hold it."""
+        headers = sum(len(name) + len(value or b"") + _HEADER_OVERHEAD_BYTES for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
 
     @property
     def size_bytes(self) -> int:
