@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.properties import given
 from tests.twins import ProducerTwin
 from worker import replay
-from worker.clients.kafka import Outgoing
+from worker.clients.kafka_producer import Outgoing
 from worker.contract import Headers, Record, rejection_headers
 from worker.errors import Rejected, RejectReason, SettingsError, Unavailable
 from worker.settings import KafkaSettings

@@ -17,7 +17,7 @@ import numpy as np
 
 from worker.admission import Admission
 from worker.clients.fetch import Fetcher
-from worker.clients.kafka import Outgoing
+from worker.clients.kafka_producer import Outgoing
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import StopFlag

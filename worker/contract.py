@@ -39,7 +39,7 @@ class Omitted:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, the record's Kafka timestamp; -1 is none.
+    """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, of the record in Kafka; -1 is none.
 
     Header names that are no UTF-8 hold their bytes as surrogates. `unreadable`: why the record could not be read; the
     rest is what could be had. `omitted`: its value was too long to keep and is empty here.

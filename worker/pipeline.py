@@ -27,7 +27,8 @@ import structlog
 from worker import __version__
 from worker.admission import Admission
 from worker.clients.fetch import Fetcher
-from worker.clients.kafka import Consumer, Producer
+from worker.clients.kafka import Consumer
+from worker.clients.kafka_producer import Producer
 from worker.clients.redis import Store
 from worker.clients.triton import Triton
 from worker.clock import StopFlag

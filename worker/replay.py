@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import Reader, publish
 from worker.contract import Record, rejection_header, without_rejection_headers
 from worker.durations import parse_duration

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import Reader, publish
 from worker.contract import InvalidImageId, Record, Verdict, check_image_id, rejection_header
 from worker.errors import SettingsError, Unavailable

@@ -14,8 +14,9 @@ from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import REPO, Worker, samples, unlike, wait_until
 from tests.integration.secured import KEY_PASSWORD, Certificates, SecuredKafka, TlsRedis, documented_redis_user, serving
 from worker.clients import kafka_topics
-from worker.clients.kafka import Consumer, Outgoing, Producer
+from worker.clients.kafka import Consumer
 from worker.clients.kafka_probe import diagnose
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.errors import Unavailable
 from worker.local.server import free_port
 from worker.settings import KafkaSettings

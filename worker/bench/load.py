@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import settings as settings_module
-from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import create_topics, delete_topics, publish
 from worker.demo import SAMPLES, stop_worker, wait_until_ready
 from worker.errors import SettingsError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.bench import load
-from worker.clients.kafka import Producer
+from worker.clients.kafka_producer import Producer
 from worker.clients.triton import CROP_BYTES
 from worker.settings import Settings, variable
 

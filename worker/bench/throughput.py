@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from worker.bench import load
-from worker.clients.kafka import Producer
+from worker.clients.kafka_producer import Producer
 from worker.clients.kafka_topics import Reader
 from worker.clients.triton import Triton
 from worker.decoder import Decoder

@@ -1,5 +1,4 @@
-"""Kafka through kafka-python: one consumer owned by the poll thread, and one producer (beside them kafka_topics.py and
-kafka_probe.py).
+"""Kafka through kafka-python: the options that all clients share, and the consumer, owned by the poll thread.
 
 kafka-python's consumer is not thread-safe: only the poll thread may touch `Consumer`.
 """
@@ -7,13 +6,11 @@ kafka-python's consumer is not thread-safe: only the poll thread may touch `Cons
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
 from kafka.errors import (
@@ -22,29 +19,22 @@ from kafka.errors import (
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
-    MessageSizeTooLargeError,
     RebalanceInProgressError,
     SaslAuthenticationFailedError,
 )
-from kafka.serializer import Serializer
 from kafka.structs import OffsetAndMetadata
 
+from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clients.kafka_probe import diagnose, key_password
-from worker.contract import Headers, Record
+from worker.contract import Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
-_BOOTSTRAP_TIMEOUT_MS = 3_000
+_BOOTSTRAP_TIMEOUT_MS = 15_000
+# A guard against ports that speak something else; whatever batch its topic has allowed must get through.
+_MAX_ANSWER_BYTES = 1024 * 1024 * 1024
 _WHO_MAY = "docs/deploy.md lists the permissions that the worker's user needs"
-_NULL = object()  # a null value: `send` itself refuses one without a key
-
-
-class _NullAware(Serializer):  # type: ignore[misc]
-    """Values are bytes already; our null becomes the protocol's."""
-
-    def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> Any:  # noqa: ARG002  # kafka-python's signature
-        return None if data is _NULL else data
 
 
 def connection_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -75,7 +65,7 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
-def _explain(settings: KafkaSettings, error: BaseException) -> str:
+def explain(settings: KafkaSettings, error: BaseException) -> str:
     """The error in one line that says what to change, as far as that can be found out."""
     text = str(error) or type(error).__name__
     if isinstance(error, (KafkaTimeoutError, KafkaConnectionError, SaslAuthenticationFailedError)) and (
@@ -97,18 +87,22 @@ def as_unavailable(settings: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise Unavailable("kafka", _explain(settings, error)) from error
+        raise Unavailable("kafka", explain(settings, error)) from error
 
 
-def to_records(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
-    """What `poll` returned, as our records, in order within each partition."""
-    return [
-        Record(
-            r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, [(name, value) for name, value in r.headers]
-        )
-        for records in polled.values()
-        for r in records
-    ]
+def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Options of everything that reads, beside those that every client shares."""
+    return connection_options(settings) | {
+        "enable_auto_commit": False,
+        "metrics_enabled": False,
+        "isolation_level": settings.isolation_level,
+        # A topic that is misspelt or was deleted must not be made anew with the broker's defaults.
+        "allow_auto_create_topics": False,
+        "fetch_max_bytes": settings.fetch_max_bytes,
+        "max_partition_fetch_bytes": settings.max_partition_fetch_bytes,
+        "receive_message_max_bytes": _MAX_ANSWER_BYTES,
+        "max_record_bytes": settings.max_record_bytes,
+    }
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -140,22 +134,17 @@ class Consumer:
         self._paused = False
         self._on_assigned = on_assigned
         with as_unavailable(settings):
-            self._consumer = KafkaConsumer(
-                **connection_options(settings),
-                metrics_enabled=False,
+            self._consumer = RecordConsumer(
+                **consumer_options(settings),
                 group_id=settings.group_id,
                 group_instance_id=settings.group_instance_id,
-                enable_auto_commit=False,
                 auto_offset_reset=settings.auto_offset_reset,
                 session_timeout_ms=settings.session_timeout_ms,
                 heartbeat_interval_ms=settings.heartbeat_interval_ms,
                 max_poll_interval_ms=settings.max_poll_interval_ms,
-                fetch_max_bytes=settings.fetch_max_bytes,
-                max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
                 # Named alone: a group cannot mix cooperative and eager assignors.
                 partition_assignment_strategy=(CooperativeStickyAssignor,),
                 metadata_max_age_ms=30_000,
-                retry_backoff_ms=100,
             )
             self._consumer.subscribe([self._topic], listener=_Listener(self._assigned, on_revoked))
 
@@ -164,12 +153,15 @@ class Consumer:
             self._consumer.pause(*[TopicPartition(self._topic, partition) for partition in partitions])
         self._on_assigned(partitions)
 
-    def poll(self, timeout_ms: int, max_records: int) -> list[Record]:
-        """Up to `max_records` records, in order within each partition; also drives heartbeats and rebalances."""
+    def poll(self, timeout_ms: int, max_records: int, max_bytes: int | None = None) -> list[Record]:
+        """Up to `max_records` records, in order within each partition; also drives heartbeats and rebalances.
+
+        No more once `max_bytes` are reached: a batch of a few kB may hold records of many MB.
+        """
         with as_unavailable(self._settings):
-            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+            records = self._consumer.poll_records(timeout_ms, max_records, max_bytes)
             self._collect_join()
-        return to_records(polled)
+        return records
 
     def _collect_join(self) -> None:
         """Have a join that outlived its poll collected by the next one.
@@ -246,106 +238,3 @@ class Consumer:
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting for the session to end."""
         self._consumer.close(autocommit=False, timeout_ms=2_000)
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A record to produce. A null header value becomes empty: kafka-python cannot write one."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-
-class Producer:
-    """Produces and waits for the acknowledgement of all in-sync replicas; a failed producer is made anew.
-
-    Raises Unavailable where no broker answers.
-    """
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._producer: KafkaProducer | None = None
-        self._connect()
-
-    def _connect(self) -> KafkaProducer:
-        if self._producer is None:
-            with as_unavailable(self._settings):
-                self._producer = KafkaProducer(
-                    **connection_options(self._settings),
-                    metrics_enabled=False,
-                    value_serializer=_NullAware(),
-                    acks="all",
-                    enable_idempotence=True,
-                    linger_ms=0,
-                    batch_size=256 * 1024,
-                    max_request_size=self._settings.max_request_bytes,
-                    max_block_ms=5_000,
-                    delivery_timeout_ms=self._settings.request_timeout_ms + 5_000,
-                )
-        return self._producer
-
-    def produce(self, records: Sequence[Outgoing]) -> list[int]:
-        """Send `records` and wait for them. Returns the indices of those that were NOT acknowledged.
-
-        Raises Unavailable where none could be, or where a record is too large for its topic.
-        """
-        producer = self._connect()
-        futures = []
-        failed: list[int] = []
-        error: BaseException | None = None
-        for index, record in enumerate(records):
-            headers = [(name, b"" if content is None else content) for name, content in record.headers]
-            try:
-                futures.append(
-                    (
-                        index,
-                        producer.send(
-                            record.topic,
-                            value=_NULL if record.value is None else record.value,
-                            key=record.key,
-                            headers=headers,
-                        ),
-                    )
-                )
-            except (KafkaError, OSError) as raised:
-                failed.append(index)
-                error = raised
-                if not isinstance(raised, MessageSizeTooLargeError):
-                    failed.extend(range(index + 1, len(records)))
-                    break
-        deadline = time.monotonic() + (self._settings.request_timeout_ms + 5_000) / 1000
-        for index, future in futures:
-            try:
-                future.get(timeout=max(0.001, deadline - time.monotonic()))
-            except (KafkaError, OSError) as raised:
-                failed.append(index)
-                error = raised
-        if error is not None:
-            self._after_failure(error, records, failed)
-        return sorted(failed)
-
-    def _after_failure(self, error: BaseException, records: Sequence[Outgoing], failed: Sequence[int]) -> None:
-        if isinstance(error, MessageSizeTooLargeError):
-            topics = ", ".join(sorted({records[index].topic for index in failed}))
-            largest = max(len(records[index].value or b"") for index in failed)
-            remedy = "raise the topic's max.message.bytes and ASSAY_KAFKA__MAX_REQUEST_BYTES"
-            detail = f"{topics} refuses a record of {largest} bytes: {remedy}"
-        else:
-            detail = _explain(self._settings, error)
-            # An idempotent producer that gave a record up may refuse all later ones: begin with a new one.
-            self._discard()
-        log.warning("produce_failed", failed=len(failed), of=len(records), error=detail)
-        if len(failed) == len(records):
-            raise Unavailable("kafka", detail) from error
-
-    def _discard(self) -> None:
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            with contextlib.suppress(KafkaError, OSError):
-                producer.close(timeout=0)
-
-    def close(self) -> None:
-        if self._producer is not None:
-            self._producer.close(timeout=1)  # what is not acknowledged by now is redelivered

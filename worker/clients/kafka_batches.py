@@ -6,14 +6,14 @@ one that is `unreadable` with the reason and with what could be had. Values too 
 Record batch v2 as in the protocol's guide (https://kafka.apache.org/documentation/#recordbatch); older formats are
 read by kafka-python. Pure: no network, no clock.
 
-Use:  for batch in split(fetched): for record in batch_records(batch, ...): ...
+Use:  for data in split(fetched): for record in batch_records(read_batch(data, place), place, max_record_bytes): ...
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.util import calc_crc32c
@@ -21,6 +21,7 @@ from kafka.record.util import calc_crc32c
 from worker.clients.kafka_unpack import Broken, Unpacked
 from worker.contract import Headers, Omitted, Record
 
+_MAGIC = 2
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _CRC_FROM = struct.calcsize(">qiibI")
 _LENGTH_ENDS = struct.calcsize(">qi")
@@ -44,7 +45,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch of a fetch. `problem`: why its header cannot be trusted; then only the offsets may be, within reason."""
+    """One batch of a fetch. `problem`: why it cannot be read; its offsets are then those of its header, if possible."""
 
     data: memoryview
     first: int
@@ -69,32 +70,36 @@ class Batch:
         return bool(self.attributes & _TRANSACTIONAL)
 
 
-def split(data: memoryview, place: Place) -> Iterator[Batch]:
-    """The batches of a fetch. A last one that is cut off is left for the next fetch, unless there is nothing before it."""
+def split(data: memoryview) -> Iterator[memoryview]:
+    """The batches of a fetch. A last one that is cut off comes with a later fetch, unless nothing stands before it."""
     at = 0
     while len(data) - at >= _LENGTH_ENDS:
-        first, length = struct.unpack_from(">qi", data, at)
+        (length,) = struct.unpack_from(">i", data, at + _LENGTH_ENDS - 4)
         until = at + _LENGTH_ENDS + length
         if length < 0 or until > len(data):
             break
-        yield _batch(data[at:until], first, place)
+        yield data[at:until]
         at = until
     if at == 0 and len(data):
-        yield _broken(data, place, "its length cannot be right", may_heal=True)
+        yield data
 
 
-def _batch(data: memoryview, first: int, place: Place) -> Batch:
+def read_batch(data: memoryview, place: Place) -> Batch:
+    """What the batch says of itself."""
     magic = data[_MAGIC_AT] if len(data) > _MAGIC_AT else -1
     if magic in (0, 1) and len(data) >= _LEGACY_MIN_BYTES:
-        return Batch(data, first, first, magic=magic)
-    if magic != 2 or len(data) < _HEADER.size:
-        return _broken(data, place, f"{len(data)} bytes of format {magic}", may_heal=True)
+        (only,) = struct.unpack_from(">q", data)
+        return Batch(data, only, only, magic=magic)
+    if magic != _MAGIC or len(data) < _HEADER.size:
+        return _broken(data, place, f"{len(data)} bytes of format {magic}")
     fields = _HEADER.unpack_from(data)
-    _, _, leader_epoch, _, crc, attributes, last_delta, first_ms, last_ms, producer_id, _, _, count = fields
+    first, length, leader_epoch, _, crc, attributes, last_delta, first_ms, last_ms, producer_id, _, _, count = fields
+    if length != len(data) - _LENGTH_ENDS:
+        return _broken(data, place, f"{len(data)} bytes where it says {length + _LENGTH_ENDS}")
     if calc_crc32c(data[_CRC_FROM:]) != crc:
-        return _broken(data, place, "its checksum is wrong", may_heal=True)
+        return _broken(data, place, "its checksum is wrong")
     if last_delta < 0 or count < 0:
-        return _broken(data, place, f"{count} records with offsets up to {last_delta}")
+        return replace(_broken(data, place, f"{count} records with offsets up to {last_delta}"), may_heal=False)
     return Batch(
         data,
         first,
@@ -108,7 +113,7 @@ def _batch(data: memoryview, first: int, place: Place) -> Batch:
     )
 
 
-def _broken(data: memoryview, place: Place, problem: str, *, may_heal: bool = False) -> Batch:
+def _broken(data: memoryview, place: Place, problem: str) -> Batch:
     """The offsets that its header names, where they are possible; else the one that was asked for."""
     last = place.position
     if len(data) >= _HEADER.size:
@@ -116,7 +121,7 @@ def _broken(data: memoryview, place: Place, problem: str, *, may_heal: bool = Fa
         claimed = fields[0] + fields[6]
         if fields[0] <= place.position <= claimed < place.end:
             last = claimed
-    return Batch(data, place.position, last, problem=problem, may_heal=may_heal)
+    return Batch(data, place.position, last, problem=problem, may_heal=True)
 
 
 def aborts(batch: Batch) -> bool:
@@ -251,5 +256,5 @@ def _unreadable(first: int, last: int, place: Place, problem: str) -> Iterator[R
 
 
 def header_name(raw: bytes) -> str:
-    """The name as text. Kafka takes any bytes: those that are no UTF-8 stay in it as surrogates, so that none is lost."""
+    """The name as text. Kafka takes any bytes: what is no UTF-8 stays in it as surrogates, so that nothing is lost."""
     return raw.decode("utf-8", "surrogateescape")

@@ -8,18 +8,13 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import TopicAlreadyExistsError
 
-from worker.clients.kafka import (
-    Outgoing,
-    Producer,
-    as_unavailable,
-    connection_options,
-    missing_topic,
-    to_records,
-)
+from worker.clients.kafka import as_unavailable, connection_options, consumer_options, missing_topic
+from worker.clients.kafka_fetcher import RecordConsumer
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.contract import Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
@@ -91,9 +86,7 @@ class Reader:
     ) -> None:
         self._settings = settings
         with as_unavailable(settings):
-            self._consumer = KafkaConsumer(
-                **connection_options(settings), enable_auto_commit=False, fetch_max_bytes=settings.fetch_max_bytes
-            )
+            self._consumer = RecordConsumer(**consumer_options(settings))
             numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
                 raise Unavailable("kafka", missing_topic(topic))
@@ -116,8 +109,7 @@ class Reader:
 
     def poll(self, timeout_ms: int = 500, max_records: int = 64) -> list[Record]:
         with as_unavailable(self._settings):
-            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-        return to_records(polled)
+            return self._consumer.poll_records(timeout_ms, max_records, self._settings.fetch_max_bytes)
 
     def until_end(self) -> Iterator[Record]:
         """All records up to where the topic ended when the reader was made."""

@@ -32,7 +32,7 @@ class Broken(ValueError):
 
 
 class Unpacked:
-    """Sequential reads from the records of one batch. `codec`: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd (the protocol's).
+    """Sequential reads from the records of one batch. `codec`: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
 
     `left` is how much may be read before the record that was begun ends. Every method raises Broken where the bytes
     end too early, cannot be unpacked, or unpack to too much.
@@ -104,7 +104,7 @@ class Unpacked:
             chunk = next(self._chunks, None)
         except Broken:
             raise
-        # What the libraries raise for bytes that are not theirs: zlib.error, RuntimeError (lz4), ZstdError, snappy's own.
+        # zlib.error, RuntimeError (lz4), ZstdError, snappy's own: what they raise for bytes that are not theirs.
         except Exception as error:
             raise Broken(f"its records cannot be unpacked ({type(error).__name__}: {error})"[:300]) from error
         if chunk is None:
@@ -183,7 +183,6 @@ def _zstd(data: memoryview) -> Iterator[bytes]:
 
 def _unknown(_data: memoryview) -> Iterator[bytes]:
     raise Broken("its records are packed with a codec that does not exist")
-    yield b""  # a generator, as the others are
 
 
 _CODECS: dict[int, Callable[[memoryview], Iterator[bytes | memoryview]]] = {

@@ -83,6 +83,16 @@ class ReferenceSettings(Group):
         default=4,
         description="Tries for an object that fails while its storage answers; then it is rejected as fetch_failed.",
     )
+    wait_ms: int = Field(
+        default=5_000,
+        ge=0,
+        description="How long a record waits in place for a storage that is away; then it goes to the retry topic.",
+    )
+    retry_delay_s: PositiveInt = Field(default=60, description="How long a parked record waits for its next try.")
+    give_up_s: PositiveInt = Field(
+        default=86_400,
+        description="How long after its first arrival a parked record is tried; then it is rejected as fetch_failed.",
+    )
     concurrency: int = Field(default=8, ge=1, le=256, description="Fetches under way at once.")
 
 

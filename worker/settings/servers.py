@@ -25,6 +25,10 @@ class KafkaSettings(Group):
     rejected_topic: Topic = Field(
         default="images.rejected", description="Topic for records that no verdict can be given for."
     )
+    retry_topic: Topic = Field(
+        default="images.retry",
+        description="Topic where references to a storage that is away wait; read by the same workers.",
+    )
     auto_offset_reset: Literal["earliest", "latest"] = Field(
         default="earliest", description="Where a new group starts to read."
     )
@@ -65,11 +69,23 @@ class KafkaSettings(Group):
     max_partition_fetch_bytes: int = Field(
         default=4 * MIB, ge=MIB, description="Bytes of one partition in a fetch; a larger record still comes, alone."
     )
+    max_record_bytes: int = Field(
+        default=64 * MIB,
+        ge=MIB,
+        description="Largest record to take out of a fetched batch, which may be compressed; of a longer one the value"
+        " is passed over, and it is rejected as too_large without it.",
+    )
+    isolation_level: Literal["read_committed", "read_uncommitted"] = Field(
+        default="read_committed", description="Whether records of aborted transactions are left out."
+    )
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        default="lz4", description="How verdicts and rejections are compressed; readers of the topics must have it."
+    )
     max_request_bytes: int = Field(
         default=48 * MIB,
         ge=MIB,
-        description="Largest record to produce. A rejection is the record and some headers: it and the rejected topic's"
-        " max.message.bytes must be above the incoming topic's.",
+        description="Largest record to produce, as compressed. A rejection is the record and some headers: below the"
+        " incoming topic's max.message.bytes (here, or on the rejected topic) the longest go without their value.",
     )
     # The client refuses more: it closes connections that have been idle for 540 s.
     request_timeout_ms: int = Field(
@@ -87,10 +103,10 @@ class KafkaSettings(Group):
             raise broken_rule(
                 "sasl_username", f"security_protocol={self.security_protocol} needs sasl_username and sasl_password"
             )
-        if len({self.incoming_topic, self.verdicts_topic, self.rejected_topic}) < 3:
+        if len({self.incoming_topic, self.verdicts_topic, self.rejected_topic, self.retry_topic}) < 4:
             raise broken_rule(
                 "incoming_topic",
-                "it, verdicts_topic and rejected_topic must differ, or the worker consumes what it writes",
+                "it, verdicts_topic, rejected_topic and retry_topic must differ, or the worker consumes what it writes",
             )
         return self
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from worker import __version__
-from worker.clients.kafka import Outgoing, Producer
+from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
 from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, rejection_headers, verdict_headers
 from worker.errors import Rejected
