@@ -38,6 +38,8 @@ class RecordConsumer(KafkaConsumer):  # type: ignore[misc]
                 "pip install 'kafka-python==" + VERSION + "'"
             )
         super().__init__(**configs)
+        # 3.0.12 takes this option and does not hand it on; before the first topic is named it costs nothing to be late.
+        self._cluster.config["allow_auto_create_topics"] = self.config["allow_auto_create_topics"]
         self._fetcher = _RecordFetcher(
             self._client, self._subscription, metrics=self._metrics, max_record_bytes=max_record_bytes, **self.config
         )

@@ -15,10 +15,16 @@ from typing import Any
 
 import structlog
 from kafka import KafkaProducer, codec
-from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import (
+    InvalidRecordError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
 from kafka.serializer import Serializer
 
-from worker.clients.kafka import connection_options, explain
+from worker.clients.kafka import connection_options, explain, missing_topic
 from worker.contract import Headers
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
@@ -87,6 +93,11 @@ class _NullAware(Serializer):  # type: ignore[misc]
 
 
 class _Producer(KafkaProducer):  # type: ignore[misc]
+    def __init__(self, **configs: Any) -> None:
+        super().__init__(**configs)
+        # As in kafka_fetcher.py: the option is taken and not handed on.
+        self._metadata.config["allow_auto_create_topics"] = self.config["allow_auto_create_topics"]
+
     def _ensure_valid_record_size(self, size: int) -> None:
         """Never refuse by the size before compression: brokers count what arrives."""
 
@@ -152,6 +163,10 @@ class Producer:
         errors = self._send(records)
         for index in list(errors):
             record = records[index]
+            if len(records) > 1 and record.after(errors[index]) is not None:
+                # One refusal fails whatever is under way with it: only alone a record is known to be the cause.
+                del errors[index]
+                errors |= self._send({index: record})
             while index in errors and (smaller := record.after(errors[index])) is not None:
                 log.warning(
                     "record_refused",
@@ -180,6 +195,8 @@ class Producer:
                     key=record.key,
                     headers=[(_HeaderName(name), b"" if value is None else value) for name, value in record.headers],
                 )
+            except KafkaTimeoutError:  # it waits for the topic's partitions, and says so of neither
+                errors[index] = KafkaTimeoutError(missing_topic(record.topic))
             except (KafkaError, OSError) as error:
                 errors[index] = error
         refused_here = set(errors)
