@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
@@ -468,3 +469,18 @@ def test_a_long_detail_is_cut_and_odd_text_survives() -> None:
 def test_every_header_we_add_is_stripped() -> None:
     """The list that replay strips by is the list that a rejection adds."""
     assert {name for name, _ in rejection(record())} == REJECTION_HEADERS
+
+
+def test_an_age_is_known_only_of_a_sensible_timestamp() -> None:
+    """None, seconds and microseconds are no time of a record; a clock that is ahead counts as now."""
+    now_ms = 1_796_000_000_000.0
+    for timestamp_ms, age_ms in (
+        (1_795_999_999_000, 1_000.0),
+        (1_796_000_005_000, 0.0),
+        (-1, None),
+        (-7, None),
+        (0, None),
+        (1_796_000_000, None),
+        (1_796_000_000_000_000, None),
+    ):
+        assert replace(record(), timestamp_ms=timestamp_ms).age_ms(now_ms) == age_ms

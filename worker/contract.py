@@ -21,6 +21,8 @@ VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
 MAX_IMAGE_ID_BYTES = 256
 _HEADER_OVERHEAD_BYTES = 160  # a tuple, a str and a bytes of CPython
+_MAX_AHEAD_MS = 24 * 3600 * 1000.0  # clocks that are wrong
+_MAX_AGE_MS = 10 * 365 * 24 * 3600 * 1000.0  # topics that are kept for ever; seconds read as milliseconds are 1970
 HEADS = ("linear", "knn", "svm")
 
 Headers = list[tuple[str, bytes | None]]
@@ -57,15 +59,16 @@ class Record:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in memory, about: key, value, and each header with the objects that hold it."""
+        """Key, value and headers: what the record holds in memory, with the objects that hold each header."""
         headers = sum(len(name) + len(value or b"") + _HEADER_OVERHEAD_BYTES for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers
 
-    @property
-    def size_bytes(self) -> int:
-        """Key, value and headers: what the record holds in memory, small change aside."""
-        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers
+    def age_ms(self, now_ms: float) -> float | None:
+        """How long ago its timestamp was, never below 0; None where that cannot be its time (none, or in seconds)."""
+        age_ms = now_ms - self.timestamp_ms
+        if self.timestamp_ms < 0 or not -_MAX_AHEAD_MS <= age_ms <= _MAX_AGE_MS:
+            return None
+        return max(0.0, age_ms)
 
     def header(self, name: str) -> bytes | None:
         """The first header called `name`, compared without case, or None."""
@@ -314,6 +317,8 @@ REJECTION_HEADERS = frozenset(
         "model_version",
     }
 )
+# Beside them where a rejection had to be made smaller: the size in bytes of what is missing, the number of headers.
+OMISSION_HEADERS = frozenset({"value_omitted", "headers_omitted"})
 
 
 def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
@@ -327,7 +332,7 @@ def without_rejection_headers(headers: Iterable[tuple[str, bytes | None]]) -> He
     ours = False
     for name, value in headers:
         ours = ours or name == "reject_reason"
-        if name not in REJECTION_HEADERS or not (ours or name.startswith("reject_")):
+        if name not in REJECTION_HEADERS | OMISSION_HEADERS or not (ours or name.startswith("reject_")):
             kept.append((name, value))
     return kept
 
@@ -363,6 +368,7 @@ def rejection_headers(
         "sha256": sha256,
         "worker_version": worker_version,
         "model_version": model_version,
+        "value_omitted": str(record.omitted.size_bytes) if record.omitted else None,
     }
     extra: Headers = [(name, value.encode("utf-8", "replace")) for name, value in added.items() if value is not None]
     return without_rejection_headers(record.headers) + extra

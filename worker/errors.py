@@ -29,6 +29,7 @@ class RejectReason(StrEnum):
     HASH_MISMATCH = "hash_mismatch"
     BAD_IMAGE_ID = "bad_image_id"
     INFERENCE_FAILED = "inference_failed"
+    UNREADABLE_RECORD = "unreadable_record"
 
 
 class AssayError(Exception):

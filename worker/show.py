@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.check import Finding
-from worker.clients.kafka import Producer
+from worker.clients.kafka_producer import Producer
 from worker.contract import HEADS
 from worker.send import Result, Sent, Source, Waiter, send
 from worker.settings import Settings

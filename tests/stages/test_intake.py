@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.odd_images import encode
 from tests.twins import VERSION, Workbench, judged, record, scores, settings, wait_for
 from worker.clients.redis import ScoredImage
-from worker.contract import REFERENCE_CONTENT_TYPE, Headers, ImageInfo, Record
+from worker.contract import REFERENCE_CONTENT_TYPE, Headers, ImageInfo, Omitted, Record
 from worker.errors import Rejected, RejectReason
 from worker.item import Encoded, Ended, Judgement
 
@@ -156,3 +157,30 @@ def test_one_look_up_for_all_that_came_together() -> None:
         wait_for(lambda: len(bench.queues.encoded), "they go on")
     assert bench.store.calls == 1
     assert len(bench.encoded()) == len(items)
+
+
+def test_a_record_that_could_not_be_read_says_so() -> None:
+    """Its id is what could be had of it; what else is wrong with it does not count."""
+    bench = Workbench()
+    broken = replace(record(0, b"", headers=[("ce_id", b"known")]), unreadable="the record is damaged: 20000 headers")
+    nameless = replace(record(1, b"", headers=[("ce_id", b"\xff")]), unreadable="its batch is damaged")
+    with bench.running("intake"):
+        bench.take(broken, nameless)
+        wait_for(lambda: len(bench.queues.ended), "both are handed to the publisher")
+    known, unknown = bench.published()
+    for ended in (known, unknown):
+        assert isinstance(ended.outcome, Rejected)
+        assert (ended.outcome.reason, ended.outcome.stage) == (RejectReason.UNREADABLE_RECORD, "poll")
+    assert (known.image_id, unknown.image_id) == ("known", None)
+
+
+def test_a_value_that_was_passed_over_is_too_large() -> None:
+    """With the hash of what was there, also where the limit of images would have let it through."""
+    bench = Workbench(settings(limits={"max_image_bytes": 1_000_000_000}))
+    with bench.running("intake"):
+        bench.take(replace(record(0, b""), omitted=Omitted(200_000_000, "a" * 64)))
+        wait_for(lambda: len(bench.queues.ended), "it is handed to the publisher")
+    (ended,) = bench.published()
+    assert isinstance(ended.outcome, Rejected)
+    assert (ended.outcome.reason, ended.sha256) == (RejectReason.TOO_LARGE, "a" * 64)
+    assert "ASSAY_KAFKA__MAX_RECORD_BYTES" in ended.outcome.detail

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from worker.contract import REFERENCE_CONTENT_TYPE, ImageInfo, ImageReference, resolve_image_id
+from worker.contract import REFERENCE_CONTENT_TYPE, ImageInfo, ImageReference, Record, resolve_image_id
 from worker.errors import Rejected, RejectReason
 from worker.inflight import UnderWay
 from worker.item import Encoded, Ended, Identified, Item, Judgement, Referenced
@@ -88,10 +88,10 @@ class Intake(Stage):
         """Find out id and hash of a record, and whether its image is here."""
         record = item.record
         value = record.value or b""
-        value_sha256 = hashlib.sha256(value).hexdigest()
+        value_sha256 = record.omitted.sha256 if record.omitted else hashlib.sha256(value).hexdigest()
         reference: ImageReference | None = None
         unreadable: Rejected | None = None
-        is_reference = bool(value) and record.content_type == REFERENCE_CONTENT_TYPE
+        is_reference = bool(value) and record.content_type == REFERENCE_CONTENT_TYPE and not record.unreadable
         if is_reference:
             try:
                 reference = ImageReference.parse(value)
@@ -102,22 +102,26 @@ class Intake(Stage):
         try:
             image_id = resolve_image_id(record, self._settings.id_sources, value_sha256, named)
         except Rejected as rejected:
-            return Ended(item, None, sha256, rejected)
+            return Ended(item, None, sha256, _unreadable(record) or rejected)
         self._under_way.order.enter(image_id, item)
         if reference is not None:
             return Referenced(item, image_id, reference)
-        bad = unreadable or self._objection(value)
+        bad = _unreadable(record) or unreadable or self._objection(record)
         if bad is not None:
             return Ended(item, image_id, sha256, bad)
         return Encoded(Identified(item, image_id, value_sha256), value)
 
-    def _objection(self, value: bytes) -> Rejected | None:
+    def _objection(self, record: Record) -> Rejected | None:
         """What is wrong with a value by its size alone."""
-        if not value:
+        size = record.omitted.size_bytes if record.omitted else len(record.value or b"")
+        if not size:
             return Rejected(RejectReason.EMPTY, "the record has no value", stage="intake")
         limit = self._max_image_bytes
-        if len(value) > limit:
-            detail = f"{len(value)} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}"
+        if size > limit:
+            detail = f"{size} bytes; ASSAY_LIMITS__MAX_IMAGE_BYTES={limit}"
+            return Rejected(RejectReason.TOO_LARGE, detail, stage="intake")
+        if record.omitted:
+            detail = f"{size} bytes are passed over when read; raise ASSAY_KAFKA__MAX_RECORD_BYTES"
             return Rejected(RejectReason.TOO_LARGE, detail, stage="intake")
         return None
 
@@ -140,3 +144,10 @@ class Intake(Stage):
         self._tools.metrics.batch_bytes.observe(self._batch_bytes)
         self._batch_bytes = 0
         self._encoded.put(batch, self._tools.stop)
+
+
+def _unreadable(record: Record) -> Rejected | None:
+    """Its bytes on the wire could not be read (kafka_batches.py); whatever else is wrong with it does not count."""
+    if not record.unreadable:
+        return None
+    return Rejected(RejectReason.UNREADABLE_RECORD, record.unreadable, stage="poll")

@@ -54,7 +54,6 @@ class Poll(Stage):
         self._arrivals = arrivals
         self._consumer: Consumer | None = None
         self._paused = False
-        self._average_bytes = 1.0
         self._commit_at = self._warn_at = 0.0
         self._drain_until: float | None = None
         self.assigned: list[int] = []
@@ -79,7 +78,7 @@ class Poll(Stage):
             return
         self._pause_or_resume(self._consumer)
         try:
-            records = self._consumer.poll(int(wait_s * 1000), self._records_to_ask_for())
+            records = self._consumer.poll(int(wait_s * 1000), self._records_to_ask_for(), self._bytes_to_ask_for())
             if self._consumer.is_joined:
                 self.joined_at = self.heartbeat_at
             self._admit(records)
@@ -140,11 +139,13 @@ class Poll(Stage):
             log.info("partitions_revoked", gone=partitions, left=self.assigned, fenced=fenced)
 
     def _records_to_ask_for(self) -> int:
-        """As many as may be admitted, by count and by the bytes that records have lately; at least one."""
+        """As many as may be admitted; at least one."""
+        return max(1, min(self._settings.kafka.max_poll_records, self._under_way.admission.free_items))
+
+    def _bytes_to_ask_for(self) -> int:
+        """As many as may be admitted. The record that reaches them still comes."""
         admission = self._under_way.admission
-        free_bytes = max(0, admission.max_bytes - admission.bytes)
-        most = min(self._settings.kafka.max_poll_records, admission.free_items)
-        return max(1, min(most, int(free_bytes / self._average_bytes)))
+        return max(1, admission.max_bytes - admission.bytes)
 
     def _admit(self, records: list[Record]) -> None:
         """Give each record its epoch and its place, and hand them to Intake."""
@@ -158,14 +159,13 @@ class Poll(Stage):
             if epoch is None:
                 continue
             trace = self._tools.tracing.item(record.header("traceparent"))
-            item = Item(record, epoch, now, queued_ms=max(0.0, now_ms - record.timestamp_ms), trace=trace)
+            item = Item(record, epoch, now, queued_ms=record.age_ms(now_ms), trace=trace)
             self._under_way.admission.admit(item.held_bytes)
             metrics.consumed_bytes.inc(len(record.value or b""))
             items.append(item)
         if items:
             metrics.records_consumed.inc(len(items))
             self._arrivals.put(items, self._tools.stop)
-        self._average_bytes = max(self._average_bytes * 0.9, sum(r.size_bytes for r in records) / len(records), 1.0)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         admission = self._under_way.admission

@@ -16,7 +16,14 @@ import structlog
 from worker import __version__
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
-from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, rejection_headers, verdict_headers
+from worker.contract import (
+    MAX_IMAGE_ID_BYTES,
+    Record,
+    Verdict,
+    rejection_headers,
+    verdict_headers,
+    without_rejection_headers,
+)
 from worker.errors import Rejected
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
@@ -150,7 +157,8 @@ class Publish(Stage):
             worker_version=__version__,
             model_version=self._model_version() or None,
         )
-        return Outgoing(kafka.rejected_topic, record.key, record.value, headers)
+        own = len(headers) - len(without_rejection_headers(record.headers))
+        return Outgoing(kafka.rejected_topic, record.key, record.value, headers, own)
 
     def _end(self, draft: _Draft, now: float) -> None:
         """Count the item as done, unless its partition is somebody else's by now."""
