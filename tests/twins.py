@@ -22,8 +22,8 @@ from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import StopFlag
 from worker.contract import Headers, ImageInfo, Record, Scores, Verdict
-from worker.decoder import Decoder
 from worker.errors import Unavailable
+from worker.examine.pixels import Decoder
 from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement, Pixels
 from worker.model import ModelWatch

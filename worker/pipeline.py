@@ -32,8 +32,8 @@ from worker.clients.kafka_producer import Producer
 from worker.clients.redis import Store
 from worker.clients.triton import Triton
 from worker.clock import StopFlag
-from worker.decoder import Decoder
 from worker.errors import Stopping, Unavailable
+from worker.examine.pixels import Decoder
 from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import odd_images
-from worker.decoder import Decoder, dali_decodes_exactly, decode_with_pillow
 from worker.errors import Rejected
-from worker.imaging import check_limits, peek
+from worker.examine.headers import check_limits, peek, read
+from worker.examine.pixels import Decoder, decode_with_pillow
 from worker.settings import DecodeSettings, LimitSettings
 
 SAMPLES = Path(__file__).parents[1] / "data"
@@ -46,7 +46,7 @@ def samples() -> list[bytes]:
 
 
 def placed(data: bytes) -> np.ndarray:
-    region = decode_with_pillow(data)
+    region = decode_with_pillow(read(data).picture)
     out = np.zeros((224, 224, 3), np.uint8)
     top, left = (224 - region.shape[0]) // 2, (224 - region.shape[1]) // 2
     out[top : top + region.shape[0], left : left + region.shape[1]] = region
@@ -88,7 +88,7 @@ def test_odd_images_are_judged_as_on_the_cpu(decoder):
     decoded = decoder.decode(data, infos)
     assert {names[i] for i in decoded.failures} == {name for name in names if not odd_images()[name].ok}
     for i, image in enumerate(data):
-        if i not in decoded.failures and not dali_decodes_exactly(image, infos[i]):
+        if i not in decoded.failures and not read(image).picture.exact:
             np.testing.assert_array_equal(decoded.pixels[i], placed(image))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from PIL import Image
 
 from worker.contract import ImageInfo
-from worker.decoder import Decoder, central_region
 from worker.demo import SAMPLES
 from worker.errors import SettingsError
-from worker.imaging import peek
+from worker.examine.headers import peek
+from worker.examine.pixels import Decoder, central_region
 from worker.settings import DecodeSettings
 
 BATCH = 32

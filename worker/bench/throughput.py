@@ -22,9 +22,9 @@ from worker.bench import load
 from worker.clients.kafka_producer import Producer
 from worker.clients.kafka_topics import Reader
 from worker.clients.triton import Triton
-from worker.decoder import Decoder
 from worker.errors import Unavailable
-from worker.imaging import peek
+from worker.examine.headers import peek
+from worker.examine.pixels import Decoder
 from worker.item import Pixels
 from worker.settings import Settings
 

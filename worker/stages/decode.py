@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from worker.contract import ImageInfo
-from worker.decoder import Decoder
 from worker.errors import Rejected
-from worker.imaging import check_limits, peek
+from worker.examine.headers import check_limits, peek
+from worker.examine.pixels import Decoder
 from worker.inflight import UnderWay
 from worker.item import Decoded, DecodedBatch, Encoded, Ended
 from worker.queues import StageQueue

@@ -1,45 +1,37 @@
 """Encoded bytes to pixels: uint8 [N, 224, 224, 3], the central crop at native size, black where the image is smaller.
 
-The reference is Pillow's `convert("RGB")` of the first frame and torchvision's CenterCrop(224), EXIF orientation not
-applied; on a CPU every pixel equals it. DALI takes what it decodes identically and faster (baseline JPEG: only the
-region
-that is looked at; PNG up to 8 bits), Pillow takes the rest and gives the second opinion on everything DALI refuses.
+The reference is Pillow's `convert("RGB")` of the first frame that viewers show and torchvision's CenterCrop(224), no
+orientation applied, grey of 16 bits scaled; on a CPU every pixel equals it. DALI takes what it decodes identically and
+faster (baseline JPEG: only the region that is looked at; PNG up to 8 bits), Pillow takes the rest and gives the second
+opinion on everything DALI refuses. Both get what `headers` kept of the file, and open no other format or size.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import structlog
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from worker.contract import ImageInfo
 from worker.errors import Rejected, RejectReason, SettingsError
-from worker.imaging import jpeg_frame
+from worker.examine import headers, rle, tiff
+from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 from worker.settings import DecodeSettings
 
 CROP_PX = 224
 # Pixels decoded whole at the same time; a larger image is decoded alone. Pillow holds up to 4 bytes for each.
 WHOLE_AT_ONCE_PX = 32_000_000
-# Every scan of a progressive JPEG walks over the whole image; encoders write about ten. A file within the limits could
-# hold
-# 400,000 and occupy the decoder for hours.
-MAX_JPEG_SCANS = 100
 _MAX_THREADS = 8
-_JPEG_BASELINE = (0xC0, 0xC1)
-# In a scan's data only stuffing (FF 00), restarts (FF D0 to D7) and fill (FF FF) may follow an FF; anything else ends
-# it.
-_SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -63,48 +55,40 @@ def central_region(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, min(width, CROP_PX), min(height, CROP_PX)
 
 
-def decode_with_pillow(data: bytes) -> Pixels:
-    """The central region, uint8 [H, W, 3] with H, W <= 224: the reference. Raises whatever Pillow raises."""
-    with Image.open(io.BytesIO(data)) as image:
-        left, top, width, height = central_region(*image.size)
-        # Cropped first: the conversion works on single pixels, and the whole image may be a thousand times larger.
-        return np.asarray(image.crop((left, top, left + width, top + height)).convert("RGB"))
+def decode_with_pillow(picture: Picture) -> Pixels:
+    """The central region, uint8 [H, W, 3] with H, W <= 224: the reference.
 
-
-def dali_decodes_exactly(data: bytes, info: ImageInfo) -> bool:
-    """Whether DALI is known to accept these bytes if and only if Pillow does, with the same pixels.
-
-    It decodes no further than the crop and so misses damage below it; with the scan's extent checked here both agree.
-    Left
-    to Pillow, each with differences measured: progressive JPEG (damaged ones are smoothed differently, by up to 3),
-    CMYK
-    (another inversion), 16-bit PNG and TIFF (rounded, not cut), palette TIFF, WebP (damage below the crop goes unseen).
+    Raises Rejected, and whatever Pillow raises.
     """
-    if info.format == "jpeg":
-        frame = jpeg_frame(data)
-        if frame is None or frame.marker not in _JPEG_BASELINE or frame.components == 4:
-            return False
-        if data[frame.scan + 4 : frame.scan + 5] != bytes([frame.components]):  # more than one scan
-            return False
-        end = _SCAN_END.search(data, frame.scan + 2)
-        return end is not None and end.group() == b"\xff\xd9"
-    if info.format == "png":
-        return (
-            data[12:16] == b"IHDR"
-            and data[24:25] <= b"\x08"
-            and data.endswith(_PNG_END)
-            and _pillow_opens_single_frame(data)
-        )
-    return False
+    left, top, width, height = central_region(picture.width, picture.height)
+    if not picture.opener:
+        return rle.region(picture.data, left, top, width, height)
+    inner_left, inner_top, inner_width, inner_height = picture.inner
+    with Image.open(io.BytesIO(picture.data), formats=[picture.opener]) as image:
+        if image.size != (inner_width, inner_height):
+            raise corrupt(f"opens as {image.size[0]} x {image.size[1]} pixels; its header was read as other")
+        x0, y0 = max(left, inner_left), max(top, inner_top)
+        x1 = max(min(left + width, inner_left + inner_width), x0)
+        y1 = max(min(top + height, inner_top + inner_height), y0)
+        # Cropped first: the conversion works on single pixels, and the whole image may be a thousand times larger.
+        part = _rgb(image.crop((x0 - inner_left, y0 - inner_top, x1 - inner_left, y1 - inner_top)), picture)
+    if part.shape[:2] == (height, width):
+        return part
+    out = np.zeros((height, width, 3), np.uint8)  # a first frame that covers a part of its canvas
+    out[y0 - top : y1 - top, x0 - left : x1 - left] = part
+    return out
 
 
-def _pillow_opens_single_frame(data: bytes) -> bool:
-    """Pillow refuses some metadata that DALI does not look at, such as text that unpacks to too much."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return not getattr(image, "is_animated", False)
-    except Exception:  # noqa: BLE001 - decode_with_pillow() will meet the same error and report it
-        return False
+def _rgb(part: Image.Image, picture: Picture) -> Pixels:
+    """uint8 [H, W, 3]; grey of more than 8 bits by its upper eight, as Pillow has it for colour."""
+    if part.mode in ("I", "F"):
+        raise unsupported(f"{'integer' if part.mode == 'I' else 'float'} grey of 32 bits a sample")
+    if not part.mode.startswith("I;16"):
+        return np.asarray(part.convert("RGB"))
+    grey = np.asarray(part).astype(np.uint16)
+    if picture.inverted:
+        grey = (1 << picture.bits) - 1 - grey
+    return np.repeat((grey >> max(picture.bits - 8, 0)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _chunks(indices: Iterable[int], cost: Callable[[int], int]) -> Iterator[list[int]]:
@@ -154,15 +138,14 @@ class _Dali:
         # nvJPEG's own upsampling differs from libjpeg's; this option exists only there.
         self._options: dict[str, Any] = {"jpeg_fancy_upsampling": True} if self.device == "gpu" else {}
 
-    def __call__(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> list[Pixels]:
+    def __call__(self, pictures: Sequence[Picture]) -> list[Pixels]:
         """The central region of each, uint8 [H, W, 3]. Raises whatever DALI raises, for all, when one is bad."""
-        regions = np.array(
-            [central_region(info.width, info.height) for info in infos], np.int32
-        )  # left, top, width, height
+        # left, top, width, height
+        regions = np.array([central_region(picture.width, picture.height) for picture in pictures], np.int32)
         as_batch = self._dynamic.as_batch
         with self._context:
             decoded = self._dynamic.decoders.image_slice(
-                as_batch([np.frombuffer(data, np.uint8) for data in images]),
+                as_batch([np.frombuffer(picture.data, np.uint8) for picture in pictures]),
                 device=self.device,
                 start=as_batch(np.ascontiguousarray(regions[:, [1, 0]])),
                 shape=as_batch(np.ascontiguousarray(regions[:, [3, 2]])),
@@ -203,21 +186,27 @@ class Decoder:
         return self._dali.device if self._dali else "pillow"
 
     def decode(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> Decoded:
-        """The crops of `images`, whose headers `infos` describe (imaging.peek, within the limits).
+        """The crops of `images`, whose headers `infos` describe (headers.peek, within the limits).
 
-        An image that cannot be decoded stays black and is in `failures`, as Rejected(corrupt); it costs no other image
-        anything. MemoryError passes through: it says nothing about an image.
+        An image that cannot be decoded stays black and is in `failures`, as Rejected; it costs no other image anything.
+        One whose header says now what it did not say then is not opened.
         """
         pixels = np.zeros((len(images), CROP_PX, CROP_PX, 3), np.uint8)
-        fast = [i for i in range(len(images)) if self._dali and dali_decodes_exactly(images[i], infos[i])]
-        refused: list[int] = []
-        for chunk in _chunks(fast, lambda i: self._whole_pixels(infos[i])):
-            refused += self._by_dali(chunk, images, infos, pixels)
-        slow = sorted({*range(len(images))} - {*fast}) + refused
         failures: dict[int, Rejected] = {}
-        for chunk in _chunks(slow, lambda i: infos[i].width * infos[i].height):
-            outcomes = self._pool.map(_try_pillow, [images[i] for i in chunk])
-            for i, outcome in zip(chunk, outcomes, strict=True):
+        pictures: dict[int, Picture] = {}
+        for i, (data, info) in enumerate(zip(images, infos, strict=True)):
+            header = _header_or_rejected(data, info)
+            if isinstance(header, Rejected):
+                failures[i] = header
+            else:
+                pictures[i] = header
+        fast = [i for i, picture in pictures.items() if self._dali and picture.exact]
+        refused: list[int] = []
+        for chunk in _chunks(fast, lambda i: self._whole_pixels(pictures[i])):
+            refused += self._by_dali(chunk, pictures, pixels)
+        slow = sorted(pictures.keys() - set(fast)) + refused
+        for chunk in _chunks(slow, lambda i: pictures[i].width * pictures[i].height):
+            for i, outcome in zip(chunk, self._by_pillow([pictures[i] for i in chunk]), strict=True):
                 if isinstance(outcome, Rejected):
                     failures[i] = outcome
                 else:
@@ -236,41 +225,88 @@ class Decoder:
         self._pool.shutdown(cancel_futures=True)
         self._dali = None
 
-    def _whole_pixels(self, info: ImageInfo) -> int:
+    def _whole_pixels(self, picture: Picture) -> int:
         """Pixels that DALI holds at once: of a JPEG on the CPU a few rows, else all."""
-        return 16 * info.width if info.format == "jpeg" and self.device == "cpu" else info.width * info.height
+        rows = 16 if picture.format == "jpeg" and self.device == "cpu" else picture.height
+        return rows * picture.width
 
-    def _by_dali(
-        self, indices: list[int], images: Sequence[bytes], infos: Sequence[ImageInfo], pixels: Pixels
-    ) -> list[int]:
-        """Fills `pixels`; returns the indices that DALI refuses, found by halving: one bad image fails a whole call."""
+    def _by_dali(self, indices: list[int], pictures: Mapping[int, Picture], pixels: Pixels) -> list[int]:
+        """Fills `pixels`; returns the indices that DALI refuses, found by halving: one bad image fails a call."""
         assert self._dali is not None
         try:
-            regions = self._dali([images[i] for i in indices], [infos[i] for i in indices])
+            regions = self._dali([pictures[i] for i in indices])
         except Exception as error:  # noqa: BLE001 - DALI raises RuntimeError for a bad image as for its own trouble; Pillow has the last word
             if len(indices) == 1:
                 _log.debug("dali_refused", error=str(error.__cause__ or error)[:300])
                 return indices
             middle = len(indices) // 2
-            return [
-                i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, images, infos, pixels)
-            ]
+            return [i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, pictures, pixels)]
         for i, region in zip(indices, regions, strict=True):
             _place(region, pixels[i])
         return []
 
+    def _by_pillow(self, pictures: Sequence[Picture]) -> list[Pixels | Rejected]:
+        """One after the other where together they take more memory than there is: one may be to blame for all."""
+        try:
+            return list(self._pool.map(_try_pillow, pictures))
+        except MemoryError:
+            return [_try_alone(picture) for picture in pictures]
 
-def _try_pillow(data: bytes) -> Pixels | Rejected:
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        return Rejected(RejectReason.CORRUPT, f"a JPEG of more than {MAX_JPEG_SCANS} scans", stage="decode")
+
+def _header_or_rejected(data: bytes, info: ImageInfo) -> Picture | Rejected:
     try:
-        return decode_with_pillow(data)
+        header = headers.read(data, stage="decode")
+    except Rejected as rejected:
+        return rejected
+    if header.info != info:
+        return _failed(f"its header was read as {info.format} of {info.width} x {info.height} pixels, and is another")
+    return header.picture
+
+
+def _try_alone(picture: Picture) -> Pixels | Rejected:
+    try:
+        return _try_pillow(picture)
+    except MemoryError:
+        return _failed("its decoder asks for more memory than it may have (MemoryError)")
+
+
+def _try_pillow(picture: Picture) -> Pixels | Rejected:
+    try:
+        return decode_with_pillow(picture)
     except MemoryError:
         raise
+    except Rejected as rejected:
+        return Rejected(rejected.reason, rejected.detail, stage="decode")
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
-        return Rejected(
-            RejectReason.CORRUPT, f"cannot be decoded: {type(error).__name__}: {error}"[:300], stage="decode"
-        )
+        return _unread_tiff(picture, error) or _failed(f"cannot be decoded: {plain_reason(error)}")
+
+
+def _unread_tiff(picture: Picture, error: Exception) -> Rejected | None:
+    """A TIFF that is whole, of samples or a packing that Pillow does not know: its reader found all in order."""
+    if picture.format != "tiff":
+        return None
+    if isinstance(error, UnidentifiedImageError):
+        detail = f"a TIFF of a kind that is not read: {tiff.variant(picture.data)}"
+        return Rejected(RejectReason.UNSUPPORTED_FORMAT, detail, stage="decode")
+    codec = tiff.optional_codec(picture.data)
+    if codec and not _libtiff_has(codec):
+        detail = f"a TIFF packed as {codec}, which this build of libtiff does not read"
+        return Rejected(RejectReason.UNSUPPORTED_FORMAT, detail, stage="decode")
+    return None
+
+
+@cache
+def _libtiff_has(codec: str) -> bool:
+    """Whether Pillow's libtiff was built with it, by trying."""
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), "TIFF", compression=codec)
+    except Exception:  # noqa: BLE001 - whatever it says, it does not work
+        return False
+    return True
+
+
+def _failed(detail: str) -> Rejected:
+    return Rejected(RejectReason.CORRUPT, detail, stage="decode")
 
 
 def _place(region: Pixels, target: Pixels) -> None:
