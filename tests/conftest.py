@@ -7,6 +7,7 @@ A session starts a stack in its temporary directory and ends it; xdist's process
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ PARTITIONS = 3
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("search", max_examples=5_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# A shell starts its background jobs with SIGINT ignored, and Python leaves it so: tests that send it would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What a developer has exported must not reach the settings under test, nor the commands that tests start.
 for _name in [name for name in os.environ if name.startswith("ASSAY_") and "__" in name]:

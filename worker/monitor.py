@@ -1,7 +1,8 @@
 """Is the worker well? A thread looks at the dependencies once a second; /livez and /readyz only read what it saw.
 
-Live: the poll loop moves. Ready: partitions are assigned, and Kafka, Redis and the model answer. The server's own word
-on the model is not enough (a model whose process has died still counts as ready there): an idle worker sends a canary.
+Live: the poll loop moves. Ready: partitions are assigned, Kafka, Redis and the model answer, and what waits is being
+finished. The server's own word on the model is not enough (a model whose process has died still counts as ready there):
+an idle worker sends a canary. Nor is Kafka's: a broker that answers may refuse what is produced, so its breaker counts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -27,8 +29,17 @@ from worker.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 INTERVAL_S = 1.0
 STALE_S = 8.0
+STUCK_S = 10.0  # a poll, or a call with its retries, that takes longer: nothing is finished meanwhile
 CANARY_EVERY_S = 5.0
 CANARY_DEADLINE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at a dependency found."""
+
+    well: bool
+    detail: str
 
 
 class Monitor:
@@ -54,7 +65,7 @@ class Monitor:
         self._poll = poll
         self._probe = Probe(settings.kafka)
         self._stop = threading.Event()
-        self._seen: dict[str, tuple[bool, str]] = {}
+        self._seen: dict[str, Seen] = {}
         self._seen_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -76,57 +87,71 @@ class Monitor:
         silent_s, outside_s = now - self._poll.heartbeat_at, now - self._poll.joined_at
         stall_s = self._settings.run.stall_timeout_s
         join_limit_s = self._settings.kafka.max_poll_interval_ms / 1000 + stall_s
-        kafka_is_there = self._seen.get("kafka", (False, ""))[0]
-        stuck = outside_s > join_limit_s and kafka_is_there
+        kafka = self._seen.get("kafka")
+        stuck = outside_s > join_limit_s and kafka is not None and kafka.well
         checks = {"loop": f"moved {silent_s:.1f} s ago", "group": f"joined {outside_s:.1f} s ago"}
         return silent_s < stall_s and not stuck, checks
 
     def readyz(self) -> tuple[bool, dict[str, Any]]:
-        """Partitions assigned, dependencies there, no breaker open."""
-        assigned = self._poll.assigned
-        checks: dict[str, Any] = {"partitions": assigned}
-        fresh = time.monotonic() - self._seen_at < STALE_S
+        """Partitions assigned, dependencies there, no breaker open, nothing stuck."""
+        now = time.monotonic()
         seen = self._seen
-        for name, (_, detail) in seen.items():
-            checks[name] = detail
-        away = [breaker.name for breaker in self._breakers if breaker.is_away]
-        if away:
-            checks["breakers_open"] = away
-        if not fresh:
-            checks["monitor"] = "no result yet, or not for too long"
-        return bool(assigned) and fresh and not away and all(well for well, _ in seen.values()), checks
+        assigned = self._poll.assigned
+        checks: dict[str, Any] = {"partitions": assigned} | {name: look.detail for name, look in seen.items()}
+        obstacles: dict[str, Any] = {}
+        if away := [breaker.name for breaker in self._breakers if breaker.is_away]:
+            obstacles["breakers_open"] = away
+        calls = {breaker.name: breaker.longest_call_s() for breaker in self._breakers}
+        if waiting := {name: f"a call waits for {took_s:.0f} s" for name, took_s in calls.items() if took_s > STUCK_S}:
+            obstacles["waiting"] = waiting
+        if (silent_s := now - self._poll.heartbeat_at) > STUCK_S:
+            obstacles["loop"] = f"moved {silent_s:.1f} s ago"
+        if now - self._seen_at > STALE_S:
+            obstacles["monitor"] = "no result yet, or not for too long"
+        well = bool(assigned) and not obstacles and all(look.well for look in seen.values())
+        return well, checks | obstacles
 
     def _run(self) -> None:
+        """Looks until it is stopped, whatever a look does: an end of this thread would be seen by nobody."""
         looks: dict[str, Callable[[], str]] = {"kafka": self._kafka, "redis": self._redis, "triton": self._model}
         with ThreadPoolExecutor(len(looks), thread_name_prefix="monitor") as pool:
             while not self._stop.is_set():
-                results = {name: pool.submit(self._look, look) for name, look in looks.items()}
                 try:
-                    before, self._seen = self._seen, {name: result.result() for name, result in results.items()}
+                    results = {name: pool.submit(self._look, name, look) for name, look in looks.items()}
+                    self._note({name: result.result() for name, result in results.items()})
                 except Exception:
-                    if self._stop.is_set():  # its clients were closed under it
-                        return
-                    raise
-                self._seen_at = time.monotonic()
-                self._tell_of_kafka(before.get("kafka", (True, ""))[0], *self._seen["kafka"])
-                for name, (well, _) in self._seen.items():
-                    self._metrics.dependency_up.labels(dependency=name).set(well)
+                    if not self._stop.is_set():  # /readyz turns non-200 once what was seen is stale
+                        log.exception("monitor_broken", action="looking again")
                 self._stop.wait(INTERVAL_S)
 
-    def _tell_of_kafka(self, was_well: bool, well: bool, detail: str) -> None:
+    def _note(self, seen: dict[str, Seen]) -> None:
+        before, self._seen = self._seen, seen
+        self._seen_at = time.monotonic()
+        self._tell_of_kafka(before.get("kafka"), seen["kafka"])
+        for name, look in seen.items():
+            self._metrics.dependency_up.labels(dependency=name).set(look.well)
+
+    def _tell_of_kafka(self, before: Seen | None, now: Seen) -> None:
         """Its client waits by itself, in words of its own: the log gets the two events of what has a breaker."""
-        if was_well and not well:
+        was_well = before is None or before.well
+        if was_well and not now.well:
             log.warning(
-                "dependency_away", dependency="kafka", error=detail, action="waiting; nothing is rejected for it"
+                "dependency_away", dependency="kafka", error=now.detail, action="waiting; nothing is rejected for it"
             )
-        elif well and not was_well:
+        elif now.well and not was_well:
             log.info("dependency_recovered", dependency="kafka")
 
-    def _look(self, look: Callable[[], str]) -> tuple[bool, str]:
+    def _look(self, name: str, look: Callable[[], str]) -> Seen:
         try:
-            return True, look()
+            return Seen(well=True, detail=look())
         except (Unavailable, InferenceFailed) as error:
-            return False, str(error)
+            return Seen(well=False, detail=str(error))
+        except Exception as error:
+            seen = Seen(well=False, detail=f"unexpected {type(error).__name__}: {error}")
+            # Its client may have been closed under it; and the same once a second would fill the log.
+            if not self._stop.is_set() and self._seen.get(name) != seen:
+                log.exception("health_look_broken", dependency=name)
+            return seen
 
     def _kafka(self) -> str:
         return f"{self._probe.check()} answers"

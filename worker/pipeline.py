@@ -189,7 +189,7 @@ class Pipeline:
             store=self._store,
             triton=self._model_client,
             watch=self._model,
-            breakers=(self._redis, self._triton),
+            breakers=(self._redis, self._triton, self._kafka),
             metrics=self.metrics,
             poll=self._poll,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Generic, TypeVar
@@ -64,6 +65,7 @@ class CircuitBreaker:
         self._failures = 0
         self._not_before = 0.0
         self._state = BreakerState.CLOSED
+        self._calls: dict[object, float] = {}  # under way, and since when
         self.last_error = ""
 
     @property
@@ -80,20 +82,37 @@ class CircuitBreaker:
 
         Any other error of ours (an image rejected, a call refused) is passed on, and is an answer: the server is there.
         """
-        while True:
-            self._wait_for_turn(stop)
-            try:
-                result = operation()
-            except Unavailable as error:
-                self._failed(error)
-            except Stopping:
-                raise
-            except AssayError:
-                self.succeeded()
-                raise
-            else:
-                self.succeeded()
-                return result
+        with self._under_way():
+            while True:
+                self._wait_for_turn(stop)
+                try:
+                    result = operation()
+                except Unavailable as error:
+                    self._failed(error)
+                except Stopping:
+                    raise
+                except AssayError:
+                    self.succeeded()
+                    raise
+                else:
+                    self.succeeded()
+                    return result
+
+    def longest_call_s(self) -> float:
+        """How long the oldest call has been under way, its retries included; 0 where none is."""
+        with self._lock:
+            return self._clock.monotonic() - min(self._calls.values()) if self._calls else 0.0
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        call = object()
+        with self._lock:
+            self._calls[call] = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._calls[call]
 
     def succeeded(self) -> None:
         """Note a success seen elsewhere (a health check): it closes the breaker."""

@@ -60,9 +60,7 @@ def test_known_labels_start_at_zero() -> None:
     assert {dict(labels)["reason"] for labels in samples["assay_rejections_total"]} == {
         reason.value for reason in RejectReason
     }
-    assert {dict(labels)["dependency"] for labels in samples["assay_breaker_state"]} == set(DEPENDENCIES) - {
-        "kafka"
-    }  # which has no breaker
+    assert {dict(labels)["dependency"] for labels in samples["assay_breaker_state"]} == set(DEPENDENCIES)
 
 
 def test_two_workers_do_not_clash() -> None:

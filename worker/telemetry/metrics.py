@@ -247,10 +247,9 @@ class Metrics:
         for dependency in DEPENDENCIES:
             if dependency != "storage":  # no probe asks a storage: 0 would read as down
                 self.dependency_up.labels(dependency=dependency)
-            if dependency != "kafka":  # its client waits for brokers by itself, without a breaker
-                self.dependency_failures.labels(dependency=dependency)
-                self.retries.labels(dependency=dependency)
-                self.breaker_state.labels(dependency=dependency)
+            self.dependency_failures.labels(dependency=dependency)
+            self.retries.labels(dependency=dependency)
+            self.breaker_state.labels(dependency=dependency)
         for cause in ("flow", *DEPENDENCIES):
             self.pauses.labels(cause=cause)
         for result in ("hit", "miss"):
