@@ -119,7 +119,7 @@ def verdict_record(image_id: str, sha256: str) -> Record:
     item = Item(Record("t", 0, 0, 0, None, b"x", []), epoch=1, touched_at=0.0, queued_ms=0.0)
     judgement = Judgement(ImageInfo(format="png", width=1, height=1, bytes=1), scores(0.9), "0123456789ab")
     ended = Ended(item, image_id, sha256, judgement)
-    verdict = make_verdict(ended, judgement, Policy(), Policy().ref, "code", now_s=0.0, total_ms=1.0)
+    verdict = make_verdict(ended, judgement, Policy(), "code", now_s=0.0, total_ms=1.0)
     return Record("images.verdicts", 0, 0, 0, image_id.encode(), verdict.to_json().encode(), [])
 
 

@@ -28,11 +28,11 @@ from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement, Pixels
 from worker.model import ModelWatch
 from worker.pipeline import Clients, Driven, Queues, wire
-from worker.policy import Policy
 from worker.queues import StageQueue
 from worker.retry import CircuitBreaker, Guarded
 from worker.settings import Settings
 from worker.stages.fetch import Storages
+from worker.stages.policy_watch import PolicyWatch
 from worker.stages.stage import Stage, Tools, drive
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import ItemTrace, Tracing
@@ -198,7 +198,8 @@ class Workbench:
             storages=self.storages,
             open_decoder=lambda: Decoder(self.settings.decode),
         )
-        self.line = wire(self.settings, Policy(), self.tools, self.under_way, self.queues, clients)
+        self.policies = PolicyWatch(self.settings, self.tools, lambda: self.model.version)
+        self.line = wire(self.settings, self.policies, self.tools, self.under_way, self.queues, clients)
 
     def driven(self, name: str) -> Driven:
         """One of the wired stages."""

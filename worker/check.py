@@ -48,13 +48,11 @@ def _attempt(name: str, look: Callable[[], str], hint: str) -> Finding:
 
 def _policy(settings: Settings) -> Iterator[Finding]:
     try:
-        policy = load_policy(settings.policy.path)
+        policy = load_policy(settings.policy.path, variable("policy", "path"))
     except SettingsError as error:
         yield Finding("policy", ok=False, detail=str(error), hint="see docs/policy.md")
     else:
-        thresholds = f"fake from {policy.fake_from:g}, real below {policy.real_below:g} of {policy.head}"
-        detail = f"{policy.name} {policy.ref.version}: {thresholds}"
-        yield Finding("policy", ok=True, detail=detail)
+        yield Finding("policy", ok=True, detail=f"{policy.name} {policy.ref.version}: {policy.form.summary()}")
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:

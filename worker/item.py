@@ -17,6 +17,7 @@ import numpy.typing as npt
 from worker.admission import Admission
 from worker.contract import ImageInfo, ImageReference, Record, Scores
 from worker.errors import Rejected
+from worker.evidence import Evidence
 from worker.telemetry.tracing import ItemTrace
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,6 +36,7 @@ class Item:
     queued_ms: float | None
     trace: ItemTrace = field(default_factory=lambda: ItemTrace(None))
     fetched_bytes: int = 0  # of the image that a reference led to, while they are held
+    reference_uri: str | None = None  # where the reference led, of a record that is one
 
     @property
     def held_bytes(self) -> int:
@@ -110,6 +112,7 @@ class Judgement:
     from_cache: bool = False
     decode_ms: float | None = None
     infer_ms: float | None = None
+    evidence: Evidence = field(default_factory=Evidence)
 
     def shared(self) -> Judgement:
         """The same, for an image with equal bytes that did none of the work."""

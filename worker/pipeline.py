@@ -38,7 +38,6 @@ from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch
 from worker.monitor import Monitor
-from worker.policy import Policy, load_policy
 from worker.queues import StageQueue
 from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
@@ -46,6 +45,7 @@ from worker.stages.decode import Decode
 from worker.stages.fetch import Fetch, Storages
 from worker.stages.infer import Infer
 from worker.stages.intake import Arrival, Intake
+from worker.stages.policy_watch import PolicyWatch
 from worker.stages.poll import POLL_S, Poll
 from worker.stages.publish import Publish
 from worker.stages.shadow import Shadow
@@ -95,7 +95,7 @@ class Driven:
 
 
 def wire(
-    settings: Settings, policy: Policy, tools: Tools, under_way: UnderWay, queues: Queues, clients: Clients
+    settings: Settings, policies: PolicyWatch, tools: Tools, under_way: UnderWay, queues: Queues, clients: Clients
 ) -> list[Driven]:
     """All stages but Poll, from the last to the first, so that each finds the next one open."""
     version = lambda: clients.model.client.version  # noqa: E731
@@ -104,7 +104,7 @@ def wire(
         settings,
         tools,
         under_way,
-        policy,
+        policies,
         store=clients.store,
         producer=clients.producer,
         model_version=version,
@@ -142,6 +142,7 @@ def wire(
     fetchers = settings.references.concurrency if settings.references.schemes else 1
     return [
         Driven("publish", publish),
+        Driven("policy", policies),
         *([Driven("shadow", clients.shadow)] if clients.shadow else []),
         Driven("infer", infer, settings.triton.calls_in_flight),
         Driven("decode", decode),
@@ -161,7 +162,6 @@ class Pipeline:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(certificates=certificate_files(settings))
-        self.policy = load_policy(settings.policy.path)
         self._drain = StopFlag()  # take nothing new, end what is under way
         self._stop = StopFlag()  # every stage stops at once
         self._broken: BaseException | None = None
@@ -176,6 +176,7 @@ class Pipeline:
         self._store = Store(settings.redis)
         self._model_client = Triton(settings.triton, settings.intake.batch_max_items)
         self._model = ModelWatch(self._model_client, settings.triton.model_name, self.metrics)
+        self.policies = PolicyWatch(settings, self._tools, lambda: self._model.version)
         self._poll = Poll(
             settings,
             self._tools,
@@ -220,7 +221,7 @@ class Pipeline:
         self._drain.set()
 
     def handle_signals(self) -> None:
-        """SIGTERM and SIGINT drain. Called from the main thread.
+        """SIGTERM and SIGINT drain, SIGHUP takes up a changed policy. Called from the main thread.
 
         The handler sets flags and nothing else: it may interrupt the main thread while that holds a lock, a log's too.
         """
@@ -230,6 +231,7 @@ class Pipeline:
 
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGHUP, lambda *_: self.policies.request_reload())
 
     def _start(self) -> None:
         """Wait for the three servers, open the stages from the last to the first, join the group."""
@@ -252,7 +254,7 @@ class Pipeline:
             open_decoder=lambda: Decoder(settings.decode),
             shadow=self._open_shadow(),
         )
-        for driven in wire(settings, self.policy, self._tools, self._under_way, self._queues, clients):
+        for driven in wire(settings, self.policies, self._tools, self._under_way, self._queues, clients):
             for number in range(driven.threads):
                 self._open(driven.name if driven.threads == 1 else f"{driven.name}-{number}", driven.stage)
         poll = self._poll
@@ -300,7 +302,7 @@ class Pipeline:
             return None
         triton = Triton(self.settings.shadow_triton, self.settings.intake.batch_max_items)
         self._closes.append(triton.close)
-        return Shadow(settings, self._tools, self.policy, triton=triton, store=self._store)
+        return Shadow(settings, self._tools, self.policies, triton=triton, store=self._store)
 
     def _wait_for(self, breaker: CircuitBreaker, operation: Callable[[], Any], deadline: float | None) -> Any:
         """The result of `operation` once the server is there. Raises Unavailable past the deadline, Stopping on a
@@ -343,7 +345,6 @@ class Pipeline:
 
     def _describe(self) -> None:
         self.metrics.build(__version__)
-        self.metrics.policy(self.policy.name, self.policy.ref.version)
         self.metrics.flow_items_limit.set(self._under_way.admission.max_items)
         self.metrics.flow_bytes_limit.set(self._under_way.admission.max_bytes)
         kafka = self.settings.kafka
@@ -352,6 +353,6 @@ class Pipeline:
             version=__version__,
             group=kafka.group_id,
             topic=kafka.incoming_topic,
-            policy=self.policy.name,
-            policy_version=self.policy.ref.version,
+            policy=self.policies.policy.name,
+            policy_version=self.policies.policy.ref.version,
         )

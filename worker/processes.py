@@ -32,9 +32,14 @@ def run_several(settings: Settings, config: Path | None, count: int) -> int:
 def supervise(starts: Iterable[Start]) -> int:
     """Start processes and wait for them; SIGTERM and SIGINT end them all, also while some are not yet started.
 
-    Returns 0, or the first exit code that is not. One that cannot be started ends the others: raises OSError.
+    SIGHUP is handed on: each takes up its policy anew. Returns 0, or the first exit code that is not. One that cannot
+    be started ends the others: raises OSError.
     """
-    stopping = False
+    stopping = reloading = False
+
+    def reload(*_: object) -> None:
+        nonlocal reloading
+        reloading = True
 
     def stop(*_: object) -> None:
         nonlocal stopping
@@ -42,13 +47,23 @@ def supervise(starts: Iterable[Start]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, reload)
     children: list[subprocess.Popen[bytes]] = []
     try:
         for start in starts:
             if stopping:
                 break
-            children.append(start())
+            # Held back until the child says that it can take it: by default it would die of it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            try:
+                children.append(start())
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while not stopping and all(child.poll() is None for child in children):
+            if reloading:
+                reloading = False
+                for child in children:
+                    child.send_signal(signal.SIGHUP)
             time.sleep(_POLL_S)
         if not stopping:
             log.error("worker_ended", codes=[child.poll() for child in children], action="draining the others")

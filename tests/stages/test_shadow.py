@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tests.twins import VERSION, Workbench, judged, record, settings, tensor, wait_for
-from worker.policy import Policy
 from worker.stages.shadow import Shadow
 
 NEWER = "ba9876543210"
@@ -25,7 +24,7 @@ def test_a_comparison_carries_the_version_that_gave_its_scores() -> None:
     """When the shadow is replaced during a call, the call is made again: the scores and the version named are the new one's."""
     bench, store = Workbench(settings(shadow={"share": 1.0})), Comparisons()
     clients: dict[str, Any] = {"triton": bench.triton, "store": store}
-    shadow = Shadow(bench.settings.shadow, bench.tools, Policy(), **clients)
+    shadow = Shadow(bench.settings.shadow, bench.tools, bench.policies, **clients)
     ended = [judged(encoded, 0.5) for encoded in bench.identified(record(0), record(1))]
     with bench.driving(shadow):
         shadow.offer(ended, tensor(10, 20))

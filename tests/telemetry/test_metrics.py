@@ -29,6 +29,10 @@ def test_docs_and_exposition_agree() -> None:
     metrics.model("code", "0123456789ab")
     metrics.shadow_model("code_shadow", "ba9876543210")
     metrics.policy("default", "0123456789ab")
+    metrics.shadow_policy("stricter", "ba9876543210")
+    metrics.calibrated(fits=True)
+    for gauge in (metrics.drift_distance, metrics.drift_detected, metrics.drift_fake_share):
+        gauge.labels(head="linear", format="jpeg").set(0)
     metrics.build("1.2.3")
     metrics.consumer_lag.labels(topic="images.incoming", partition="0").set(3)
     samples = exposed(metrics)
@@ -97,3 +101,13 @@ def test_certificates_are_read_at_each_scrape(tmp_path: Path) -> None:
     assert exposed(metrics)[name][labels] == 0
     trustme.CA().cert_pem.write_to_path(path)
     assert exposed(metrics)[name][labels] > 0
+
+
+def test_calibrated_is_absent_where_the_policy_does_not_say() -> None:
+    """1 with the model it was calibrated with, 0 with another, and no sample at all without a calibration."""
+    metrics = Metrics()
+    found = []
+    for fits in (None, True, False, None):
+        metrics.calibrated(fits=fits)
+        found.append(metrics.registry.get_sample_value("assay_policy_calibrated"))
+    assert found == [None, 1.0, 0.0, None]

@@ -26,6 +26,9 @@ def run(
     ] = 1,
 ) -> None:
     """Consume images until SIGTERM or SIGINT, then drain and exit 0."""
+    # A policy is taken up anew at SIGHUP; until somebody listens to it, it must not end the worker either.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     settings = load_settings(config)  # before the imports below, which take seconds: a wrong variable is told at once
     # Process 1 of a container would not even hear of it during these imports.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -106,7 +106,14 @@ class PolicySettings(Group):
     """From scores to a decision."""
 
     path: Path | None = Field(
-        default=None, description="Policy as a TOML file; the built-in default when unset (docs/policy.md)."
+        default=None,
+        description="Policy as a TOML file; the built-in default when unset (docs/policy.md). A changed file is taken "
+        "up within 10 s, and at once after SIGHUP.",
+    )
+    shadow_path: Path | None = Field(
+        default=None,
+        description="Another policy, whose decisions are counted beside those of the first and never decide; none when "
+        "unset.",
     )
 
 

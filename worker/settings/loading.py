@@ -50,12 +50,14 @@ def _policy_problems(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with the policy file, so that it is told together with the rest."""
     from worker.policy import load_policy  # noqa: PLC0415  # it needs nothing of this module, and this one it only here
 
-    path = values.get("policy", {}).get("path")
-    try:
-        load_policy(Path(path) if path else None)
-    except SettingsError as error:
-        return error.problems
-    return []
+    problems: list[str] = []
+    for field in ("path", "shadow_path"):
+        if path := values.get("policy", {}).get(field):
+            try:
+                load_policy(Path(path), variable("policy", field))
+            except SettingsError as error:
+                problems += error.problems
+    return problems
 
 
 def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None) -> set[tuple[str, str]]:

@@ -105,6 +105,7 @@ class Intake(Stage):
             return Ended(item, None, sha256, _unreadable(record) or rejected)
         self._under_way.order.enter(image_id, item)
         if reference is not None:
+            item.reference_uri = reference.uri
             return Referenced(item, image_id, reference)
         bad = _unreadable(record) or unreadable or self._objection(record)
         if bad is not None:

@@ -27,11 +27,11 @@ from worker.contract import (
 from worker.errors import Rejected
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
-from worker.policy import Policy
 from worker.queues import StageQueue
 from worker.retry import Guarded
 from worker.settings import Settings
-from worker.stages.decide import make_verdict
+from worker.stages.decide import facts_of, make_verdict
+from worker.stages.policy_watch import PolicyWatch
 from worker.stages.stage import Stage, Tools
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Publish(Stage):
         settings: Settings,
         tools: Tools,
         under_way: UnderWay,
-        policy: Policy,
+        policies: PolicyWatch,
         *,
         store: Guarded[Store],
         producer: Guarded[Producer],
@@ -64,8 +64,7 @@ class Publish(Stage):
         self._settings = settings
         self._tools = tools
         self._under_way = under_way
-        self._policy = policy
-        self._policy_ref = policy.ref
+        self._policies = policies
         self._store = store
         self._producer = producer
         self._model_version = model_version
@@ -111,7 +110,7 @@ class Publish(Stage):
             return _Draft(ended)
         total_ms = (item.queued_ms or 0.0) + (now - item.touched_at) * 1000
         name, now_s = self._settings.triton.model_name, self._tools.clock.time()
-        verdict = make_verdict(ended, judgement, self._policy, self._policy_ref, name, now_s=now_s, total_ms=total_ms)
+        verdict = make_verdict(ended, judgement, self._policies.policy, name, now_s=now_s, total_ms=total_ms)
         return _Draft(ended, verdict, verdict.to_json())
 
     def _is_current(self, item: Item) -> bool:
@@ -181,7 +180,7 @@ class Publish(Stage):
                 "image_rejected", image_id=ended.image_id, reason=reason, stage=stage, detail=detail, origin=item.origin
             )
         elif draft.verdict is not None:
-            self._count(draft.verdict, ended.outcome)
+            self._count(ended, draft.verdict, ended.outcome)
             item.trace.finish("verdict")
             log.debug(
                 "verdict_published",
@@ -191,7 +190,7 @@ class Publish(Stage):
                 origin=item.origin,
             )
 
-    def _count(self, verdict: Verdict, judgement: Judgement) -> None:
+    def _count(self, ended: Ended, verdict: Verdict, judgement: Judgement) -> None:
         metrics = self._tools.metrics
         for stage, took_ms in (("decode", judgement.decode_ms), ("infer", judgement.infer_ms)):
             if took_ms is not None:
@@ -199,6 +198,10 @@ class Publish(Stage):
         metrics.verdicts.labels(decision=verdict.decision, source=verdict.source).inc()
         for head, score in verdict.scores:
             metrics.scores.labels(head=head).observe(score)
+        self._policies.observe(verdict)
+        if (shadow := self._policies.shadow) is not None:
+            would_be = shadow.decide(facts_of(ended, judgement, shadow.headers)).decision
+            metrics.policy_shadow_decisions.labels(decision=verdict.decision, shadow=would_be).inc()
 
     def _released(self, batch: Sequence[Ended]) -> list[Ended]:
         """Followers of `batch` have their outcome now, and the next record of each id has its turn."""

@@ -7,7 +7,7 @@ differences are metrics; each comparison also goes into the Redis stream `assay:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -17,10 +17,10 @@ from worker.clients.triton import InferenceFailed, Triton
 from worker.contract import HEADS, Scores
 from worker.errors import Rejected, Unavailable
 from worker.item import Ended, Judgement, Pixels
-from worker.policy import Policy
 from worker.queues import StageQueue
 from worker.settings import ShadowSettings
-from worker.stages.decide import decide, timestamp, to_scores
+from worker.stages.decide import facts_of, timestamp, to_scores
+from worker.stages.policy_watch import PolicyWatch
 from worker.stages.stage import Stage, Tools
 
 log = structlog.get_logger(__name__)
@@ -43,10 +43,12 @@ class _Sample:
 class Shadow(Stage):
     """Takes batches from Infer without making it wait, and compares them in a thread of its own."""
 
-    def __init__(self, settings: ShadowSettings, tools: Tools, policy: Policy, *, triton: Triton, store: Store) -> None:
+    def __init__(
+        self, settings: ShadowSettings, tools: Tools, policies: PolicyWatch, *, triton: Triton, store: Store
+    ) -> None:
         self._settings = settings
         self._tools = tools
-        self._policy = policy
+        self._policies = policies
         self._triton = triton
         self._store = store
         self._inbox: StageQueue[_Sample] = StageQueue(clock=tools.clock)
@@ -105,7 +107,9 @@ class Shadow(Stage):
 
     def _comparison(self, ended: Ended, judgement: Judgement, theirs: Scores, version: str) -> dict[str, str]:
         metrics = self._tools.metrics
-        decision, shadow = decide(judgement.scores, self._policy)[0], decide(theirs, self._policy)[0]
+        policy = self._policies.policy
+        facts = facts_of(ended, judgement, policy.headers)
+        decision, shadow = policy.decide(facts).decision, policy.decide(replace(facts, scores=theirs)).decision
         metrics.shadow_decisions.labels(decision=decision, shadow=shadow).inc()
         fields = {
             "image_id": ended.image_id or "",

@@ -206,6 +206,42 @@ class Metrics:
         # What runs.
         self.model_info = self._gauge("model_info", "1 for the model in use.", unit="1", labels=("name", "version"))
         self.policy_info = self._gauge("policy_info", "1 for the policy in use.", unit="1", labels=("name", "version"))
+        self.policy_reload_failed = self._gauge(
+            "policy_reload_failed",
+            "1 while a policy file is broken or gone and the policy before it stays in force, else 0.",
+            unit="1",
+        )
+        meaning = "1 where the policy was calibrated with the served model, 0 where with another; else absent."
+        self.docs.append(MetricDoc(PREFIX + "policy_calibrated", "gauge", (), "1", meaning))
+        self.policy_calibrated = Gauge(PREFIX + "policy_calibrated", meaning, registry=None)
+        self._calibrated_is_shown = False
+        self.policy_shadow_info = self._gauge(
+            "policy_shadow_info", "1 for the shadow policy.", unit="1", labels=("name", "version")
+        )
+        self.policy_shadow_decisions = self._counter(
+            "policy_shadow_decisions",
+            "Verdicts by what the policy decided and what the shadow policy would have.",
+            unit="verdicts",
+            labels=("decision", "shadow"),
+        )
+        self.drift_distance = self._gauge(
+            "drift_distance",
+            "Population stability index of the latest window of scores against the calibration's, by head and format.",
+            unit="1",
+            labels=("head", "format"),
+        )
+        self.drift_detected = self._gauge(
+            "drift_detected",
+            "1 where the latest window's scores are no mixture of the calibration's real and generated images, else 0.",
+            unit="1",
+            labels=("head", "format"),
+        )
+        self.drift_fake_share = self._gauge(
+            "drift_fake_share",
+            "Share of generated images in the mixture that is nearest to the latest window.",
+            unit="1",
+            labels=("head", "format"),
+        )
         self.build_info = self._gauge(
             "build_info", "1; the worker's version and its Python.", unit="1", labels=("version", "python")
         )
@@ -229,6 +265,23 @@ class Metrics:
         """The policy in use, in place of the one before."""
         self.policy_info.clear()
         self.policy_info.labels(name=name, version=version).set(1)
+
+    def shadow_policy(self, name: str, version: str) -> None:
+        """The shadow policy, in place of the one before."""
+        self.policy_shadow_info.clear()
+        self.policy_shadow_info.labels(name=name, version=version).set(1)
+
+    def calibrated(self, *, fits: bool | None) -> None:
+        """Whether the policy was calibrated with the served model; None where it does not say."""
+        self.policy_calibrated.set(fits or False)
+        if (fits is not None) != self._calibrated_is_shown:
+            (self.registry.register if fits is not None else self.registry.unregister)(self.policy_calibrated)
+            self._calibrated_is_shown = fits is not None
+
+    def forget_drift(self) -> None:
+        """What was measured against another calibration."""
+        for gauge in (self.drift_distance, self.drift_detected, self.drift_fake_share):
+            gauge.clear()
 
     def build(self, version: str) -> None:
         """The worker's version."""
@@ -263,6 +316,7 @@ class Metrics:
             self.shadow_images.labels(outcome=outcome)
         for decision, shadow in itertools.product(("real", "fake", "review"), repeat=2):
             self.shadow_decisions.labels(decision=decision, shadow=shadow)
+            self.policy_shadow_decisions.labels(decision=decision, shadow=shadow)
         for stage in STAGES:
             self.stage_seconds.labels(stage=stage)
         for scheme in ("file", "https", "s3"):

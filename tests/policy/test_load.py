@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.properties import given
 from worker.contract import PolicyRef
 from worker.errors import SettingsError
-from worker.policy import Policy, load_policy
+from worker.policy import Policy, Thresholds, load_policy
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -21,8 +21,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_default_policy() -> None:
     """Without a file the linear head decides, with the thresholds of the documentation."""
-    policy = load_policy(None)
-    assert policy.model_dump() == {"name": "default", "head": "linear", "fake_from": 0.65, "real_below": 0.35}
+    form = load_policy(None).form
+    assert isinstance(form, Thresholds)
+    assert form.model_dump() == {"name": "default", "head": "linear", "fake_from": 0.65, "real_below": 0.35}
 
 
 def test_a_version_that_must_not_move() -> None:
@@ -51,10 +52,10 @@ def test_layout_does_not_change_the_version(tmp_path: Path) -> None:
 )
 def test_versions_differ_exactly_where_policies_do(values: list[tuple[str, str, float]]) -> None:
     """Equal content gives equal versions, other content other ones."""
-    policies = [Policy(name=name, head=head, fake_from=fake_from) for name, head, fake_from in values]  # type: ignore[arg-type]
+    policies = [Policy(Thresholds(name=name, head=head, fake_from=fake_from)) for name, head, fake_from in values]  # type: ignore[arg-type]
     for policy in policies:
         for other in policies:
-            assert (policy.ref.version == other.ref.version) == (policy == other)
+            assert (policy.ref.version == other.ref.version) == (policy.form == other.form)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_wrong_policy_is_refused_by_name(tmp_path: Path, text: str, expected: 
     """The problem names the variable, the file and the field, each on one line."""
     path = write(tmp_path, text)
     with pytest.raises(SettingsError) as caught:
-        load_policy(path)
+        load_policy(path, "ASSAY_POLICY__PATH")
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(f"ASSAY_POLICY__PATH={path}: ")
     assert expected in caught.value.problems[0]
@@ -83,4 +84,4 @@ def test_a_wrong_policy_is_refused_by_name(tmp_path: Path, text: str, expected: 
 def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
     """A path that leads nowhere is a settings error, not a silent default."""
     with pytest.raises(SettingsError, match=r"ASSAY_POLICY__PATH=.*nowhere\.toml"):
-        load_policy(tmp_path / "nowhere.toml")
+        load_policy(tmp_path / "nowhere.toml", "ASSAY_POLICY__PATH")
