@@ -172,6 +172,27 @@ def test_check_tells_of_everything_and_exits_3() -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
+def test_check_refuses_what_run_would_refuse(more: list[str], tmp_path: Path) -> None:
+    """Exit 2 with each problem on its line: a broken policy, a folder that is none, an exporter that nobody has."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text('head = "nose"\n')
+    done = invoke(
+        "check",
+        *more,
+        ASSAY_REFERENCES__SCHEMES="file,https",
+        ASSAY_REFERENCES__FILE_ROOTS="relative",
+        ASSAY_REFERENCES__HTTPS_HOSTS="https://host/",
+        ASSAY_TRACING__ENABLED="true",
+        OTEL_TRACES_EXPORTER="none-such",
+    )
+    assert done.code == 2, done.stderr
+    assert done.stdout == ""
+    starts = [re.split(r"[= ]", line)[0] for line in done.stderr.splitlines()]
+    assert starts == ["ASSAY_REFERENCES__HTTPS_HOSTS", "ASSAY_REFERENCES__FILE_ROOTS", "OTEL_TRACES_EXPORTER"]
+    assert invoke("check", *more, ASSAY_POLICY__PATH=str(policy)).code == 2
+
+
 def test_check_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as a table: what was found, and the setting to change."""
     findings = [

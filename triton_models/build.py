@@ -437,7 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (WeightsError, BuildError, PlanError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # no room, no permission, no such place
+    except OSError as error:  # no space, no permission, no such place
         print(
             f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; "
             "nothing was changed",

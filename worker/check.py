@@ -7,13 +7,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from worker import __version__
 from worker.clients import kafka_topics
+from worker.clients.fetch import Fetcher
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
 from worker.model import CANARY
 from worker.policy import load_policy
 from worker.settings import Settings, TritonSettings, variable
+from worker.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,10 @@ class Finding:
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at everything, whatever fails on the way."""
-    yield from _policy(settings)
+    """Look at everything, whatever fails on the way. Raises SettingsError for what `run` would refuse too."""
+    _open_what_run_opens(settings)
+    policy = load_policy(settings.policy.path, variable("policy", "path"))
+    yield Finding("policy", ok=True, detail=f"{policy.name} {policy.ref.version}: {policy.form.summary()}")
     yield from _kafka(settings)
     yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
     yield _attempt(
@@ -39,20 +44,30 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
 
 
+def _open_what_run_opens(settings: Settings) -> None:
+    """Right by themselves, settings may still be wrong here: a library that is not installed, a file that is no
+    certificate, an exporter nobody knows. Raises SettingsError with all of it.
+    """
+    problems: list[str] = []
+    opens: tuple[Callable[[], object], ...] = (
+        lambda: load_policy(settings.policy.path, variable("policy", "path")),
+        lambda: Fetcher(settings.references, settings.limits).close(),
+        lambda: Tracing(settings.tracing, __version__).close(),
+    )
+    for open_it in opens:
+        try:
+            open_it()
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+
+
 def _attempt(name: str, look: Callable[[], str], hint: str) -> Finding:
     try:
         return Finding(name, ok=True, detail=look())
     except (Unavailable, InferenceFailed) as error:
         return Finding(name, ok=False, detail=error.detail if isinstance(error, Unavailable) else str(error), hint=hint)
-
-
-def _policy(settings: Settings) -> Iterator[Finding]:
-    try:
-        policy = load_policy(settings.policy.path, variable("policy", "path"))
-    except SettingsError as error:
-        yield Finding("policy", ok=False, detail=str(error), hint="see docs/policy.md")
-    else:
-        yield Finding("policy", ok=True, detail=f"{policy.name} {policy.ref.version}: {policy.form.summary()}")
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ class SettingsError(AssayError):
 class Rejected(AssayError):
     """This image alone is bad.
 
-    `stage` is the room that found out (`intake`, `decode`, `infer`), `detail` a sentence for a person,
+    `stage` is the one that found out (`intake`, `decode`, `infer`), `detail` a sentence for a person,
     `attempts` how often it was tried.
     """
 

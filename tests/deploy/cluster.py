@@ -252,7 +252,13 @@ class Cluster:
 
     def _furnish(self) -> None:
         """Nodes in three zones with every kind of GPU, the CRDs, and what the values files refer to."""
-        room = {"cpu": "512", "memory": "2Ti", "pods": "250", "ephemeral-storage": "2Ti", **dict.fromkeys(GPUS, "64")}
+        capacity = {
+            "cpu": "512",
+            "memory": "2Ti",
+            "pods": "250",
+            "ephemeral-storage": "2Ti",
+            **dict.fromkeys(GPUS, "64"),
+        }
         for number in range(NODES):
             labels = {
                 "kubernetes.io/hostname": f"n{number}",
@@ -265,7 +271,7 @@ class Cluster:
                     "apiVersion": "v1",
                     "kind": "Node",
                     "metadata": {"name": f"n{number}", "labels": labels},
-                    "status": {"allocatable": room, "capacity": room},
+                    "status": {"allocatable": capacity, "capacity": capacity},
                 }
             )
             self.kubectl(
@@ -274,7 +280,7 @@ class Cluster:
                 f"n{number}",
                 "--subresource=status",
                 "-p",
-                json.dumps({"status": {"allocatable": room, "capacity": room}}),
+                json.dumps({"status": {"allocatable": capacity, "capacity": capacity}}),
             )
         self.kubectl("create", "-f", str(self._crds))
         established = ("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")

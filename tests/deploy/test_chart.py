@@ -255,7 +255,7 @@ def test_pods_talk_only_to_what_is_named(name: str) -> None:
 
 
 def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
-    """The development Kafka and Redis are those that their values name: addresses, topics, partitions, room for a
+    """The development Kafka and Redis are those that their values name: addresses, topics, partitions, place for a
     rejection.
     """
     files = [chart.CHART / "ci" / "cpu-values.yaml", EXAMPLES / "values.yaml"]

@@ -123,7 +123,7 @@ def test_a_frozen_worker_does_not_undo_the_new_owners_work(outside, start_worker
 
 
 def test_memory_marks_pause_consumption(outside, start_worker):
-    """With room for eight records in work the worker pauses, never holds more, and still judges everything."""
+    """With place for eight records in work the worker pauses, never holds more, and still judges everything."""
     images = photographs(120, contents=120)
     outside.send_all(images)
     worker = start_worker(ASSAY_FLOW__MAX_ITEMS="8", ASSAY_INTAKE__BATCH_MAX_ITEMS="4")

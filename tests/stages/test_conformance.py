@@ -168,7 +168,7 @@ def test_a_step_without_work_returns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["intake", "decode"])
 def test_a_full_queue_makes_the_stage_wait(name: str) -> None:
-    """With the queue behind it full, a stage holds its piece; it goes on once there is room, and loses nothing."""
+    """With the queue behind it full, a stage holds its piece; it goes on once there is place, and loses nothing."""
     bench = Workbench(settings(intake={"batch_max_items": 1}), encoded_capacity=1, decoded_capacity=1)
     outlet: StageQueue[Any] = bench.queues.encoded if name == "intake" else bench.queues.decoded
     blocker: Any = object()

@@ -23,7 +23,7 @@ PREFIX = "assay-"
 
 
 class Region:
-    """`capacity_bytes` of shared memory. Raises OSError where there is no room for them, at once and not when they are
+    """`capacity_bytes` of shared memory. Raises OSError where there are none to give, at once and not when they are
     written.
     """
 
