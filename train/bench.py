@@ -25,9 +25,9 @@ from train.data.folder import FolderSource, scan_folder
 from train.data.images import decode_image, decode_pixels, read_header
 from train.data.loader import StepSampler, collate, make_batches
 from train.distributed import Group, pick_device
-from train.engine import Trainer
 from train.model import normalise
 from train.recipe import Views, load_recipe
+from train.trainer import Trainer
 from train.transforms.views import Plan, make_views, plan_views
 
 ROUNDS = 3

@@ -9,15 +9,14 @@ neither has seen.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from train.data.equalise import equalise_folder
@@ -31,8 +30,9 @@ from train.heads import Heads
 from train.model import code_backbone
 from train.recipe import load_recipe
 from train.run_folder import CHECKPOINT
+from train.terminal import GOES_ON, clear_errors, console
 from triton_models import weights
-from triton_models.weights import ENCODER_FILE, HEADS_FILE, SCORES
+from triton_models.weights import ENCODER_FILE, HEADS, HEADS_FILE
 
 RECIPE = "demo"
 # Never trained on, neither encoder nor heads: of several families, so that the card can say what happens on new
@@ -91,14 +91,15 @@ def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
         console=console,
     )
     exported = export(work / "weights", work / "export", half=True)
-    card = {
+    heads = {name: fitted[name] for name in ("images", "calibration_auc", "not_calibrated") if name in fitted}
+    card: dict[str, Any] = {
         "name": "demo",
         "model_version": exported["model_version"],
         "trained": True,
         "purpose": "trying the system out; not a detector to rely on",
         "encoder": f"vit_tiny_patch16_224, recipe {RECIPE}, {result.step} steps, float16",
         "heads": {
-            **{name: fitted[name] for name in ("images", "calibration_auc", "not_calibrated") if name in fitted},
+            **heads,
             "linear_c": recipe.heads.linear_c,
             "svm_nu": recipe.heads.svm_nu,
             "calibration": CALIBRATION,
@@ -132,7 +133,7 @@ def _measure(work: Path, part: str, console: Console) -> dict[str, Any]:
     everything = next(row for row in results["rows"] if row["kind"] == "all")
     return {
         "images": {label: results["images"][label] for label in ("real", "fake")},
-        "metrics": {head: {metric: everything["metrics"][head][metric] for metric in METRICS} for head in SCORES},
+        "metrics": {head: {metric: everything["metrics"][head][metric] for metric in METRICS} for head in HEADS},
         "robustness": {
             kind: {strength: round(by_head["linear"]["auc"], 3) for strength, by_head in strengths.items()}
             for kind, strengths in results.get("robustness", {}).items()
@@ -172,7 +173,7 @@ def readme(card: Mapping[str, Any]) -> str:
         ("unseen", "sources and generators never trained on"),
     ):
         of = measured[part]["images"]
-        for head in SCORES:
+        for head in HEADS:
             cells = " | ".join(_cell(measured[part]["metrics"][head][metric]) for metric in METRICS)
             lines.append(f"| {title}, {of['real']} real, {of['fake']} generated | {head} | {cells} |")
     table = "\n".join(lines)
@@ -214,27 +215,22 @@ differs in the last digits, the files are what counts.
 """
 
 
-def main() -> int:
-    """The command line. Exit 2 and one line for wrong data."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.demo_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with real/<source>/ and fake/<generator>/")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/demo"),
-        help="cuts, run and results; kept, so that a stopped run goes on",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="weights folder to write")
-    arguments = parser.parse_args()
-    try:
-        card = make(arguments.data, arguments.work, arguments.out, Console(stderr=True))
-    except (DataError, weights.WeightsError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def command(
+    data: Annotated[Path, typer.Option(help="folder with real/<source>/ and fake/<generator>/")],
+    out: Annotated[Path, typer.Option(help="weights folder to write")],
+    work: Annotated[Path, typer.Option(help="cuts, run and results; kept, so that a stopped run goes on")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """The demo weights from their images, one step after the other. Exit 2 and one line for wrong data."""
+    with clear_errors(when_stopped=GOES_ON):
+        card = make(data, work, out, console)
     print(json.dumps(card, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="python -m train.demo_weights")

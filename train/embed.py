@@ -23,6 +23,7 @@ from train.data.images import decode_image
 from train.data.records import Labelled, held_out, photograph
 from train.model import Backbone
 from train.transforms.crops import center_crop
+from triton_models.files import replacing
 
 BATCH = 64
 KEPT_AT_ONCE = 512  # images; what a stop loses at most
@@ -131,10 +132,8 @@ class Passes:
         embedded = embed_images(self._backbone, images, degrade, advance=advance)
         place = {id(image): index for index, image in enumerate(images)}
         kept_places = np.array([place[id(image)] for image in embedded.images], dtype=np.int64)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, kept=kept_places, embeddings=embedded.embeddings, failed=json.dumps(embedded.failed))
-        partial.replace(path)
         return embedded
 
 

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from train.data.records import FAKE, REAL, Labelled, Problem, limit_per_class
+from train.data.records import Labelled, Problem, limit_per_class
 from train.degrade import SWEEPS
 from train.embed import Embedded, Passes
 from train.heads import Calibration, Heads
 from train.metrics import Ranked, accuracies, summarise, with_intervals
 from train.model import Backbone
 from train.progress import counting
-from triton_models.weights import SCORES
+from triton_models.weights import FAKE, HEADS, REAL
 
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
 # D3's four generators, under its own names and those of the folders that images elsewhere carry.
@@ -121,7 +121,7 @@ def protocol(embedded: Embedded, scores: np.ndarray) -> dict[str, Any]:
     for group, generator, chosen in _comparisons(embedded):
         flagged = scores[chosen] >= 0.5
         table.setdefault(group or "all", {})[generator] = {
-            head: accuracies(embedded.labels[chosen], flagged[:, index]) for index, head in enumerate(SCORES)
+            head: accuracies(embedded.labels[chosen], flagged[:, index]) for index, head in enumerate(HEADS)
         }
     return table
 
@@ -154,7 +154,7 @@ def rows(embedded: Embedded, scores: np.ndarray, resamples: int) -> list[dict[st
                 continue
             metrics = {
                 head: with_intervals(labels[chosen], scores[chosen, index], resamples=resamples)
-                for index, head in enumerate(SCORES)
+                for index, head in enumerate(HEADS)
             }
             of = {"all": None, "family": name, "generator": family(name)}[kind]
             made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
@@ -187,7 +187,7 @@ def sweep(
                 _say(console, f"{kind} {strength}: left out: {line}")
             scores = heads.scores(embedded.embeddings, options.calibration)
             by_head = {
-                head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(SCORES)
+                head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(HEADS)
             }
             result.setdefault(kind, {})[strength] = by_head
             _say(console, f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']:.3f}")
@@ -204,7 +204,7 @@ def headline(results: dict[str, Any]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for row in results["rows"]:
         cells = [f"{row['group']}/{row['name']}".lstrip("/"), str(row["fakes"])]
-        for head in SCORES:
+        for head in HEADS:
             for metric in ("auc", "balanced_accuracy"):
                 entry = row["metrics"][head][metric]
                 cells.append(f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
@@ -224,7 +224,7 @@ def _finite(value: Any) -> Any:
 def _write_scores(path: Path, images: list[Labelled], scores: np.ndarray) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "group", "label", "generator", *SCORES])
+        writer.writerow(["id", "group", "label", "generator", *HEADS])
         for image, row in zip(images, scores, strict=True):
             writer.writerow(
                 [

@@ -19,7 +19,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_curve
 
 from train.metrics import Ranked, calibration_bins
-from triton_models.weights import SCORES
+from triton_models.weights import HEADS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D")
@@ -85,7 +85,7 @@ def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for group, axes in zip(groups, panels.flat, strict=True):
         entries = sorted(chosen[group], key=lambda row: row["metrics"]["linear"]["auc"]["value"] or 0)
-        for index, head in enumerate(SCORES):
+        for index, head in enumerate(HEADS):
             found = [entry["metrics"][head]["auc"] for entry in entries]
             value, low, high = (
                 np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high")
@@ -100,14 +100,14 @@ def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(title=group, xlabel="AUC", xlim=(min(0.4, *axes.get_xlim()), 1.01))
         axes.grid(alpha=0.25, axis="x")
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(HEADS), frameon=False
     )
     return figure
 
 
 def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
     figure, axes = _axes("ROC", "false positive rate", "true positive rate")
-    for index, head in enumerate(SCORES):
+    for index, head in enumerate(HEADS):
         false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
         axes.plot(false_positive, true_positive, color=PALETTE[index], label=head)
     axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
@@ -117,7 +117,7 @@ def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
     figure, axes = _axes("DET (normal deviates)", "false positive rate", "miss rate")
-    for index, head in enumerate(SCORES):
+    for index, head in enumerate(HEADS):
         false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
         inside = (false_positive > 0) & (false_positive < 1) & (true_positive > 0) & (true_positive < 1)
         axes.plot(
@@ -132,8 +132,8 @@ def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 
 def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
-    figure, panels = plt.subplots(1, len(SCORES), figsize=(9, 3), layout="constrained", sharey=True)
-    for index, (head, axes) in enumerate(zip(SCORES, panels, strict=True)):
+    figure, panels = plt.subplots(1, len(HEADS), figsize=(9, 3), layout="constrained", sharey=True)
+    for index, (head, axes) in enumerate(zip(HEADS, panels, strict=True)):
         for value, name in ((0, "real"), (1, "generated")):
             chosen = scores[labels == value, index]
             if len(chosen):
@@ -154,7 +154,7 @@ def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
     figure, axes = _axes("Reliability", "score = P(fake)", "share of generated images")
-    for index, head in enumerate(SCORES):
+    for index, head in enumerate(HEADS):
         total, score, share = calibration_bins(Ranked.of(labels, scores[:, index]))
         axes.plot(score[total > 0], share[total > 0], "o-", color=PALETTE[index], label=head, markersize=4)
     axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
@@ -168,7 +168,7 @@ def robustness(sweeps: Mapping[str, Any]) -> Figure:
         2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True, squeeze=False
     )
     for kind, axes in zip(kinds, panels.flat, strict=False):
-        for index, head in enumerate(SCORES):
+        for index, head in enumerate(HEADS):
             plain = sweeps["none"][""][head]["auc"]
             axes.plot(
                 list(sweeps[kind]),
@@ -184,7 +184,7 @@ def robustness(sweeps: Mapping[str, Any]) -> Figure:
         axes.grid(alpha=0.25)
     figure.supylabel("AUC (dotted: as received)", fontsize=10)
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SCORES), frameon=False
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(HEADS), frameon=False
     )
     return figure
 

@@ -20,13 +20,13 @@ from sklearn.metrics import roc_auc_score
 from train.data.images import DataError
 from train.data.records import Labelled, held_out, photograph
 from train.embed import UNFINISHED, Embedded, Passes
-from train.heads import FAKE, REAL, Heads
+from train.heads import Heads
 from train.model import code_backbone, save_encoder
 from train.progress import counting
 from train.recipe import HeadFit
 from train.transforms.operator import TransformOperator
 from triton_models import weights
-from triton_models.weights import SCORES
+from triton_models.weights import FAKE, HEADS, REAL
 
 
 def transformed(image: Image.Image) -> Image.Image:
@@ -72,7 +72,7 @@ def fit_heads(
     if len(set(held.labels.tolist())) == 2:
         scores = heads.scores(held.embeddings)
         card["calibration_auc"] = {
-            head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(SCORES)
+            head: round(float(roc_auc_score(held.labels, scores[:, index])), 4) for index, head in enumerate(HEADS)
         }
         heads = heads.calibrate(held.embeddings, held.labels, say=told.append)
     else:

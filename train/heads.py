@@ -27,10 +27,9 @@ from sklearn.svm import OneClassSVM
 
 from train.recipe import HeadFit
 from triton_models import weights
-from triton_models.weights import HEADS_FILE, OPTIONAL_PREFIX, SCORES, WeightsError
+from triton_models.weights import FAKE, HEADS, HEADS_FILE, OPTIONAL_PREFIX, REAL, WeightsError
 
 Calibration = Literal["temperature", "isotonic"]
-REAL, FAKE = 0, 1
 SEED = 42  # random_state of the release
 CHUNK_ROWS = 512  # a chunk against a bank of 48,000 is 200 MB
 _EDGE = 1e-6  # of a score, before taking its logit
@@ -127,7 +126,7 @@ class Heads:
             weights.reference_scores(whole, embeddings[start : start + CHUNK_ROWS])
             for start in range(0, len(embeddings), CHUNK_ROWS)
         ]
-        plain = np.concatenate(chunks) if chunks else np.zeros((0, len(SCORES)))
+        plain = np.concatenate(chunks) if chunks else np.zeros((0, len(HEADS)))
         return plain if calibration is None else self._calibrated(plain, calibration)
 
     def labels(self, embeddings: np.ndarray) -> np.ndarray:
@@ -142,7 +141,7 @@ class Heads:
         """
         scores, y = self.scores(embeddings), np.asarray(labels)
         fitted: dict[str, np.ndarray] = {}
-        for index, head in enumerate(SCORES):
+        for index, head in enumerate(HEADS):
             column = scores[:, index]
             auc = float(roc_auc_score(y, column))
             found = fit_temperature(column, y) if auc > 0.5 else None
@@ -165,7 +164,7 @@ class Heads:
     @property
     def not_calibrated(self) -> list[str]:
         """The heads without a calibration."""
-        return [head for head in SCORES if not _of_head(self.calibration, head)]
+        return [head for head in HEADS if not _of_head(self.calibration, head)]
 
     def _calibrated(self, scores: np.ndarray, calibration: Calibration) -> np.ndarray:
         if not self.calibration:
@@ -175,7 +174,7 @@ class Heads:
                 "(`train.main heads` says why a head got none)"
             )
         columns = []
-        for index, head in enumerate(SCORES):
+        for index, head in enumerate(HEADS):
             parameters, column = _of_head(self.calibration, head), scores[:, index]
             if not parameters:
                 columns.append(column)
@@ -227,7 +226,7 @@ def _check_calibration(calibration: Mapping[str, np.ndarray], file: Path) -> Non
                 f"{file}: {name} is {array.min():g}, which would turn the ranking round: a number above 0 is "
                 f"expected; {advice}"
             )
-    for head in SCORES:
+    for head in HEADS:
         if (names := _of_head(calibration, head).keys()) and names != CALIBRATION:
             raise WeightsError(
                 f"{file}: the calibration of {head} has {sorted(names)}, expected {sorted(CALIBRATION)}; {advice}"
@@ -236,4 +235,5 @@ def _check_calibration(calibration: Mapping[str, np.ndarray], file: Path) -> Non
 
 def _logit(scores: np.ndarray) -> np.ndarray:
     clipped = np.clip(scores, _EDGE, 1 - _EDGE)
-    return np.log(clipped / (1 - clipped))
+    logits: np.ndarray = np.log(clipped / (1 - clipped))
+    return logits

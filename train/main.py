@@ -168,47 +168,13 @@ def evaluate(
 
     Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`
     """
-    from train.data.images import DataError
-    from train.data.open import both_classes, open_source
-    from train.embed import Passes
     from train.evaluate import RESULTS, Options, headline
-    from train.evaluate import evaluate as measure
-    from train.fit_heads import fit_heads
-    from train.heads import Heads
-    from train.model import code_backbone, timm_backbone
-    from train.recipe import HeadFit
-    from triton_models import weights as served
+    from train.measure import Subject, measure
 
     with clear_errors(when_stopped=GOES_ON):
-        if (weights is None) == (backbone is None):
-            raise DataError("give either --weights DIR or --backbone timm:NAME")
-        if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
-            raise DataError(f"--out {out} is no folder, or lies in none: name a folder")
-        if weights is not None:
-            body, fitted = code_backbone(weights), Heads.load(weights)
-            about = {"weights": str(weights), "model version": served.load(weights).version}
-        else:
-            if fit_on is None or not str(backbone).startswith("timm:"):
-                raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
-            say(
-                f"loading {backbone}"
-                + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained")
-            )
-            body = timm_backbone(str(backbone).removeprefix("timm:"), pretrained=pretrained)
-            known = both_classes(open_source(fit_on, console=console), fit_on)
-        source = open_source(data, console=console)
-        images = both_classes(source, data)  # before the work of hours
-        if weights is None:
-            fitted, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=say, console=console)
-            about = {"heads fitted on": str(fit_on)}
-        about["data"] = str(data)
+        subject = Subject(weights, backbone, fit_on, pretrained)
         options = Options(calibration.value if calibration else None, resamples, robustness)
-        try:
-            results = measure(
-                body, fitted, images, out, options, left_out=source.left_out, about=about, console=console
-            )
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        results = measure(subject, data, out, options, say=say, console=console)
     if as_json:
         sys.stdout.write((out / RESULTS).read_text())
         return

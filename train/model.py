@@ -14,12 +14,12 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from train.hub import first_line, quiet_hub
-from triton_models.weights import ENCODER_FILE, MEAN, STD, WeightsError
-
-ENCODER_NAME = "vit_tiny_patch16_224"
+from triton_models.files import replacing
+from triton_models.weights import ENCODER_FILE, ENCODER_NAME, MEAN, STD, WeightsError
 
 
 def create_encoder(*, any_size: bool = False) -> nn.Module:
@@ -39,12 +39,12 @@ def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, 
 
 
 def save_encoder(encoder: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `encoder.safetensors` into `folder`, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in encoder.state_dict().items()},
-        folder / ENCODER_FILE,
-    )
+    """Write `encoder.safetensors` into `folder`, which is made if need be; one that stands there is replaced whole."""
+    with replacing(folder / ENCODER_FILE) as partial:
+        save_file(
+            {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in encoder.state_dict().items()},
+            partial,
+        )
 
 
 def load_encoder(folder: str | Path) -> nn.Module:
@@ -76,7 +76,8 @@ class Backbone:
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         device = next(self.module.parameters()).device
-        return self.module(normalise(images.to(device), self.mean, self.std)).float().cpu()
+        embedded: Tensor = self.module(normalise(images.to(device), self.mean, self.std))
+        return embedded.float().cpu()
 
 
 def best_device() -> torch.device:
@@ -107,5 +108,5 @@ def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
         raise WeightsError(
             f"timm:{name} cannot be made ({type(error).__name__}: {first_line(error)[:120]}); {hint}"
         ) from error
-    config = timm.data.resolve_data_config({}, model=module)
+    config = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
     return Backbone(f"timm:{name}", module, int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"]))

@@ -26,7 +26,7 @@ from train.data.inspect import gather, summary
 from train.data.records import Labelled
 from train.evaluate import EMBEDDINGS, RESULTS
 from train.run_folder import RECIPE, read_metrics
-from triton_models.weights import SCORES
+from triton_models.weights import HEADS
 
 PAGE = "report.html"
 DPI = 150
@@ -115,7 +115,7 @@ def write_report(
         .render(
             results=results,
             facts=facts,
-            heads=SCORES,
+            heads=HEADS,
             metrics=_METRIC_NAMES,
             number=_number,
             sections=SECTIONS,
@@ -171,7 +171,7 @@ def _descriptions(results: Mapping[str, Any]) -> dict[str, str]:
         entries = [
             f"{row['group']} {head} {_number(row['metrics'][head][metric]['value'])}".strip()
             for row in whole
-            for head in SCORES
+            for head in HEADS
         ]
         return f"{_METRIC_NAMES[metric]}: {', '.join(entries)}."
 

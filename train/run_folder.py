@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from train.recipe import Recipe, RecipeError, load_recipe, recipe_to_toml
+from triton_models.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -62,10 +63,8 @@ class RunFolder:
         """Replace the checkpoint in one step: a kill leaves the old one or the new one. Raises OSError naming it."""
         if not self.writes:
             return
-        with (
-            replacing(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.partial") as partial,
-            partial.open("wb") as file,
-        ):
+        path = self.path / CHECKPOINT
+        with naming(path), replacing(path) as partial, partial.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
@@ -75,16 +74,15 @@ class RunFolder:
         path = self.path / CHECKPOINT
         if not path.exists():
             raise RecipeError([f"{path} is not there: nothing to resume; start without --resume"])
-        return torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run does again, and a line that a kill cut off."""
         if self.writes:
-            partial = self.path / f"{METRICS}.partial"
-            partial.write_text(
-                "".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step)
-            )
-            partial.replace(self.path / METRICS)
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            with replacing(self.path / METRICS) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line in metrics.jsonl and the same numbers in TensorBoard."""
@@ -111,28 +109,20 @@ class RunFolder:
 
 
 @contextmanager
-def replacing(path: Path, partial: Path) -> Iterator[Path]:
-    """`partial`, to be written in the block, takes the place of `path`; of a block that fails nothing stays. Raises
-    OSError naming `path`.
+def naming(path: Path) -> Iterator[None]:
+    """What torch's and safetensors' writers raise in the block, in words of their own, becomes an OSError naming
+    `path`.
     """
     try:
-        yield partial
-        path.parent.mkdir(exist_ok=True)
-        partial.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch's and safetensors' writers make their own of the system's
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         number = cause.errno if isinstance(cause, OSError) else None
-        if shutil.disk_usage(partial.parent if partial.parent.exists() else path.parent).free < _FULL_BYTES:
+        if shutil.disk_usage(next(p for p in path.parents if p.exists())).free < _FULL_BYTES:
             number = errno.ENOSPC
-        partial.unlink(missing_ok=True)
         if number is None:
-            raise OSError(
-                f"{path} could not be written: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            ) from error
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(f"{path} could not be written: {said}") from error
         raise OSError(number, os.strerror(number), str(path)) from error
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import pickletools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,7 +133,8 @@ def _interpret(file: BinaryIO) -> Any:
         del stack[start:]
         return items
 
-    for opcode, argument, position in pickletools.genops(file):
+    operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(file)
+    for opcode, argument, position in operations:
         name = opcode.name
         if name in ("PROTO", "FRAME"):
             continue
@@ -144,9 +146,9 @@ def _interpret(file: BinaryIO) -> Any:
             stack.append(_CONSTANTS[name])
         elif name in _FIXED_TUPLES:
             count = _FIXED_TUPLES[name]
-            items = tuple(stack[len(stack) - count :])
+            fixed = tuple(stack[len(stack) - count :])
             del stack[len(stack) - count :]
-            stack.append(items)
+            stack.append(fixed)
         elif name == "MARK":
             stack.append(_Mark())
         elif name == "TUPLE":
@@ -246,11 +248,12 @@ def _build(target: Any, state: Any, file: BinaryIO) -> None:
         raise UnsafePickleError(f"sets the state of {target.kind.name}: refused")
 
 
-def _array(data: bytes, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array(data: bytes, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(dtype, _Object) or dtype.kind.pair != _DTYPE or order not in ("C", "F"):
         raise UnsafePickleError("an array without a number type or order: refused")
     _check_shape(shape)
-    return np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order).copy()
+    array: np.ndarray = np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order).copy()
+    return array
 
 
 def _check_shape(shape: Any) -> None:

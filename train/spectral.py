@@ -59,15 +59,17 @@ def initialise_spectral(encoder: nn.Module, seed: int) -> None:
     def noise(rows: int, columns: int, spread: float) -> Tensor:
         return torch.randn(rows, columns, generator=generator) * spread
 
-    encoder.get_submodule("patch_embed").proj.weight.copy_(dct_filters(seed))
-    magnitudes, mean = encoder.get_submodule("blocks.0"), encoder.get_submodule("blocks.1")
-    magnitudes.attn.proj.weight.mul_(0.1)
+    def weight(name: str) -> Tensor:
+        return encoder.get_parameter(f"{name}.weight")
+
+    weight("patch_embed.proj").copy_(dct_filters(seed))
+    weight("blocks.0.attn.proj").mul_(0.1)
     # GELU(x) + GELU(-x) = x erf(x / sqrt 2), close to |x|; the other half of the units sees mixtures of coefficients.
-    magnitudes.mlp.fc1.weight.copy_(torch.cat([identity, -identity, noise(2 * WIDTH, WIDTH, 0.07)]))
-    magnitudes.mlp.fc2.weight.copy_(
+    weight("blocks.0.mlp.fc1").copy_(torch.cat([identity, -identity, noise(2 * WIDTH, WIDTH, 0.07)]))
+    weight("blocks.0.mlp.fc2").copy_(
         noise(WIDTH, 4 * WIDTH, 0.02) + torch.cat([identity, identity, torch.zeros(WIDTH, 2 * WIDTH)], dim=1)
     )
     # Queries and keys near zero attend to all tokens alike; values and projection hand on what they see.
-    mean.attn.qkv.weight[: 2 * WIDTH].mul_(0.5)
-    mean.attn.qkv.weight[2 * WIDTH :].copy_(identity)
-    mean.attn.proj.weight.copy_(identity)
+    weight("blocks.1.attn.qkv")[: 2 * WIDTH].mul_(0.5)
+    weight("blocks.1.attn.qkv")[2 * WIDTH :].copy_(identity)
+    weight("blocks.1.attn.proj").copy_(identity)

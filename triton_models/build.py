@@ -11,46 +11,47 @@ appears, or replaces the previous one, only when it is complete; a failed build 
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
-import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import typer
 from onnx.reference import ReferenceEvaluator
 
 from triton_models import configuration, graph, plan, reference, weights
+from triton_models.command import clear_errors, command_line
 from triton_models.configuration import MODELS
-from triton_models.plan import Compiler, PlanError
+from triton_models.files import exchange
+from triton_models.plan import Compiler
+from triton_models.repository import (
+    MANIFEST,
+    SCHEMA,
+    WEIGHTS_FOLDER,
+    BuildError,
+    check,
+    check_shadow,
+    file_hash,
+    refuse_mount_point,
+)
 from triton_models.weights import WeightsError
+
+__all__ = ["BuildError", "Options", "build", "check", "cores"]
 
 Flavour = Literal["cpu", "tensorrt", "null"]
 CodeKind = Literal["fused", "ensemble"]
-MANIFEST = "MANIFEST.json"
-SHADOW = "code_shadow"
-WEIGHTS_FOLDER = "weights"
-SCHEMA = "assay.models/1"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NULL_VERSION = hashlib.sha256(b"assay null model").hexdigest()[:12]
-
-
-class BuildError(Exception):
-    """A repository that cannot be built or must not be served; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -118,129 +119,6 @@ def build(
         else:
             draft.rename(out)
     return manifest
-
-
-def check(repository: Path) -> dict[str, Any]:
-    """The manifest of `repository` if every file is as it was built and its plans are for this machine.
-
-    Raises BuildError naming the first file that is not, PlanError for plans of another TensorRT or GPU.
-    """
-    manifest = read_manifest(repository)
-    for name, expected in manifest["files"].items():
-        file = repository / name
-        if not file.is_file():
-            raise BuildError(f"{file}: the file is missing; build the repository again")
-        if file_hash(file) != expected:
-            raise BuildError(
-                f"{file}: damaged or replaced (SHA-256 differs from {MANIFEST}); build the repository again"
-            )
-    if plans := manifest.get("plans"):
-        machine = plan.here()
-        for graph_file in (name for name in manifest["files"] if name.endswith("/model.onnx")):
-            # Plans of before the GPU's name was kept are for none.
-            gpu = plan.Gpu(plans["capability"], plans.get("name", "an unnamed GPU"), plans.get("processors", 0))
-            key = plan.Key(plans["tensorrt"], gpu, manifest["files"][graph_file])
-            key.check(machine.trt.__version__, machine.gpu)
-            if f"{Path(graph_file).parent.as_posix()}/{key.file_name}" not in manifest["files"]:
-                raise PlanError(f"{repository / graph_file}: no plan of this graph stands beside it; {plan.REBUILD}")
-    return manifest
-
-
-def check_shadow(repository: Path) -> None:
-    """A `code_shadow` stands in no manifest: its files against the hashes that its own configuration names (TensorRT's
-    names none).
-
-    Raises BuildError naming the first file that is not as it was built.
-    """
-    path = repository / SHADOW / "config.pbtxt"
-    if not path.parent.is_dir():
-        return
-    advice = "roll the shadow out again, or end it with python -m triton_models.rollout unshadow"
-    try:
-        text = path.read_text()
-        if 'backend: "tensorrt"' in text:
-            return
-        number, files = (
-            re.search(r"versions: \[ (\d+) \]", text),
-            re.search(r'key: "files" value \{ string_value: (".*") \}', text),
-        )
-        if number is None or files is None or not text.endswith("]\n"):
-            raise ValueError("it is cut off, or not ours")
-        hashes = json.loads(json.loads(files[1]))
-    except (OSError, ValueError) as error:
-        raise BuildError(f"{path}: damaged ({error}); {advice}") from error
-    for name, expected in hashes.items():
-        file = path.parent / number[1] / name
-        if not file.is_file() or file_hash(file) != expected:
-            raise BuildError(f"{file}: missing, damaged or replaced (SHA-256 differs from {path.name}); {advice}")
-
-
-def read_manifest(repository: Path) -> dict[str, Any]:
-    """The manifest of `repository`. Raises BuildError when it cannot be read."""
-    path = repository / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("no object")  # noqa: TRY004 - told as other damage is
-    except (OSError, ValueError) as error:
-        raise BuildError(
-            f"{path}: no readable manifest ({error}); build the repository with python -m triton_models.build"
-        ) from error
-    if manifest.get("schema") != SCHEMA:
-        raise BuildError(
-            f"{path}: schema {manifest.get('schema')}, expected {SCHEMA}; build the repository with python -m "
-            "triton_models.build"
-        )
-    if missing := [
-        name
-        for name in ("model_version", "version_number", "flavour", "precision", "code", "plans", "files")
-        if name not in manifest
-    ]:
-        raise BuildError(
-            f"{path}: damaged, {', '.join(missing)} missing; build the repository with python -m triton_models.build"
-        )
-    if not isinstance(manifest["files"], dict):
-        raise BuildError(
-            f"{path}: damaged, files is no object; build the repository with python -m triton_models.build"
-        )
-    return manifest
-
-
-def refuse_mount_point(repository: Path) -> None:
-    """Raises BuildError for a folder that cannot change places with another."""
-    if repository.is_mount():
-        raise BuildError(f"{repository}: a mount point cannot be exchanged in one step; name a folder inside it")
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step: killed at any moment, both names hold something whole. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return
-    code = ctypes.get_errno()
-    if code not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(code, os.strerror(code), str(one), None, str(other))
-    exchange_in_steps(one, other)
-
-
-def exchange_in_steps(one: Path, other: Path) -> None:
-    """The same in three renames, where the file system knows no exchange (NFS): only a kill between them leaves a name
-    empty.
-    """
-    aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.aside.", dir=other.parent))
-    other.rename(aside)
-    try:
-        one.rename(other)
-    except OSError:
-        aside.rename(other)
-        raise
-    aside.rename(one)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, lower-case hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cores() -> int:
@@ -348,8 +226,8 @@ def _try(written: Mapping[str, list[Path]], source: Path, precision: graph.Preci
         )
     # Every step of the heads is looked at: a sigmoid makes 0 or 1 of what has overflown.
     given = {"embedding": np.concatenate([embedding, np.ones_like(embedding[:1])])}
-    steps = ReferenceEvaluator(str(written["code_heads"][0])).run(None, given, intermediate=True)
-    for head in weights.SCORES:
+    steps: Any = ReferenceEvaluator(str(written["code_heads"][0])).run(None, given, intermediate=True)
+    for head in weights.HEADS:
         if not all(np.isfinite(values).all() for name, values in steps.items() if name.startswith(head)):
             raise WeightsError(
                 f"{source / weights.HEADS_FILE}: the {head} head gives NaN or infinite numbers in float32; fit it again"
@@ -386,70 +264,51 @@ def _write_ensemble(draft: Path, model_version: str) -> None:
     (draft / "code" / "config.pbtxt").write_text(configuration.ensemble(model_version))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
-    return int(text)
+app = command_line(__doc__)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m triton_models.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights folder (see triton_models/weights.py)")
-    parser.add_argument("--flavour", choices=get_args(Flavour), default="cpu")
-    parser.add_argument("--out", type=Path, metavar="REPOSITORY", help="model repository to write")
-    parser.add_argument(
-        "--precision", choices=get_args(graph.Precision), default="fp32", help="of the encoder's matrix products"
-    )
-    parser.add_argument(
-        "--code",
-        choices=get_args(CodeKind),
-        default="fused",
-        help=(
-            "`code` as one graph, or as an ensemble of its parts, whose clients must ask for both outputs or name none"
-        ),
-    )
-    parser.add_argument(
-        "--instances", type=_count, default=0, help="CPU: copies of each model (default: two where there are two cores)"
-    )
-    parser.add_argument(
-        "--threads", type=_count, default=0, help="CPU: threads per copy (default: the cores, shared out)"
-    )
-    parser.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="DIR",
-        help="tensorrt: keep TensorRT's timings here, so that a rebuild is quick",
-    )
-    parser.add_argument("--check", type=Path, metavar="REPOSITORY", help="check a repository instead of building one")
-    options = parser.parse_args(arguments)
-    if (options.check is None) == (options.out is None):
-        parser.error("either --out REPOSITORY or --check REPOSITORY is needed")
-    try:
-        if options.check:
-            manifest, where, verb = check(options.check), options.check, "is whole"
-            check_shadow(options.check)
+@app.command()
+def command(
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Option("--weights", metavar="DIR", help="weights folder (see triton_models/weights.py)")
+    ] = None,
+    flavour: Flavour = "cpu",
+    out: Annotated[Path | None, typer.Option(metavar="REPOSITORY", help="model repository to write")] = None,
+    precision: Annotated[graph.Precision, typer.Option(help="of the encoder's matrix products")] = "fp32",
+    code: Annotated[
+        CodeKind,
+        typer.Option(help="`code` as one graph, or as an ensemble, whose clients ask for both outputs or name none"),
+    ] = "fused",
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="CPU: copies of each model; by default two where there are two cores")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU: threads per copy; by default the cores, shared out")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="tensorrt: keep TensorRT's timings, so that a rebuild is quick")
+    ] = None,
+    to_check: Annotated[
+        Path | None, typer.Option("--check", metavar="REPOSITORY", help="check a repository instead of building one")
+    ] = None,
+) -> None:
+    """Build a model repository, or check one."""
+    where = out or to_check
+    if where is None or (out is not None and to_check is not None):
+        context.fail("either --out REPOSITORY or --check REPOSITORY is needed")
+    with clear_errors(where):
+        if to_check is not None:
+            manifest, verb = check(to_check), "is whole"
+            check_shadow(to_check)
         else:
-            chosen = Options(options.precision, options.code, options.instances, options.threads, options.timing_cache)
-            manifest, where, verb = build(options.weights, options.flavour, options.out, chosen), options.out, "written"
-    except (WeightsError, BuildError, PlanError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # no space, no permission, no such place
-        print(
-            f"error: {error.filename2 or error.filename or options.out or options.check}: {error.strerror}; "
-            "nothing was changed",
-            file=sys.stderr,
-        )
-        return 1
+            options = Options(precision, code, instances or 0, threads or 0, timing_cache)
+            manifest, verb = build(source, flavour, where, options), "written"
     print(
         f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, "
         f"{len(manifest['files'])} files"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="python -m triton_models.build")

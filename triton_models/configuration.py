@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from triton_models.weights import IMAGE_PX, SCORES, WIDTH
+from triton_models.weights import HEADS, IMAGE_PX, WIDTH
 
 MAX_BATCH = 256
 TENSORS = {
     "images": ("TYPE_UINT8", f"{IMAGE_PX}, {IMAGE_PX}, 3"),
     "embedding": ("TYPE_FP32", f"{WIDTH}"),
-    "scores": ("TYPE_FP32", f"{len(SCORES)}"),
+    "scores": ("TYPE_FP32", f"{len(HEADS)}"),
 }
 # What each model takes and gives.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

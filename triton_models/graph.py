@@ -23,11 +23,11 @@ from onnx import TensorProto, helper, numpy_helper
 from triton_models.weights import (
     ATTENTION_HEADS,
     DEPTH,
+    HEADS,
     IMAGE_PX,
     MEAN,
     NORM_EPSILON,
     PATCH_PX,
-    SCORES,
     STD,
     TOKENS,
     WIDTH,
@@ -115,7 +115,7 @@ def constant(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> on
     """A graph that answers every image alike (embedding 0, scores 0.5), to measure what surrounds the model."""
     b = _Builder("fp32")
     batch = b.node("Shape", inputs[0], name="batch", start=0, end=1)
-    for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(SCORES), 0.5)}.items():
+    for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(HEADS), 0.5)}.items():
         if output in outputs:
             shape = b.node(
                 "Concat", batch, b.constant(f"{output}/width", np.array([width])), name=f"{output}/shape", axis=0
@@ -313,10 +313,10 @@ def _one_class(b: _Builder, weights: Weights, x: str) -> str:
 
 
 def _model(b: _Builder, name: str, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    values = {
+    values: dict[str, tuple[int, list[str | int | None]]] = {
         "images": (TensorProto.UINT8, ["N", IMAGE_PX, IMAGE_PX, 3]),
         "embedding": (TensorProto.FLOAT, ["N", WIDTH]),
-        "scores": (TensorProto.FLOAT, ["N", len(SCORES)]),
+        "scores": (TensorProto.FLOAT, ["N", len(HEADS)]),
     }
     graph = helper.make_graph(
         b.nodes,

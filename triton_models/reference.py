@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from triton_models.weights import (
     ATTENTION_HEADS,
     DEPTH,
+    ENCODER_NAME,
     FAKE,
     IMAGE_PX,
     MEAN,
@@ -101,17 +101,17 @@ def rounding(weights: Weights, pixels: Images, expected: Array, seed: int = 0) -
     return result
 
 
-def torch_embeddings(folder: Path, pixels: Images) -> Array:
-    """The same by timm and PyTorch in float32, from the weights folder. Raises ImportError where they are not
-    installed.
-    """
+def torch_embeddings(weights: Weights, pixels: Images) -> Array:
+    """The same by timm and PyTorch in float32. Raises ImportError where they are not installed."""
+    import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from train.model import load_encoder, normalise  # noqa: PLC0415
-
+    encoder = timm.create_model(ENCODER_NAME, pretrained=False, num_classes=0).eval()
+    encoder.load_state_dict({name: torch.from_numpy(array) for name, array in weights.encoder.items()})
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     with torch.inference_mode():
-        result: Array = load_encoder(folder)(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))).double().numpy()
-    return result
+        given = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return np.asarray(encoder(given).double().numpy())
 
 
 def sklearn_scores(weights: Weights, x: Array) -> Array:
@@ -173,7 +173,8 @@ def one_class_svm(weights: Weights) -> Any:
 
 def _norm(x: Array, weight: Array, bias: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + NORM_EPSILON) * weight + bias
+    normed: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + NORM_EPSILON) * weight + bias
+    return normed
 
 
 def _gelu(x: Array) -> Array:
@@ -189,7 +190,8 @@ def _erf(x: Array) -> Array:
     f = at - left
     rise = _ERF[left + 1] - _ERF[left]
     start, end = _ERF_SLOPE[left] * _ERF_STEP, _ERF_SLOPE[left + 1] * _ERF_STEP
-    return _ERF[left] + f * (start + f * (3 * rise - 2 * start - end + f * (start + end - 2 * rise)))
+    value: Array = _ERF[left] + f * (start + f * (3 * rise - 2 * start - end + f * (start + end - 2 * rise)))
+    return value
 
 
 _ERF_REACH, _ERF_STEP = 6.0, 1 / 512

@@ -16,27 +16,35 @@ its version, so the worker follows.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import glob
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from triton_models import build
-from triton_models.build import MANIFEST, SHADOW, BuildError
+from triton_models.command import clear_errors, command_line, fail
 from triton_models.configuration import MODELS
+from triton_models.files import exchange
 from triton_models.plan import PlanError
+from triton_models.repository import (
+    MANIFEST,
+    SHADOW,
+    WEIGHTS_FOLDER,
+    BuildError,
+    check,
+    read_manifest,
+    refuse_mount_point,
+)
 from triton_models.weights import IMAGE_PX
 
 WAS = "was"  # in the folder of a load at work: the inode of the version that served when it began
@@ -57,7 +65,7 @@ def load(client: Any, live: Path, new: Path) -> str:
     if new.resolve() in (live, previous):
         advice = "it is what the server is started on" if new.resolve() == live else "go back to it with `rollout back`"
         raise RolloutError(f"--new {new}: {advice}; name another repository")
-    manifest = build.check(new)
+    manifest = check(new)
     version = str(manifest["model_version"])
     with _alone(live), _beside(live) as work:
         if _whole(live) == manifest:  # loaded before: the server is told again, the version to go back to stays
@@ -69,14 +77,14 @@ def load(client: Any, live: Path, new: Path) -> str:
         def swap() -> None:
             _change_places(live, draft)
             if previous.exists():
-                build.exchange(draft, previous)
+                exchange(draft, previous)
             else:
                 draft.rename(previous)  # before the server is told: after a kill, `back` finds the version before
 
         def undo() -> None:
             if previous.is_dir() and previous.stat().st_ino == was:
                 if draft.exists():
-                    build.exchange(draft, previous)
+                    exchange(draft, previous)
                 else:
                     previous.rename(draft)
             if live.stat().st_ino != was:
@@ -93,7 +101,7 @@ def back(client: Any, live: Path) -> str:
             raise RolloutError(
                 f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`"
             )
-        version, was = str(build.check(previous)["model_version"]), live.stat().st_ino
+        version, was = str(check(previous)["model_version"]), live.stat().st_ino
 
         def undo() -> None:
             if live.stat().st_ino != was:
@@ -106,27 +114,27 @@ def shadow(client: Any, live: Path, new: Path) -> str:
     """Serve `new`'s `code` beside the serving one, as `code_shadow`; returns its model version. Raises as
     `load` does.
     """
-    manifest = build.check(new)
+    manifest = check(new)
     if manifest["code"] != "fused":
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
     place = live / SHADOW
     with _alone(live), _beside(live) as work:
         _refuse_another_folder(client, live)
         draft = work / SHADOW
-        shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(build.WEIGHTS_FOLDER))
+        shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(WEIGHTS_FOLDER))
         configuration = draft / "config.pbtxt"
         configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
         had_one, candidate = place.is_dir(), draft.stat().st_ino
         try:
             if had_one:
-                build.exchange(draft, place)
+                exchange(draft, place)
             else:
                 draft.rename(place)
             _load_model(client, live, SHADOW)
             return _canary(client, SHADOW, str(manifest["model_version"]))
         except BaseException as error:  # an interruption too
             if had_one and place.stat().st_ino == candidate:
-                build.exchange(draft, place)
+                exchange(draft, place)
             elif not had_one and place.is_dir():
                 place.rename(draft)
             _put_back(client, live, had_one=had_one)
@@ -166,7 +174,7 @@ def versions(client: Any, live: Path) -> dict[str, str | None]:
         "shadow": _served_version(client, SHADOW),
     }
     for place, folder in (("folder", live), ("previous", previous_of(live))):
-        found[place] = str(build.read_manifest(folder)["model_version"]) if (folder / MANIFEST).is_file() else None
+        found[place] = str(read_manifest(folder)["model_version"]) if (folder / MANIFEST).is_file() else None
     return found
 
 
@@ -189,7 +197,7 @@ def _refuse_another_folder(client: Any, live: Path) -> None:
 def _whole(live: Path) -> dict[str, Any] | None:
     """Its manifest; None where it is damaged, which is no reason to keep it."""
     try:
-        return build.check(live)
+        return check(live)
     except (BuildError, PlanError):
         return None
 
@@ -200,7 +208,7 @@ def _alone(live: Path) -> Iterator[None]:
 
     Raises RolloutError while another is at work, and for no repository, BuildError for a mount point.
     """
-    build.refuse_mount_point(live)
+    refuse_mount_point(live)
     if not (live / MANIFEST).is_file():
         raise RolloutError(
             f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on"
@@ -229,7 +237,7 @@ def _beside(live: Path) -> Iterator[Path]:
 
 def _change_places(live: Path, previous: Path) -> None:
     """The version before for the one that serves; a shadow stays beside whichever serves."""
-    build.exchange(live, previous)
+    exchange(live, previous)
     if (previous / SHADOW).is_dir():
         (previous / SHADOW).rename(live / SHADOW)
 
@@ -312,60 +320,58 @@ def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m triton_models.rollout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("action", choices=("status", "shadow", "unshadow", "load", "back"))
-    parser.add_argument(
-        "--repository", type=Path, required=True, metavar="LIVE", help="the folder that the server serves"
-    )
-    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="its gRPC address")
-    parser.add_argument(
-        "--new",
-        type=Path,
-        metavar="REPOSITORY",
-        help="for shadow and load: a repository written by triton_models.build",
-    )
-    options = parser.parse_args(arguments)
-    live = options.repository.resolve()  # a link stays a link
-    if (options.new is not None) != (options.action in ("shadow", "load")):
-        parser.error(
-            f"{options.action}: --new REPOSITORY {'is needed' if options.new is None else 'has no meaning here'}"
-        )
+app = command_line(__doc__)
+Repository = Annotated[Path, typer.Option(metavar="LIVE", help="the folder that the server serves")]
+Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="its gRPC address")]
+New = Annotated[Path, typer.Option(metavar="REPOSITORY", help="written by python -m triton_models.build")]
+
+
+@app.command("status")
+def status_command(repository: Repository, server: Server) -> None:
+    """The versions in place: serving, shadow, in the folder, and the one before."""
+    _roll_out(repository, server, lambda _client, _live: None)
+
+
+@app.command("shadow")
+def shadow_command(repository: Repository, server: Server, new: New) -> None:
+    """Serve another version too, as `code_shadow`."""
+    _roll_out(repository, server, lambda client, live: shadow(client, live, new))
+
+
+@app.command("unshadow")
+def unshadow_command(repository: Repository, server: Server) -> None:
+    """Stop serving the shadow, and remove it."""
+    _roll_out(repository, server, unshadow)
+
+
+@app.command("load")
+def load_command(repository: Repository, server: Server, new: New) -> None:
+    """Serve another version instead."""
+    _roll_out(repository, server, lambda client, live: load(client, live, new))
+
+
+@app.command("back")
+def back_command(repository: Repository, server: Server) -> None:
+    """Undo the last load or back."""
+    _roll_out(repository, server, back)
+
+
+def _roll_out(repository: Path, server: str, act: Callable[[Any, Path], object]) -> None:
+    """Do it on a client of `server`, then print the versions in place."""
+    live = repository.resolve()  # a link stays a link
     try:
-        with closing(grpc.InferenceServerClient(options.server)) as client:
-            match options.action:
-                case "load":
-                    load(client, live, options.new)
-                case "back":
-                    back(client, live)
-                case "shadow":
-                    shadow(client, live, options.new)
-                case "unshadow":
-                    unshadow(client, live)
+        with clear_errors(live), closing(grpc.InferenceServerClient(server)) as client:
+            act(client, live)
             for place, version in versions(client, live).items():
                 print(f"{place:10}{version or '-'}")
-    except (RolloutError, BuildError, PlanError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except RolloutError as error:
+        fail(str(error), cause=error)
     except InferenceServerException as error:
-        print(
-            f"error: server {options.server}: {_text(error)}; is it running, and on this gRPC address?", file=sys.stderr
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"error: interrupted; {live} is as before, look with `rollout status`", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"error: {error.filename2 or error.filename or live}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+        fail(f"server {server}: {_text(error)}; is it running, and on this gRPC address?", cause=error)
+    except KeyboardInterrupt as error:
+        fail(f"interrupted; {live} is as before, look with `rollout status`", code=130, cause=error)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a Job that is stopped puts the folder back
-    sys.exit(main())
+    app(prog_name="python -m triton_models.rollout")

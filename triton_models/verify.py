@@ -10,23 +10,22 @@ rounding explains); for mixed precision scores within 0.01 and no label changed 
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
-from triton_models import build, configuration, graph, plan, reference, weights
-from triton_models.build import BuildError
-from triton_models.plan import PlanError
+from triton_models import configuration, graph, plan, reference, weights
+from triton_models.command import clear_errors, command_line
 from triton_models.plan_run import run_plan
-from triton_models.weights import IMAGE_PX, Array, WeightsError
+from triton_models.repository import WEIGHTS_FOLDER, BuildError, check
+from triton_models.weights import IMAGE_PX, Array
 
 Values = npt.NDArray[Any]
 
@@ -91,18 +90,17 @@ def verify(repository: Path, *, server: str | None = None, images: reference.Ima
     """Every form of the repository's model on `images` (the fixed set when None). Raises BuildError for a damaged
     repository.
     """
-    manifest = build.check(repository)
+    manifest = check(repository)
     if manifest["flavour"] == "null":
         raise BuildError(f"{repository}: the null flavour has no model to verify")
     pixels = reference.images() if images is None else images
-    folder = repository / "code" / build.WEIGHTS_FOLDER
-    loaded = weights.load(folder)
+    loaded = weights.load(repository / "code" / WEIGHTS_FOLDER)
     compare = _Comparison(loaded, pixels, TOLERANCES[manifest["precision"]])
     rows = [
         compare.row(
             "NumPy float64, version of the weights", lambda: _same_version(loaded.version, manifest["model_version"])
         ),
-        compare.row("PyTorch + scikit-learn", lambda: _frameworks(folder, loaded, pixels), optional=True),
+        compare.row("PyTorch + scikit-learn", lambda: _frameworks(loaded, pixels), optional=True),
         *_graphs(repository, manifest, compare),
         *_plans(repository, manifest, compare),
     ]
@@ -160,8 +158,8 @@ def _same_version(loaded: str, named: str) -> dict[str, Values]:
     return {}
 
 
-def _frameworks(folder: Path, loaded: weights.Weights, pixels: reference.Images) -> dict[str, Values]:
-    embeddings = reference.torch_embeddings(folder, pixels)
+def _frameworks(loaded: weights.Weights, pixels: reference.Images) -> dict[str, Values]:
+    embeddings = reference.torch_embeddings(loaded, pixels)
     return {"embedding": embeddings, "scores": reference.sklearn_scores(loaded, embeddings)}
 
 
@@ -250,61 +248,69 @@ def folder_images(folder: Path, most: int = 64) -> reference.Images:
     return np.stack(crops)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m triton_models.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="written by python -m triton_models.build")
-    parser.add_argument("--server", metavar="HOST:PORT", help="gRPC address of a server that serves it")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use instead of the fixed set")
-    options = parser.parse_args(arguments)
-    try:
-        rows = verify(
-            options.repository, server=options.server, images=folder_images(options.images) if options.images else None
-        )
-        manifest = build.check(options.repository)
-    except (BuildError, PlanError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    tolerance = TOLERANCES[manifest["precision"]]
+app = command_line(__doc__)
+
+
+@app.command()
+def command(
+    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="written by python -m triton_models.build")],
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="gRPC address of a server that serves it")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="images to use instead of the fixed set")
+    ] = None,
+) -> None:
+    """Compare every form of a repository's model."""
+    with clear_errors(repository):
+        rows = verify(repository, server=server, images=folder_images(images) if images else None)
+        manifest = check(repository)
     print(
-        f"{options.repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model "
+        f"{repository}: flavour {manifest['flavour']}, precision {manifest['precision']}, model "
         f"version {manifest['model_version']}"
     )
+    print_table(rows, TOLERANCES[manifest["precision"]])
+    if problem := verdict(rows, manifest):
+        print(problem)
+        raise typer.Exit(1)
+    print("the same model in every form")
+
+
+def print_table(rows: Sequence[Row], tolerance: Tolerance) -> None:
+    """A line for each form: the largest differences, the labels that changed, and what that means."""
     print(f"{'':40}{'embedding':>12}{'score':>12}{'labels':>8}")
     for row in rows:
         numbers = "".join(
             f"{value:12.1e}" if value is not None else f"{'-':>12}" for value in (row.embedding, row.score)
         )
-        fine = (
-            "ok"
-            if (row.embedding or 0) <= tolerance.embedding
-            else f"ok: float32's rounding explains {row.rounding:.1e} on that image"
-        )
-        verdict = (
-            (row.skipped and f"skipped: {row.skipped}")
-            or row.failure
-            or (fine if row.passes(tolerance) else "PAST THE TOLERANCE")
-        )
-        print(f"{row.name:40}{numbers}{row.labels:8}  {verdict}")
-    if not all(row.passes(tolerance) for row in rows):
-        past = "; ".join(f"{row.name}: {row.past(tolerance)}" for row in rows if not row.passes(tolerance))
-        print(f"NOT the same model, do not serve this repository: {past}")
-        return 1
+        if row.skipped:
+            said = f"skipped: {row.skipped}"
+        elif row.failure:
+            said = row.failure
+        elif not row.passes(tolerance):
+            said = "PAST THE TOLERANCE"
+        elif (row.embedding or 0) > tolerance.embedding:
+            said = f"ok: float32's rounding explains {row.rounding:.1e} on that image"
+        else:
+            said = "ok"
+        print(f"{row.name:40}{numbers}{row.labels:8}  {said}")
+
+
+def verdict(rows: Sequence[Row], manifest: dict[str, Any]) -> str | None:
+    """Why the repository must not be served, or was not verified; None where every form is the same model."""
+    tolerance = TOLERANCES[manifest["precision"]]
+    if past := [f"{row.name}: {row.past(tolerance)}" for row in rows if not row.passes(tolerance)]:
+        return f"NOT the same model, do not serve this repository: {'; '.join(past)}"
     if all(row.embedding is None and row.score is None for row in rows):
-        print("NOTHING was compared: install what the rows say is missing (make setup-all), or name a --server")
-        return 1
+        return "NOTHING was compared: install what the rows say is missing (make setup-all), or name a --server"
     skipped = [row.name for row in rows if row.skipped and row.name.startswith("ONNX graph code")]
     if skipped and not manifest["plans"] and all(row.score is None for row in rows if row.name == "server code"):
-        print(
+        return (
             f"{skipped[0]} is what this repository serves, and it was not run: verify where ONNX Runtime runs "
             "it, or name a --server"
         )
-        return 1
-    print("the same model in every form")
-    return 0
+    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="python -m triton_models.verify")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
+ENCODER_NAME = "vit_tiny_patch16_224"  # timm's
 ENCODER_FILE = "encoder.safetensors"
 HEADS_FILE = "heads.safetensors"
 CARD_FILES = ("card.json", "README.md")
@@ -31,8 +32,8 @@ TOKENS = (IMAGE_PX // PATCH_PX) ** 2 + 1
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red green blue, on a scale of 0 to 1
 STD = (0.229, 0.224, 0.225)
 NORM_EPSILON = 1e-6  # timm's
-SCORES = ("linear", "knn", "svm")
-REAL, FAKE = 0, 1
+HEADS = ("linear", "knn", "svm")  # in the order of `scores`
+REAL, FAKE = 0, 1  # labels, as the heads' classes
 MAX_DEGREE = 10  # the released SVM's is 3; each power is a node of the graph
 _ANY = -1
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from triton_models import build, plan, weights
+from triton_models.repository import SHADOW, BuildError, check
 
-SHADOW = "code_shadow"
 FILES = (weights.ENCODER_FILE, weights.HEADS_FILE)
 
 
@@ -35,7 +35,7 @@ class PrepareError(Exception):
     """Weights that cannot be had or are not the expected ones; the message says what to change."""
 
 
-FAILURES = (PrepareError, weights.WeightsError, build.BuildError, plan.PlanError, OSError)
+FAILURES = (PrepareError, weights.WeightsError, BuildError, plan.PlanError, OSError)
 
 
 def fetch(source: str, work: Path) -> Path:
@@ -111,7 +111,7 @@ def prepare(
         if kept and take(kept, out):
             return f"{out}: model version {version} from the cache ({kept.name})"
         build.build(folder, flavour, out, options)
-    build.check(out)
+    check(out)
     if kept:
         try:
             keep(out, kept)
@@ -126,8 +126,8 @@ def take(kept: Path, out: Path) -> bool:
         if not kept.is_dir():
             return False
         shutil.copytree(kept, out)
-        build.check(out)
-    except (build.BuildError, OSError) as error:
+        check(out)
+    except (BuildError, OSError) as error:
         print(f"warning: {kept} is dropped from the cache and built again: {error}", file=sys.stderr)
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(kept, ignore_errors=True)

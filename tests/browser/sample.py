@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data.folder import scan_folder
-from train.data.records import FAKE, REAL, Key, Labelled
+from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
 from train.embed import Embedded
@@ -21,7 +21,7 @@ from train.evaluate import EMBEDDINGS, RESULTS, protocol, rows
 from train.metrics import Ranked, summarise
 from train.recipe import load_recipe, recipe_to_toml
 from train.report import write_report
-from triton_models.weights import SCORES
+from triton_models.weights import FAKE, HEADS, REAL
 
 GENERATORS = {
     "gen_0": 2.2,
@@ -78,7 +78,7 @@ def write_sample(folder: Path) -> Path:
         for place, strength in enumerate(strengths):
             _, _, weaker = drawn(rng, 1 / (1 + 0.25 * place))
             by_head = {
-                head: summarise(Ranked.of(embedded.labels, weaker[:, index])) for index, head in enumerate(SCORES)
+                head: summarise(Ranked.of(embedded.labels, weaker[:, index])) for index, head in enumerate(HEADS)
             }
             results["robustness"].setdefault(kind, {})[strength] = by_head
     (folder / "results").mkdir(parents=True)

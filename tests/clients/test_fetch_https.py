@@ -20,9 +20,9 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from worker.addresses import forbidden
 from worker.clients.fetch import Fetcher
 from worker.clients.fetch_body import collect_up_to
-from worker.clients.fetch_https import forbidden
 from worker.contract import ImageReference
 from worker.errors import Rejected, RejectReason, SettingsError, Stopping, Unavailable
 from worker.settings import LimitSettings, ReferenceSettings

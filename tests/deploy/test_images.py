@@ -20,6 +20,7 @@ from deploy.docker import prepare_models
 from tests.deploy.buildah import DOCKER, Builder, inside
 from tests.integration.harness import Outside, samples, wait_until
 from triton_models import build, plan
+from triton_models.repository import check
 from worker.local import paths
 
 Tool = Callable[[str], Path]
@@ -133,7 +134,7 @@ def test_tritons_image_builds_the_models(triton_image: Path, tmp_path: Path, pre
         )
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and outcome in done.stdout, done.stderr
-    assert build.check(volume / "repository")["precision"] == precision
+    assert check(volume / "repository")["precision"] == precision
 
 
 WEIGHTS = paths.CHECKOUT / "triton_models" / "weights" / "demo"
@@ -168,7 +169,7 @@ def test_models_are_built_once_and_then_cached(tmp_path: Path) -> None:
         and f"{tmp_path / 'cache'}" in third.stderr
         and "damaged" in third.stderr
     )
-    build.check(tmp_path / "c")
+    check(tmp_path / "c")
     assert "from the cache" in _prepare(*options, "--out", str(tmp_path / "d")).stdout
 
 
@@ -179,7 +180,7 @@ def test_a_cache_that_cannot_be_used_stops_no_pod(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"")
     done = _prepare("--source", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "a"))
     assert done.returncode == 0 and "not kept" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    build.check(tmp_path / "a")
+    check(tmp_path / "a")
 
 
 def test_another_version_of_the_code_does_not_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +213,7 @@ def test_a_shadow_model_stands_beside_the_other(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     configurations = {name: (tmp_path / "a" / name / "config.pbtxt").read_text() for name in ("code", "code_shadow")}
     assert 'name: "code_shadow"' in configurations["code_shadow"] and 'name: "code"' in configurations["code"]
-    assert build.check(tmp_path / "a")["model_version"] in configurations["code_shadow"]
+    assert check(tmp_path / "a")["model_version"] in configurations["code_shadow"]
 
 
 def test_a_shadow_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_shadow_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:
     assert (
         done.returncode == 0 and "no shadow model is served" in done.stderr and str(tmp_path / "nothing") in done.stderr
     )
-    assert build.check(tmp_path / "a") and not (tmp_path / "a" / "code_shadow").exists()
+    assert check(tmp_path / "a") and not (tmp_path / "a" / "code_shadow").exists()
 
 
 def test_unexpected_weights_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training: exact resume, signals, bad numbers, data faults, early stop, two processes."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,15 +21,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from train import engine
+from train import engine, trainer
 from train.data.folder import scan_folder
 from train.data.loader import PairDataset, StepSampler, collate
 from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
+from train.distributed import Group
 from train.embed import Embedded, linear_probe
 from train.engine import TrainingDiverged, fit
 from train.recipe import Recipe, RecipeError, Views, load_recipe, recipe_to_toml
 from train.run_folder import RunFolder, read_metrics
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -176,18 +180,81 @@ def test_not_a_number_is_skipped_and_ends_the_run_if_it_stays(
     """A step with a NaN loss changes no weight; too many in a row end the run with what to do next."""
     recipe = small(images, "training.max_bad_steps=3", "training.steps_per_epoch=10")
     torch.manual_seed(recipe.training.seed)
-    trainer = engine.Trainer(recipe, engine.Group(0, 1, torch.device("cpu")))
-    before = {name: tensor.clone() for name, tensor in trainer.encoder.state_dict().items()}
-    for parameter in trainer.encoder.parameters():
+    made = Trainer(recipe, Group(0, 1, torch.device("cpu")))
+    before = {name: tensor.clone() for name, tensor in made.encoder.state_dict().items()}
+    for parameter in made.encoder.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
-    assert trainer.update(good=True) is False
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.encoder.state_dict().items())
-    true_loss = engine.code_loss
+    assert made.update(good=True) is False
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.encoder.state_dict().items())
+    true_loss = trainer.code_loss
     monkeypatch.setattr(
-        engine, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * float("nan")}
+        trainer, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * float("nan")}
     )
     with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*lr"):
         fit(recipe, tmp_path / "run", console=QUIET)
+
+
+def test_a_step_whose_loss_scale_overflows_counts_as_bad(images: Path) -> None:
+    """With fp16 a gradient that is no number skips the step: no weight changes, the scale is halved, and the run is
+    told.
+    """
+    made = Trainer(small(images, "training.precision=fp16"), Group(0, 1, torch.device("cpu")))
+    before, scale = {name: tensor.clone() for name, tensor in made.encoder.state_dict().items()}, 2.0**16
+    made.scaler.scale(torch.ones(1))  # begins at the library's own scale
+    for parameter in made.encoder.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    assert made.scaler.get_scale() == scale
+    assert made.update(good=True) is False
+    assert made.scaler.get_scale() == scale / 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.encoder.state_dict().items())
+
+
+def test_an_fp16_run_that_only_overflows_ends(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that the scaler skips one after the other are told as divergence, not trained through to the end."""
+    true_loss = trainer.code_loss
+    monkeypatch.setattr(
+        trainer, "code_loss", lambda *args, **kwargs: {"total": true_loss(*args, **kwargs)["total"] * 1e38}
+    )
+    recipe = small(images, "training.precision=fp16", "training.max_bad_steps=2", "training.steps_per_epoch=5")
+    with pytest.raises(TrainingDiverged, match="2 steps in a row"):
+        fit(recipe, tmp_path, console=QUIET)
+    assert [line["skipped_steps"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoRanks(Group):
+    """A rank that hears, at the look numbered `told_at`, that the other one stops; `said` has what it told itself."""
+
+    told_at: int = 99
+    said: list[bool] = dataclasses.field(default_factory=list)
+
+    def any(self, flag: bool) -> bool:
+        self.said.append(flag)
+        return flag or len(self.said) == self.told_at
+
+
+@pytest.mark.parametrize("lost_here", [True, False])
+def test_a_rank_that_lost_its_data_to_the_signal_stops_all(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, lost_here: bool
+) -> None:
+    """Where a signal ends one rank's data process, that rank tells the others before it leaves, and they leave too."""
+    group = TwoRanks(0, 1, torch.device("cpu"), told_at=99 if lost_here else 3)
+    stopping = threading.Event()
+    monkeypatch.setattr(engine, "process_group", lambda _: nullcontext(group))
+    monkeypatch.setattr(engine, "_stop_on_signal", lambda: nullcontext(stopping))
+    true_batches = engine.make_batches
+
+    def cut_off(*arguments: object) -> Iterator[object]:
+        batches = true_batches(*arguments)
+        yield next(batches)
+        stopping.set()
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    if lost_here:
+        monkeypatch.setattr(engine, "make_batches", cut_off)
+    result = fit(small(images), tmp_path, console=QUIET)
+    assert (result.status, result.step) == ("interrupted", 1)
+    assert group.said[-1] is lost_here
 
 
 def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, tmp_path: Path) -> None:
@@ -231,9 +298,9 @@ def test_a_bad_step_at_the_end_of_an_epoch_is_survived(
     """It changes no weight (with fp16 a gradient overflows now and then): the epoch is probed and saved as any
     other.
     """
-    true_loss, calls = engine.code_loss, iter(range(9))
+    true_loss, calls = trainer.code_loss, iter(range(9))
     monkeypatch.setattr(
-        engine,
+        trainer,
         "code_loss",
         lambda *args, **kwargs: {
             "total": true_loss(*args, **kwargs)["total"] * (float("nan") if next(calls) == 1 else 1.0)
@@ -251,7 +318,7 @@ def test_interruption_of_a_wrecked_run_leaves_the_checkpoint_before(
 ) -> None:
     """An encoder that gives no numbers any more is not saved over one that did."""
     answers = iter([True])
-    monkeypatch.setattr(engine.Trainer, "is_finite", lambda _: next(answers, False))
+    monkeypatch.setattr(Trainer, "is_finite", lambda _: next(answers, False))
 
     @contextmanager
     def stop_at_third_step():

@@ -11,9 +11,10 @@ from train.data.folder import scan_folder
 from train.data.synthetic import write_synthetic_folder
 from train.distributed import process_group
 from train.embed import embed_images
-from train.engine import Trainer, fit
+from train.engine import fit
 from train.model import Backbone, code_backbone
 from train.recipe import load_recipe
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,10 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from triton_models import build, measure, plan, reference, rollout, verify, weights
+from triton_models import build, plan, reference, rollout, verify, weights
 from triton_models.plan import PlanError
 from triton_models.plan_run import run_plan
+from triton_models.repository import MANIFEST, check
 from worker.local.server import free_port
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
@@ -127,7 +128,7 @@ def test_plans_are_the_model(repositories: dict[str, Path], precision: str) -> N
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_served_plans_are_the_model(repositories: dict[str, Path], precision: str, serve_plans: Callable) -> None:
     """The running server passes verify; it takes 1 to 256 images and refuses 257; each answer names its weights."""
-    version = build.check(repositories[precision])["model_version"]
+    version = check(repositories[precision])["model_version"]
     with serve_plans(repositories[precision]) as (address, client):
         rows = verify.verify(repositories[precision], server=address)
         assert [
@@ -158,7 +159,7 @@ def test_a_roll_out_of_plans_and_back(
     repositories: dict[str, Path], folder: Path, tmp_path: Path, serve_plans: Callable
 ) -> None:
     """Another version is loaded beside and in place of the serving one, and taken back, without a restart."""
-    old = build.check(repositories["fp16"])["model_version"]
+    old = check(repositories["fp16"])["model_version"]
     new = build.build(folder, "tensorrt", tmp_path / "new", build.Options(precision="fp16"))["model_version"]
     live = tmp_path / "live"
     shutil.copytree(repositories["fp16"], live)
@@ -193,12 +194,12 @@ def test_a_plan_for_another_gpu_is_not_served(repositories: dict[str, Path], tmp
     with tritonserver(tmp_path / "models", tmp_path / "log") as (process, _):
         assert process.wait(START_S) != 0
     assert "rebuild-with-python-m-triton_models.build" in (tmp_path / "log").read_text(errors="replace")
-    manifest = json.loads((repositories["fp16"] / build.MANIFEST).read_text())
+    manifest = json.loads((repositories["fp16"] / MANIFEST).read_text())
     shutil.copytree(repositories["fp16"], tmp_path / "foreign")
     manifest["plans"]["capability"] = "1.0"
-    (tmp_path / "foreign" / build.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "foreign" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(PlanError, match=r"compute capability 1\.0, here are .*python -m triton_models\.build"):
-        build.check(tmp_path / "foreign")
+        check(tmp_path / "foreign")
 
 
 def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
@@ -223,15 +224,3 @@ def test_a_truncated_plan_is_told(repositories: dict[str, Path], tmp_path: Path,
     (tmp_path / whole.name).write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(PlanError, match=r"does not take the plan .*python -m triton_models\.build"):
         run_plan(compiler.trt, tmp_path / whole.name, reference.images(1))
-
-
-def test_throughput_is_told(repositories: dict[str, Path], serve_plans: Callable) -> None:
-    """Every load is answered in float32 and float16; the images/s are printed, for docs/decisions.md."""
-    for precision in ("fp32", "fp16"):
-        with serve_plans(repositories[precision]) as (address, _):
-            for load, result in measure.serving(address, rounds=3, seconds=4.0).items():
-                assert min(result.images_per_s) > 0
-                print(
-                    f"{precision} {load}: {max(result.images_per_s):.0f} images/s, "
-                    f"{min(result.latency_ms):.1f} ms a request"
-                )

@@ -16,6 +16,7 @@ import pytest
 from triton_models import build, graph, plan, plan_run, weights
 from triton_models.plan import Compiler, Gpu, Key, PlanError
 from triton_models.plan_run import run_plan
+from triton_models.repository import MANIFEST, check, file_hash
 from triton_models.weights import WIDTH, Weights
 
 pytestmark = pytest.mark.slow
@@ -134,14 +135,14 @@ def test_a_repository_of_plans_is_keyed(
     assert len(list((tmp_path / "timings").iterdir())) == 1
     for name in ("code", "code_encoder", "code_heads"):
         folder = tmp_path / "models" / name / str(manifest["version_number"])
-        key = compiler.key(build.file_hash(folder / "model.onnx"))
+        key = compiler.key(file_hash(folder / "model.onnx"))
         assert (folder / key.file_name).is_file()
         configured = (tmp_path / "models" / name / "config.pbtxt").read_text()
         assert f'cc_model_filenames [ {{ key: "8.9" value: "{key.file_name}" }} ]' in configured
         assert 'backend: "tensorrt"' in configured
         assert not list(folder.glob("*.py"))
     monkeypatch.setattr(plan, "here", lambda: compiler)
-    assert build.check(tmp_path / "models") == manifest
+    assert check(tmp_path / "models") == manifest
     monkeypatch.setattr(plan, "here", lambda: Compiler(rtx, L40S))
     with pytest.raises(
         PlanError,
@@ -150,7 +151,7 @@ def test_a_repository_of_plans_is_keyed(
             r"served: python -m triton_models\.build"
         ),
     ):
-        build.check(tmp_path / "models")
+        check(tmp_path / "models")
 
 
 def test_a_key_refuses_another_tensorrt_and_another_gpu() -> None:
@@ -189,12 +190,12 @@ def test_a_plan_of_another_graph_is_refused(
     manifest = build.build(folder, "tensorrt", tmp_path / "models", compiler=compiler)
     name = f"code/{manifest['version_number']}/model.onnx"
     (tmp_path / "models" / name).write_bytes((tmp_path / "models" / name.replace("code/", "code_heads/")).read_bytes())
-    manifest["files"][name] = build.file_hash(tmp_path / "models" / name)
-    (tmp_path / "models" / build.MANIFEST).write_text(json.dumps(manifest))
+    manifest["files"][name] = file_hash(tmp_path / "models" / name)
+    (tmp_path / "models" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(
         PlanError, match=r"code/.*no plan of this graph stands beside it; .*python -m triton_models\.build"
     ):
-        build.check(tmp_path / "models")
+        check(tmp_path / "models")
 
 
 def test_timings_of_another_tensorrt_are_not_used(

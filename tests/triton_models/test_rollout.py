@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tritonclient import grpc
+from typer.testing import CliRunner
 
 from tests.triton_models.conftest import until_serving
 from triton_models import build, rollout, weights
-from triton_models.build import BuildError
+from triton_models.repository import MANIFEST, SHADOW, BuildError, check, file_hash
 from triton_models.rollout import RolloutError
 
 pytestmark = pytest.mark.integration
@@ -41,7 +42,7 @@ def live(folder: Path, tmp_path: Path, serve: Callable, request: pytest.FixtureR
 @pytest.fixture
 def versions(live: Any, candidate: Path) -> tuple[str, str]:
     """Old and new model version."""
-    return build.check(live.repository)["model_version"], build.check(candidate)["model_version"]
+    return check(live.repository)["model_version"], check(candidate)["model_version"]
 
 
 def served(live: Any, model: str = "code") -> tuple[str, np.ndarray]:
@@ -116,8 +117,8 @@ def test_a_shadow_stays_with_whichever_version_serves(live: Any, candidate: Path
     rollout.load(live.client, live.repository, candidate)
     rollout.shadow(live.client, live.repository, rollout.previous_of(live.repository))
     rollout.back(live.client, live.repository)
-    assert (live.repository / rollout.SHADOW).is_dir()
-    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, old)
+    assert (live.repository / SHADOW).is_dir()
+    assert (served(live)[0], served(live, SHADOW)[0]) == (old, old)
     rollout.unshadow(live.client, live.repository)
     rollout.back(live.client, live.repository)
     assert rollout.versions(live.client, live.repository) == {
@@ -126,16 +127,16 @@ def test_a_shadow_stays_with_whichever_version_serves(live: Any, candidate: Path
         "folder": new,
         "previous": old,
     }
-    assert not (live.repository / rollout.SHADOW).exists()
+    assert not (live.repository / SHADOW).exists()
 
 
 def test_two_versions_side_by_side(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
     """`code_shadow` answers with the new version while `code` keeps the old one, also through a load; then it goes."""
     old, new = versions
     assert rollout.shadow(live.client, live.repository, candidate) == new
-    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, new)
+    assert (served(live)[0], served(live, SHADOW)[0]) == (old, new)
     rollout.load(live.client, live.repository, candidate)
-    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (new, new)
+    assert (served(live)[0], served(live, SHADOW)[0]) == (new, new)
     rollout.unshadow(live.client, live.repository)
     assert rollout.versions(live.client, live.repository)["shadow"] is None
     with pytest.raises(RolloutError, match="no shadow version"):
@@ -157,15 +158,15 @@ def test_a_damaged_shadow_keeps_no_server_from_starting(live: Any, candidate: Pa
         live.server.complete(said.append)
 
     start_anew()
-    assert (served(live)[0], served(live, rollout.SHADOW)[0], said) == (old, new, [])
+    assert (served(live)[0], served(live, SHADOW)[0], said) == (old, new, [])
     graph = next(live.repository.glob("code_shadow/*/model.onnx"))
     graph.write_bytes(graph.read_bytes()[:-9])
     start_anew()
-    assert served(live)[0] == old and not live.client.is_model_ready(rollout.SHADOW)
+    assert served(live)[0] == old and not live.client.is_model_ready(SHADOW)
     (line,) = said
     assert f"{graph}: damaged" in line and "rollout unshadow" in line and "\n" not in line and "At:" not in line
     rollout.unshadow(live.client, live.repository)
-    assert not (live.repository / rollout.SHADOW).exists()
+    assert not (live.repository / SHADOW).exists()
 
 
 def test_a_damaged_candidate_is_refused_before_anything_changes(
@@ -192,14 +193,14 @@ def test_a_candidate_that_the_server_cannot_load_is_taken_back(
     were.
     """
     graph = next(candidate.glob("code/*/model.onnx"))
-    old_hash = build.file_hash(graph)
+    old_hash = file_hash(graph)
     graph.write_bytes(b"not a graph")
     configuration = candidate / "code" / "config.pbtxt"
-    configuration.write_text(configuration.read_text().replace(old_hash, build.file_hash(graph)))
-    manifest = json.loads((candidate / build.MANIFEST).read_text())
+    configuration.write_text(configuration.read_text().replace(old_hash, file_hash(graph)))
+    manifest = json.loads((candidate / MANIFEST).read_text())
     for path in (graph, configuration):
-        manifest["files"][path.relative_to(candidate).as_posix()] = build.file_hash(path)
-    (candidate / build.MANIFEST).write_text(json.dumps(manifest))
+        manifest["files"][path.relative_to(candidate).as_posix()] = file_hash(path)
+    (candidate / MANIFEST).write_text(json.dumps(manifest))
     old = versions[0]
     before = build.build(None, "null", live.repository.with_name("null"))["model_version"]
     rollout.load(live.client, live.repository, live.repository.with_name("null"))
@@ -223,23 +224,21 @@ def test_a_candidate_that_the_server_cannot_load_is_taken_back(
         "folder": old,
         "previous": before,
     }
-    assert (served(live)[0], served(live, rollout.SHADOW)[0]) == (old, before)
+    assert (served(live)[0], served(live, SHADOW)[0]) == (old, before)
     assert [path.name for path in live.repository.parent.glob(".models*")] == []
 
 
-def test_a_server_that_is_away_changes_nothing(
-    live: Any, candidate: Path, versions: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_is_away_changes_nothing(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
     """Without an answer from the server the folders are put back, and one line says so."""
     live.server.stop(grace_s=15)
     where = ["--repository", str(live.repository), "--server", live.server.address]
     for action, says in (("load", "the folder is as before"), ("shadow", "nothing has changed")):
-        assert rollout.main([action, *where, "--new", str(candidate)]) == 1
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert says in line
-    assert rollout.main(["status", *where]) == 1
-    assert "is it running" in capsys.readouterr().err
-    assert build.check(live.repository)["model_version"] == versions[0]
+        done = CliRunner().invoke(rollout.app, [action, *where, "--new", str(candidate)])
+        (line,) = done.stderr.strip().splitlines()
+        assert done.exit_code == 1 and says in line
+    done = CliRunner().invoke(rollout.app, ["status", *where])
+    assert done.exit_code == 1 and "is it running" in done.stderr
+    assert check(live.repository)["model_version"] == versions[0]
     assert sorted(path.name for path in live.repository.iterdir()) == [
         "MANIFEST.json",
         "code",

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from triton_models import build, rollout
-from triton_models.build import BuildError
+from triton_models import rollout
+from triton_models.files import exchange
+from triton_models.repository import MANIFEST, SCHEMA, SHADOW, BuildError, file_hash, read_manifest
 from triton_models.rollout import RolloutError
 
 
@@ -50,22 +51,22 @@ class Client:
 
 
 def version_of(folder: Path) -> str:
-    return str(build.read_manifest(folder)["model_version"])
+    return str(read_manifest(folder)["model_version"])
 
 
 def repository(folder: Path, version: str) -> Path:
     (folder / "code").mkdir(parents=True)
     (folder / "code" / "config.pbtxt").write_text(f'name: "code"\n# {version}\n')
-    files = {"code/config.pbtxt": build.file_hash(folder / "code" / "config.pbtxt")}
+    files = {"code/config.pbtxt": file_hash(folder / "code" / "config.pbtxt")}
     manifest = {
-        "schema": build.SCHEMA,
+        "schema": SCHEMA,
         "model_version": version,
         "version_number": 1,
         "flavour": "null",
         "precision": "fp32",
         "code": "fused",
     }
-    (folder / build.MANIFEST).write_text(json.dumps(manifest | {"plans": None, "files": files}))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"plans": None, "files": files}))
     return folder
 
 
@@ -130,7 +131,7 @@ def test_an_interruption_puts_everything_back(live: Path, new: Path, action: str
     with pytest.raises(type(stop)):
         act[action]()
     assert state(live) == (OLD, OLDER)
-    assert client.version == OLD and not (live / rollout.SHADOW).exists()
+    assert client.version == OLD and not (live / SHADOW).exists()
 
 
 @pytest.mark.parametrize("exchanges", [1, 2])
@@ -138,15 +139,15 @@ def test_an_interruption_between_the_renames_is_undone(
     live: Path, new: Path, monkeypatch: pytest.MonkeyPatch, exchanges: int
 ) -> None:
     """Ctrl-C after the first or second rename of a load."""
-    real, calls = build.exchange, []
+    calls = []
 
-    def exchange(one: Path, other: Path) -> None:
-        real(one, other)
+    def interrupted(one: Path, other: Path) -> None:
+        exchange(one, other)
         calls.append(one)
         if len(calls) == exchanges:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "exchange", exchange)
+    monkeypatch.setattr(rollout, "exchange", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rollout.load(Client(live), live, new)
     assert state(live) == (OLD, OLDER)
@@ -159,7 +160,7 @@ def test_what_a_killed_load_left_is_put_back(live: Path, new: Path, *, swapped: 
     repository(work / "new", NEW)
     (work / rollout.WAS).write_text(str(live.stat().st_ino))
     if swapped:
-        build.exchange(work / "new", live)
+        exchange(work / "new", live)
     assert rollout.back(Client(live), live) == OLDER
     assert state(live) == (OLDER, OLD)
 
@@ -176,7 +177,7 @@ def test_two_roll_outs_at_once_are_refused(live: Path, new: Path) -> None:
 def test_a_shadow_whose_folder_is_gone_is_unloaded(live: Path) -> None:
     """The server still serves it, and is asked; without either there is none."""
     client = Client(live)
-    client.ready.add(rollout.SHADOW)
+    client.ready.add(SHADOW)
     rollout.unshadow(client, live)
     assert client.ready == {"code"}
     with pytest.raises(RolloutError, match="no shadow version"):
@@ -188,11 +189,11 @@ def test_a_shadow_from_another_folder_serves_on(live: Path, new: Path) -> None:
     new one.
     """
     client = Client(live)
-    client.ready.add(rollout.SHADOW)
+    client.ready.add(SHADOW)
     client.version = NEW  # the same version as the candidate's: its answers cannot tell the two apart
     with pytest.raises(RolloutError, match=r"not in this folder.*started on"):
         rollout.shadow(client, live, new)
-    assert rollout.SHADOW in client.ready and not (live / rollout.SHADOW).exists()
+    assert SHADOW in client.ready and not (live / SHADOW).exists()
 
 
 @pytest.mark.parametrize("action", ["load", "back", "shadow"])
@@ -209,8 +210,8 @@ def test_a_folder_that_is_no_repository_is_named(live: Path, new: Path, action: 
 def test_a_shadow_is_removed_without_a_server(live: Path) -> None:
     """A damaged one may be why none runs: its folder goes, the line says that the server was not told."""
     client = Client(live)
-    (live / rollout.SHADOW).mkdir()
+    (live / SHADOW).mkdir()
     client.away = InferenceServerException("failed to connect")
     with pytest.raises(RolloutError, match=r"code_shadow: removed.*failed to connect"):
         rollout.unshadow(client, live)
-    assert not (live / rollout.SHADOW).exists()
+    assert not (live / SHADOW).exists()

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from tests.triton_models.heads import predicted, tie_distance
 from triton_models import build, weights
+from triton_models.repository import BuildError, check, file_hash
 from triton_models.weights import WIDTH, Weights
 
 pytestmark = pytest.mark.integration
@@ -387,8 +388,8 @@ def test_another_version_of_the_models_code_stops_the_start(folder: Path, tmp_pa
     manifest = build.build(folder, "cpu", tmp_path / "models")
     code = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.py"
     code.write_text(code.read_text() + "\nLATER = True\n")
-    with pytest.raises(build.BuildError, match=r"model\.py: damaged or replaced"):
-        build.check(tmp_path / "models")
+    with pytest.raises(BuildError, match=r"model\.py: damaged or replaced"):
+        check(tmp_path / "models")
     said = [line for line in log_of_a_failed_start(tmp_path, serve) if str(code) in line]
     assert any("damaged or replaced" in line and "python -m triton_models.build" in line for line in said)
 
@@ -405,7 +406,7 @@ def test_a_graph_that_answers_nonsense_stops_the_start(
     """
     manifest = build.build(folder, "cpu", tmp_path / "models")
     path = tmp_path / "models" / "code" / str(manifest["version_number"]) / "model.onnx"
-    old, model = build.file_hash(path), onnx.load(path)
+    old, model = file_hash(path), onnx.load(path)
     if fault == "two heads":
         next(node for node in model.graph.node if node.name == "scores").input.pop()
         next(output for output in model.graph.output if output.name == "scores").type.tensor_type.shape.dim[
@@ -416,7 +417,7 @@ def test_a_graph_that_answers_nonsense_stops_the_start(
         intercept.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "svm.intercept"))
     onnx.save(model, path)
     configuration = tmp_path / "models" / "code" / "config.pbtxt"
-    configuration.write_text(configuration.read_text().replace(old, build.file_hash(path)))
+    configuration.write_text(configuration.read_text().replace(old, file_hash(path)))
     assert any(f"{path}: {says}" in line for line in log_of_a_failed_start(tmp_path, serve))
 
 

@@ -16,8 +16,10 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from triton_models import build, reference, verify, weights
+from triton_models.repository import MANIFEST, WEIGHTS_FOLDER, file_hash
 from triton_models.weights import Weights
 
 pytestmark = pytest.mark.slow
@@ -149,18 +151,18 @@ FAULTS = [
 
 def plant(repository: Path, name: str, fault: Callable[[onnx.ModelProto], None]) -> None:
     """Change a model's graph and make every hash agree again, as a faulty exporter would have."""
-    manifest: dict[str, Any] = json.loads((repository / build.MANIFEST).read_text())
+    manifest: dict[str, Any] = json.loads((repository / MANIFEST).read_text())
     path = repository / name / str(manifest["version_number"]) / "model.onnx"
-    old = build.file_hash(path)
+    old = file_hash(path)
     model = onnx.load(path)
     fault(model)
     onnx.checker.check_model(model)
     onnx.save(model, path)
     configuration = repository / name / "config.pbtxt"
-    configuration.write_text(configuration.read_text().replace(old, build.file_hash(path)))
+    configuration.write_text(configuration.read_text().replace(old, file_hash(path)))
     for changed in (path, configuration):
-        manifest["files"][changed.relative_to(repository).as_posix()] = build.file_hash(changed)
-    (repository / build.MANIFEST).write_text(json.dumps(manifest))
+        manifest["files"][changed.relative_to(repository).as_posix()] = file_hash(changed)
+    (repository / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -210,29 +212,24 @@ def test_rounding_of_float32_is_no_fault(tmp_path: Path) -> None:
         assert "embedding differs by" in row.past(verify.TOLERANCES["fp32"])
 
 
-def test_nothing_compared_is_no_success(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_compared_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where neither PyTorch nor ONNX Runtime is installed and no server named, the exit code is 1 and the line says
     what to do.
     """
     for name in ("torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert verify.main([str(repository)]) == 1
-    assert "NOTHING was compared" in capsys.readouterr().out
+    done = CliRunner().invoke(verify.app, [str(repository)])
+    assert done.exit_code == 1 and "NOTHING was compared" in done.stdout
 
 
-def test_a_served_graph_that_was_skipped_is_no_success(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_served_graph_that_was_skipped_is_no_success(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's agreement with float64 says nothing of the graph that is served: where ONNX Runtime is missing, the
     exit code is 1.
     """
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(reference, "images", lambda: IMAGES[:1])
-    assert verify.main([str(repository)]) == 1
-    said = capsys.readouterr().out
-    assert "PyTorch + scikit-learn" in said and "it was not run" in said
+    done = CliRunner().invoke(verify.app, [str(repository)])
+    assert done.exit_code == 1 and "PyTorch + scikit-learn" in done.stdout and "it was not run" in done.stdout
 
 
 def test_nan_does_not_pass() -> None:
@@ -245,12 +242,12 @@ def test_nan_does_not_pass() -> None:
 def test_other_weights_under_the_same_manifest_fail(repository: Path, folder: Path, tmp_path: Path) -> None:
     """Weights swapped behind the manifest's back are found by their version."""
     shutil.copytree(repository, tmp_path / "models")
-    kept = tmp_path / "models" / "code" / build.WEIGHTS_FOLDER
-    manifest = json.loads((tmp_path / "models" / build.MANIFEST).read_text())
+    kept = tmp_path / "models" / "code" / WEIGHTS_FOLDER
+    manifest = json.loads((tmp_path / "models" / MANIFEST).read_text())
     for name in (weights.ENCODER_FILE, weights.HEADS_FILE):
         shutil.copy(folder / name, kept / name)
-        manifest["files"][f"code/{build.WEIGHTS_FOLDER}/{name}"] = build.file_hash(kept / name)
-    (tmp_path / "models" / build.MANIFEST).write_text(json.dumps(manifest))
+        manifest["files"][f"code/{WEIGHTS_FOLDER}/{name}"] = file_hash(kept / name)
+    (tmp_path / "models" / MANIFEST).write_text(json.dumps(manifest))
     assert "NumPy float64, version of the weights" in failed(verify.verify(tmp_path / "models", images=IMAGES[:1]))
 
 
@@ -262,20 +259,19 @@ def test_reference_is_the_released_code(golden: Path, golden_weights: Weights) -
 
 
 def test_the_command_line_tells_right_from_wrong(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 0 with a table; exit 1 for a fault, and with one line for a damaged repository."""
     (tmp_path / "images").mkdir()
     for index, pixels in enumerate(IMAGES):
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    assert verify.main([str(repository), "--images", str(tmp_path / "images")]) == 0
-    assert "the same model in every form" in capsys.readouterr().out
+    done = CliRunner().invoke(verify.app, [str(repository), "--images", str(tmp_path / "images")])
+    assert done.exit_code == 0 and "the same model in every form" in done.stdout
     shutil.copytree(repository, tmp_path / "models")
     plant(tmp_path / "models", "code_heads", wrong_svm)
-    assert verify.main([str(tmp_path / "models"), "--images", str(tmp_path / "images")]) == 1
-    said = capsys.readouterr().out
-    assert "PAST THE TOLERANCE" in said
-    last = said.strip().splitlines()[-1]
+    done = CliRunner().invoke(verify.app, [str(tmp_path / "models"), "--images", str(tmp_path / "images")])
+    assert done.exit_code == 1 and "PAST THE TOLERANCE" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
     assert re.match(
         r"NOT the same model, do not serve this repository: ONNX graph code_heads: score differs by \S+, at "
         r"most 1\.0e-04, labels changed",
@@ -298,8 +294,9 @@ def test_the_command_line_tells_right_from_wrong(
             "0.png: no readable image (Image size (400000000 pixels) exceeds limit",
         ),
     ):
-        assert verify.main([str(argument) for argument in arguments]) == 1
-        (line,) = capsys.readouterr().err.strip().splitlines()
+        done = CliRunner().invoke(verify.app, [str(argument) for argument in arguments])
+        (line,) = done.stderr.strip().splitlines()
+        assert done.exit_code == 1
         assert says in line
 
 

@@ -17,7 +17,6 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,28 +25,18 @@ from typing import Any
 
 from rich.console import Console
 
+from train.data.d3_rows import GENERATORS, D3Rows
 from train.data.download import Downloader, DownloadLimits, may_pass
 from train.data.images import BadImage, DataError, read_header
-from train.data.records import Key, is_odd
+from train.data.records import Key
 from train.data.shards import MANIFEST, D3Record, index_shard, write_shard
-from train.hub import first_line, quiet_hub
 from train.progress import counting
+from triton_models.files import replacing
 
-__all__ = ["D3Rows", "DownloadLimits", "build_shards"]
+__all__ = ["DownloadLimits", "build_shards"]
 
-HUB_PREFIX = "hf://"
-GENERATORS = range(4)
 ROWS_AHEAD = 4  # times `concurrency`; a row with its four images is about 1 MB in memory
 _DETAILS = ("model", "width", "height", "num_inference_steps", "filepath")
-REQUIRED = (
-    "id",
-    "original_prompt",
-    "positive_prompt",
-    "negative_prompt",
-    "url",
-    *(f"image_gen{k}" for k in GENERATORS),
-    *(f"model_gen{k}" for k in GENERATORS),
-)
 DUPLICATE, UNREADABLE = "duplicate id", "generated image unreadable"  # failures of a row that are none of its download
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_CHARACTERS = 80  # with the longest ending below the 100 of a name in a tar
@@ -75,9 +64,9 @@ def build_shards(
     write = partial(_write_block, out, split, seen, limits, _Unanswered(limits.max_unanswered), console)
     for block, entry in enumerate(manifest["shards"]):
         if retry_failed and any(may_pass(failure["reason"]) for failure in _failures(out, entry["shard"])):
-            rows = D3Rows(source, split, _position(manifest, block))
+            again = D3Rows(source, split, _position(manifest, block))
             _reopen(out, block, entry["shard"])
-            manifest["shards"][block] = write(block, islice(rows, entry["rows"]), entry["rows"])
+            manifest["shards"][block] = write(block, islice(again, entry["rows"]), entry["rows"])
             _finish_block(out, block, manifest)
         seen.update(_ids(out, entry["shard"]))
     taken = sum(entry["rows"] for entry in manifest["shards"])
@@ -176,70 +165,6 @@ class _Unanswered:
             )
 
 
-class D3Rows:
-    """D3's rows, image columns as {"bytes", "path"}: streamed from the hub or local parquet, from where `position` says
-    (None = the first).
-
-    Raises DataError for a source that cannot be read or has another schema, also while rows are read.
-    """
-
-    def __init__(self, source: str, split: str = "train", position: Mapping[str, Any] | None = None) -> None:
-        import datasets  # noqa: PLC0415 - takes seconds, and folders need none of it
-
-        self._source, self._errors = (
-            source,
-            (OSError, ValueError, TypeError, NotImplementedError, datasets.exceptions.DatasetsError),
-        )
-        with self._clear():
-            if source.startswith(HUB_PREFIX):
-                stream = datasets.load_dataset(source.removeprefix(HUB_PREFIX), split=split, streaming=True)
-            else:
-                path = Path(source)
-                files = (
-                    sorted(str(file) for file in path.rglob("*.parquet"))
-                    if path.is_dir()
-                    else [str(path)]
-                    if path.is_file()
-                    else []
-                )
-                if odd := [file for file in files if is_odd(Path(file))]:
-                    raise DataError(f"{odd[0]} is no regular file: take it out of {source}")
-                if not files:
-                    raise DataError(f"{source} is neither hf://owner/name nor a parquet file nor a folder of them")
-                stream = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
-            columns = stream.column_names or list(next(iter(stream), {}))
-            if missing := [name for name in REQUIRED if name not in columns]:
-                raise DataError(
-                    f"{source}: columns {', '.join(missing)} are missing; expected the schema of elsaEU/ELSA_D3"
-                )
-            for name in [f"image_gen{k}" for k in GENERATORS]:
-                stream = stream.cast_column(name, datasets.Image(decode=False))
-            if position is not None:
-                stream.load_state_dict(dict(position))
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with self._clear():
-            yield from self._stream
-
-    def position(self) -> dict[str, Any]:
-        """Where the next row is, as JSON: a run that goes on from here reads none of the files before it again."""
-        return self._stream.state_dict()
-
-    @contextmanager
-    def _clear(self) -> Iterator[None]:
-        try:
-            with quiet_hub():
-                yield
-        except self._errors as error:
-            if isinstance(error, DataError):
-                raise
-            schema = (
-                "; expected the schema of elsaEU/ELSA_D3" if isinstance(error, TypeError | NotImplementedError) else ""
-            )  # Arrow's, of casts
-            raise DataError(f"{self._source}: {first_line(error)}{schema}") from error
-
-
 class _counted:  # noqa: N801 - used as a function
     """An iterator that knows how many it has given, and tells `advance`."""
 
@@ -329,9 +254,8 @@ def _stage(staging: Path, key: str, known: dict[str, str], result: bytes | str) 
                 "\n" + json.dumps({"id": key, "reason": result}) + "\n"
             )  # on a line of its own, also after one that was cut off
         return
-    partial = staging / f"{key}.partial"
-    partial.write_bytes(result)
-    partial.replace(staging / key)
+    with replacing(staging / key) as partial:
+        partial.write_bytes(result)
 
 
 def _read_failures(staging: Path) -> dict[str, str]:
@@ -345,9 +269,9 @@ def _fakes(row: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
     images: dict[str, bytes] = {}
     broken: list[str] = []
     for k in GENERATORS:
-        data = (row[f"image_gen{k}"] or {}).get("bytes")
+        data: bytes = (row[f"image_gen{k}"] or {}).get("bytes") or b""
         try:
-            read_header(data or b"")
+            read_header(data)
             images[f"gen_{k}"] = data
         except BadImage:
             broken.append(f"gen_{k}")
@@ -408,7 +332,6 @@ def _save_manifest(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         **{name: sum(entry[name] for entry in entries) for name in ("rows", "records", "images", "bytes")},
         "failures": dict(failures),
     }
-    partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(full, indent=2) + "\n")
-    partial.replace(out / MANIFEST)
+    with replacing(out / MANIFEST) as partial:
+        partial.write_text(json.dumps(full, indent=2) + "\n")
     return full

@@ -5,7 +5,7 @@
 
 A link that is dead or gives anything but a whole image is a reason in words, not an exception: a third of D3's links
 are gone. The loop runs in a thread of its own, so that one slow link holds up nobody. A name is looked up once and its
-address checked where it is connected to, as the worker does it (worker/clients/fetch_https.py); proxies of the
+address checked where it is connected to, as the worker does it (worker/addresses.py); proxies of the
 environment are not used.
 """
 
@@ -25,7 +25,7 @@ import httpcore
 import httpx
 
 from train.data.images import BadImage, decode_image
-from worker.clients.fetch_https import Resolve, forbidden, system_addresses
+from worker.addresses import Resolve, forbidden, system_addresses
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PASSING = (

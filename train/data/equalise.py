@@ -20,7 +20,9 @@ import numpy as np
 from PIL import Image
 
 from train.data.images import DataError, decode_image
-from train.data.records import FAKE, Labelled, held_out
+from train.data.records import Labelled, held_out
+from triton_models.files import replacing
+from triton_models.weights import FAKE
 
 UNFINISHED = ".unfinished.json"  # what a destination was begun with, until it is whole
 SIDE_PX = (224, 353)
@@ -61,23 +63,13 @@ def equalise_folder(
     train/data/records.py knows the cuts of one by it. Raises DataError for a name in `unseen` that the images do not
     have, and for a destination begun otherwise.
     """
-    unknown = set(unseen) - {image.generator for image in images}
-    if unknown:
-        raise DataError(
-            f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)"
-        )
-    asked = {
-        "images": hashlib.sha256(
-            "".join(sorted(f"{image.id} {image.label} {image.generator}\n" for image in images)).encode()
-        ).hexdigest(),
-        "fractions": [held_out_fraction, validation_fraction],
-        "numbers": [max_per_generator, copies, *side_px, seed],
-        "unseen": sorted(unseen),
-    }
-    begun = destination / UNFINISHED
-    if begun.exists() and begun.read_text() != json.dumps(asked):
-        raise DataError(f"{destination} was begun with other images or options: give the same, or name a new folder")
-    _write(begun, json.dumps(asked).encode())
+    begun = _begin(
+        images,
+        destination,
+        unseen=unseen,
+        fractions=[held_out_fraction, validation_fraction],
+        numbers=[max_per_generator, copies, *side_px, seed],
+    )
     counts: Counter[str] = Counter()
     of_generator: Counter[tuple[int, str]] = Counter()
     for image in sorted(images, key=lambda entry: entry.id):
@@ -111,9 +103,36 @@ def equalise_folder(
     return dict(counts)
 
 
+def _begin(
+    images: list[Labelled],
+    destination: Path,
+    *,
+    unseen: Collection[str],
+    fractions: list[float],
+    numbers: list[int],
+) -> Path:
+    """Note what the destination is begun with, in the file that is returned. Raises DataError as equalise_folder."""
+    unknown = set(unseen) - {image.generator for image in images}
+    if unknown:
+        raise DataError(
+            f"no images of {', '.join(sorted(unknown))}: the names are the folders below fake/ (and below real/)"
+        )
+    asked = {
+        "images": hashlib.sha256(
+            "".join(sorted(f"{image.id} {image.label} {image.generator}\n" for image in images)).encode()
+        ).hexdigest(),
+        "fractions": fractions,
+        "numbers": numbers,
+        "unseen": sorted(unseen),
+    }
+    begun = destination / UNFINISHED
+    if begun.exists() and begun.read_text() != json.dumps(asked):
+        raise DataError(f"{destination} was begun with other images or options: give the same, or name a new folder")
+    _write(begun, json.dumps(asked).encode())
+    return begun
+
+
 def _write(path: Path, data: bytes) -> None:
     """All of `data` or nothing: what stands there is not made again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(data)

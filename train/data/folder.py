@@ -18,8 +18,9 @@ import numpy as np
 from rich.console import Console
 
 from train.data.images import BadImage, DataError, decode_image
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd, photograph, shuffled
+from train.data.records import Key, Labelled, Pair, Problem, held_out, is_odd, photograph, shuffled
 from train.progress import counting
+from triton_models.weights import FAKE, REAL
 
 # Files that accompany images; everything else that is no image is named.
 SIDECARS = frozenset({".txt", ".json", ".csv", ".md", ".jsonl", ".html"})

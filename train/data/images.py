@@ -69,8 +69,8 @@ def decode_pixels(data: bytes) -> np.ndarray:
     Raises BadImage.
     """
     with _opened(data) as image:
-        plain = image.format in _DECODERS and image.mode == "RGB" and not getattr(image, "is_animated", False)
-        decoder = _DECODERS[image.format] if plain else None
+        plain = image.mode == "RGB" and not getattr(image, "is_animated", False)
+        decoder = _DECODERS.get(image.format or "") if plain else None
     if decoder is not None:
         try:
             pixels = decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8))

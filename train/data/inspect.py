@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 
 from train.data.images import BadImage, decode_image, read_header
-from train.data.records import FAKE, Labelled
+from train.data.records import Labelled
 from train.progress import counting
+from triton_models.weights import FAKE
 
 SIZE_STEPS = (0, 128, 256, 384, 512, 768, 1024)
 LOUD = 0.3  # Cramer's V from which a property is called a shortcut

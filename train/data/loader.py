@@ -226,17 +226,15 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
 def _in_one_line(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
-    except (
-        DataError
-    ) as error:  # of a data process: its message is the whole traceback there, which ends with what was said
-        raise DataError(
-            str(error).rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2].strip()
-        ) from error
+    except DataError as error:
+        # Of a data process: its message is the whole traceback there, which ends with what was said.
+        said = str(error).rpartition(f"{DataError.__module__}.{DataError.__qualname__}: ")[2]
+        raise DataError(said.strip()) from error
 
 
 def _made_ahead(drawn: Iterator[DrawnBatch], device: torch.device) -> Iterator[Batch]:
     """The views of each batch, made by a thread on a stream of its own while the caller works with the batch before."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def make_next() -> Batch | None:
         batch = next(drawn, None)

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from train.data.folder import FolderSource, scan_folder
 from train.data.images import DataError
-from train.data.records import FAKE, REAL, Labelled, Source
+from train.data.records import Labelled, Source
 from train.data.shards import ShardSource, open_shards
+from triton_models.weights import FAKE, REAL
 
 SHOWN = 20
 

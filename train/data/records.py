@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-REAL, FAKE = 0, 1
+from triton_models.weights import FAKE, REAL
+
 _CUT = re.compile(
     r"([0-9a-f]{16})-[0-9]+\.jpg"
 )  # how `data equalise` names the cuts of an image: 16 digits of its SHA-256, and a number

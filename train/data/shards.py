@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from train.data.images import EXTENSIONS, BadImage, DataError, read_header
-from train.data.records import FAKE, REAL, Key, Labelled, Pair, Problem, held_out, is_odd
+from train.data.records import Key, Labelled, Pair, Problem, held_out, is_odd
+from triton_models.files import replacing
+from triton_models.weights import FAKE, REAL
 
 MANIFEST = "manifest.json"
 HEAD_BYTES = 65536  # has the header of nearly every image
@@ -48,14 +50,14 @@ class D3Record:
 
 def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[str, Any]:
     """Write shard `number` with its index, atomically; returns its manifest entry."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"shard-{number:06d}.tar"
-    partial = path.with_suffix(".tar.partial")
+    for leftover in folder.glob(f".{path.name}.*"):
+        leftover.unlink()  # of a build that was killed
     ids: list[str] = []
     offsets: list[list[int]] = []
     sizes: list[list[int]] = []
     sides_px: list[list[int]] = []
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with replacing(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
             row_offsets, row_sizes, row_sides = ([0] * len(SLOTS) for _ in range(3))
             for slot, data in record.images.items():
@@ -71,7 +73,6 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
             offsets.append(row_offsets)
             sizes.append(row_sizes)
             sides_px.append(row_sides)
-    partial.replace(path)
     _save_index(
         path, ids, offsets, sizes, sides_px
     )  # last: an index older than its shard is made anew, a newer one is believed
@@ -104,18 +105,15 @@ def _index_path(shard: Path) -> Path:
 def _save_index(
     shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]
 ) -> None:
-    buffer = io.BytesIO()
     shape = (-1, len(SLOTS))
-    np.savez_compressed(
-        buffer,
-        ids=np.array(ids, dtype=np.str_),
-        offsets=np.array(offsets, dtype=np.int64).reshape(shape),
-        sizes=np.array(sizes, dtype=np.int64).reshape(shape),
-        sides_px=np.array(sides_px, dtype=np.int64).reshape(shape),
-    )
-    partial = shard.with_suffix(".index.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(_index_path(shard))
+    with replacing(_index_path(shard)) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            ids=np.array(ids, dtype=np.str_),
+            offsets=np.array(offsets, dtype=np.int64).reshape(shape),
+            sizes=np.array(sizes, dtype=np.int64).reshape(shape),
+            sides_px=np.array(sides_px, dtype=np.int64).reshape(shape),
+        )
 
 
 def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -228,7 +226,8 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
 
     Raises DataError if there is none or nothing in them can be paired.
     """
-    odd, paths = [], []
+    odd: list[Path] = []
+    paths: list[Path] = []
     for path in sorted(Path(folder).glob("*.tar")):
         (odd if is_odd(path) else paths).append(path)
     if not paths:

@@ -25,7 +25,8 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     frequency[0, 0] = 1 / size
     spectrum = np.fft.rfft2(rng.normal(size=(3, size, size))) / frequency
     field = np.fft.irfft2(spectrum, s=(size, size)).transpose(1, 2, 0)
-    return 127 + 45 * (field - field.mean()) / field.std() + rng.normal(0, 4, (size, size, 3))
+    made: np.ndarray = 127 + 45 * (field - field.mean()) / field.std() + rng.normal(0, 4, (size, size, 3))
+    return made
 
 
 def upsampled(image: np.ndarray) -> np.ndarray:

@@ -53,7 +53,8 @@ def interpolate(
     # The kernel is fast for whole channels-last batches only: contiguous, and the batch's axis added before the
     # permutation.
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
-    return _RESIZERS[resample](tensor, [height, width], False)[0].permute(1, 2, 0).numpy()
+    resized: np.ndarray = _RESIZERS[resample](tensor, [height, width], False)[0].permute(1, 2, 0).numpy()
+    return resized
 
 
 def resized_crop(pixels: np.ndarray, top: int, left: int, height: int, width: int, size: int = 224) -> np.ndarray:
@@ -150,7 +151,7 @@ def encoding_quality(pixels: np.ndarray, quality: int = 50) -> np.ndarray:
     )
     if not done:
         raise ValueError(f"JPEG of {pixels.shape[1]}x{pixels.shape[0]} at quality {quality} failed")
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
 
 
 def grayscale(pixels: np.ndarray, mode: str = "luminosity") -> np.ndarray:
@@ -178,19 +179,16 @@ def overlay_stripes(
     line_type: str = "solid",
 ) -> np.ndarray:
     if line_type != "solid" or line_opacity != 1.0 or line_angle != 0:
-        style = {
-            "line_angle": line_angle,
-            "line_opacity": line_opacity,
-            "line_density": line_density,
-            "line_type": line_type,
-        }
-        return np.array(
-            ops.overlay_stripes(Image.fromarray(pixels), line_width=line_width, line_color=line_color, **style)
+        striped = ops.overlay_stripes(
+            Image.fromarray(pixels), line_width, line_angle, line_color, line_opacity, line_density, line_type
         )
+        return np.array(striped)
     height, width = pixels.shape[:2]
     painted = pixels.reshape(height, -1).copy()
     # Horizontal stripes are whole rows: the mask is the same in every column.
-    painted[ops.stripe_mask(width, height, line_width, 0, line_density)[:, 0]] = np.tile(np.uint8(line_color), width)
+    painted[ops.stripe_mask(width, height, line_width, 0, line_density)[:, 0]] = np.tile(
+        np.array(line_color, np.uint8), width
+    )
     return painted.reshape(height, width, 3)
 
 

@@ -28,9 +28,10 @@ import random
 import time
 from collections.abc import Callable
 
+from worker.addresses import Resolve, system_addresses
 from worker.clients.fetch_body import Broken, collect_up_to
 from worker.clients.fetch_file import read_file
-from worker.clients.fetch_https import HttpsSource, Resolve, system_addresses
+from worker.clients.fetch_https import HttpsSource
 from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import FileTarget, HttpsTarget, Rules, Target
 from worker.contract import ImageReference

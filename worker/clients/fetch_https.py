@@ -11,7 +11,6 @@ Use:  source = HttpsSource(settings, rules, clock, system_addresses); source.rea
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 import threading
@@ -21,57 +20,17 @@ from typing import Any
 import httpcore
 import httpx
 
+from worker.addresses import Resolve, forbidden
 from worker.clients.fetch_body import Broken, Collect
 from worker.clients.fetch_uri import HttpsTarget, Rules, host_port
 from worker.errors import Rejected, RejectReason, SettingsError, Unavailable
 from worker.settings import ReferenceSettings, variable
-
-Resolve = Callable[[str, int], list[str]]
-"""(host, port) -> addresses as text, best first. Raises socket.gaierror."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 502, 503, 504)
 _TRY_AGAIN = (408, 425)
 _IDLE_SECONDS = 15.0
 _HEADERS = [(b"User-Agent", b"assay-worker"), (b"Accept", b"image/*, */*;q=0.5"), (b"Accept-Encoding", b"identity")]
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-# Global by Python's tables or by their age, not by the registries of special-purpose addresses (RFC 6890).
-_SPECIAL_V4 = [ipaddress.IPv4Network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "240.0.0.0/4")]
-_SPECIAL_V6 = [ipaddress.IPv6Network(net) for net in ("2001::/23", "2001:db8::/32", "3fff::/20")]
-
-
-def system_addresses(host: str, port: int) -> list[str]:
-    """The addresses of `host` by the system's resolver, whose own time-outs bound the call."""
-    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-def forbidden(address: str, *, allow_private: bool = False) -> str | None:
-    """Why `address` may not be connected to, or None. Embedded IPv4 addresses (mapped, 6to4, NAT64) count as
-    themselves.
-    """
-    try:
-        parsed: _Address = ipaddress.ip_address(address)
-    except ValueError:
-        return "no address"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        embedded = parsed.ipv4_mapped or parsed.sixtofour
-        if embedded is None and parsed in _NAT64:
-            embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        parsed = parsed if embedded is None else embedded
-    if parsed.is_unspecified or parsed.is_multicast:
-        return "unspecified" if parsed.is_unspecified else "multicast"
-    if allow_private:
-        return None
-    if parsed.is_loopback or parsed.is_link_local:
-        return "loopback" if parsed.is_loopback else "link-local"
-    if isinstance(parsed, ipaddress.IPv4Address):
-        public = parsed.is_global and not any(parsed in net for net in _SPECIAL_V4)
-    else:
-        public = parsed in _GLOBAL_UNICAST and parsed.is_global and not any(parsed in net for net in _SPECIAL_V6)
-    return None if public else "private or reserved"
 
 
 class _Exchange(threading.local):

@@ -19,7 +19,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from train.data import d3, download
-from train.data.d3 import D3Rows, build_shards
+from train.data.d3 import build_shards
+from train.data.d3_rows import D3Rows
 from train.data.download import Downloader, DownloadLimits
 from train.data.images import DataError
 from train.data.shards import open_shards

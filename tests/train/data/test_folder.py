@@ -11,8 +11,9 @@ from rich.console import Console
 from train.data.folder import scan_folder
 from train.data.images import BadImage, DataError, decode_image, read_header
 from train.data.open import open_source
-from train.data.records import FAKE, REAL, limit_per_class
+from train.data.records import limit_per_class
 from train.data.synthetic import write_synthetic_folder
+from triton_models.weights import FAKE, REAL
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""What `evaluate` measures: a weights folder, or a backbone with heads fitted on images that are given; and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from train.data.images import DataError
+from train.data.open import both_classes, open_source
+from train.embed import Passes
+from train.evaluate import Options, evaluate
+from train.fit_heads import fit_heads
+from train.heads import Heads
+from train.model import Backbone, code_backbone, timm_backbone
+from train.recipe import HeadFit
+from triton_models import weights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Either `weights`, a folder; or `backbone` (timm:NAME, `pretrained` or not) with heads fitted on `fit_on`."""
+
+    weights: Path | None = None
+    backbone: str | None = None
+    fit_on: Path | None = None
+    pretrained: bool = True
+
+    def check(self) -> None:
+        """Raises DataError unless it is one of the two."""
+        if (self.weights is None) == (self.backbone is None):
+            raise DataError("give either --weights DIR or --backbone timm:NAME")
+        if self.backbone is not None and (self.fit_on is None or not self.backbone.startswith("timm:")):
+            raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
+
+
+def measure(
+    subject: Subject,
+    data: Path,
+    out: Path,
+    options: Options,
+    *,
+    say: Callable[[str], object] = str,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate `subject` on the images in `data`, into the folder `out`; returns what results.json holds.
+
+    Everything that the caller may have got wrong is told before the work of hours: raises DataError, WeightsError.
+    """
+    subject.check()
+    if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
+        raise DataError(f"--out {out} is no folder, or lies in none: name a folder")
+    if subject.weights is not None:
+        body, heads = code_backbone(subject.weights), Heads.load(subject.weights)
+        about = {"weights": str(subject.weights), "model version": weights.load(subject.weights).version}
+    else:
+        body, heads, about = _backbone(subject, say), None, {"heads fitted on": str(subject.fit_on)}
+    source = open_source(data, console=console)
+    images = both_classes(source, data)
+    if heads is None:
+        assert subject.fit_on is not None  # see Subject.check
+        known = both_classes(open_source(subject.fit_on, console=console), subject.fit_on)
+        heads, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=say, console=console)
+    about["data"] = str(data)
+    try:
+        return evaluate(body, heads, images, out, options, left_out=source.left_out, about=about, console=console)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _backbone(subject: Subject, say: Callable[[str], object]) -> Backbone:
+    pretrained = subject.pretrained
+    say(
+        f"loading {subject.backbone}"
+        + (" with its weights (from the hub unless they are here)" if pretrained else ", untrained")
+    )
+    return timm_backbone(str(subject.backbone).removeprefix("timm:"), pretrained=pretrained)
