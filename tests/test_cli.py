@@ -193,6 +193,14 @@ def test_check_refuses_what_run_would_refuse(more: list[str], tmp_path: Path) ->
     assert invoke("check", *more, ASSAY_POLICY__PATH=str(policy)).code == 2
 
 
+def test_a_wrong_policy_is_told_with_the_rest(tmp_path: Path) -> None:
+    """The policy file is a setting too: its problems come at once with the others."""
+    done = invoke("query", "a", ASSAY_POLICY__PATH=str(tmp_path / "none.toml"), ASSAY_HTTP__PORT="x")
+    assert done.code == 2
+    starts = [problem.split("=")[0] for problem in done.stderr.splitlines()]
+    assert starts == ["ASSAY_HTTP__PORT", "ASSAY_POLICY__PATH"]
+
+
 def test_check_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as a table: what was found, and the setting to change."""
     findings = [

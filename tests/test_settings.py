@@ -83,14 +83,6 @@ def test_an_address_that_leads_nowhere_is_named(name: str, value: str) -> None:
     assert problem.startswith(name)
 
 
-def test_a_wrong_policy_is_told_with_the_rest(tmp_path: Path) -> None:
-    """The policy file is a setting too: its problems come at once with the others where it is asked for."""
-    environ = {"ASSAY_POLICY__PATH": str(tmp_path / "none.toml"), "ASSAY_HTTP__PORT": "x"}
-    with pytest.raises(SettingsError) as caught:
-        load(None, environ, with_policy=True)
-    assert [problem.split("=")[0] for problem in caught.value.problems] == ["ASSAY_HTTP__PORT", "ASSAY_POLICY__PATH"]
-
-
 def test_lists_are_comma_separated_or_toml_arrays(tmp_path: Path) -> None:
     """Spaces around commas do not matter."""
     assert load(None, {"ASSAY_KAFKA__BOOTSTRAP_SERVERS": "a:9092, b:9092 ,"}).kafka.bootstrap_servers == [
@@ -254,8 +246,11 @@ def test_settings_cannot_be_changed_later() -> None:
 def test_chosen_tells_what_was_set(tmp_path: Path) -> None:
     """Commands look for a local stack only where no address was set."""
     path = toml(tmp_path, "[http]\nport = 1\n")
-    assert chosen(path, {"ASSAY_REDIS__URL": "redis://h"}) == {("http", "port"), ("redis", "url")}
-    assert chosen(None, {}) == set()
+    assert chosen(path, {"ASSAY_REDIS__URL": "redis://h"}) == {
+        ("http", "port"): 1,
+        ("redis", "url"): "redis://h",
+    }
+    assert chosen(None, {}) == {}
 
 
 @given(

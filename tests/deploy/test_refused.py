@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from deploy.helm import generate
 from tests.deploy import chart
 from worker import settings
+from worker.cli.settings import load_with_policy
 from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import Rules
 from worker.clients.triton import CROP_BYTES
@@ -39,7 +40,7 @@ def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
     if policy := values.get("policy"):
         (root / "policy.toml").write_text(policy["toml"])
         environ["ASSAY_POLICY__PATH"] = str(root / "policy.toml")
-    found = settings.load(environ=environ, with_policy=True)
+    found = load_with_policy(None, environ)
     Rules(found.references)
     if "s3" in found.references.schemes:
         S3Source(found.references, time.monotonic)

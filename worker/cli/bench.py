@@ -8,7 +8,7 @@ import typer
 
 from worker import settings as settings_module
 from worker.cli.command import AsJson, Config, command
-from worker.cli.stack_settings import load_settings
+from worker.cli.settings import load_settings
 
 
 @command(

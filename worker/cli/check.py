@@ -8,7 +8,7 @@ from dataclasses import asdict
 import typer
 
 from worker.cli.command import EXIT_UNAVAILABLE, AsJson, Config, command
-from worker.cli.stack_settings import load_settings
+from worker.cli.settings import load_settings
 from worker.terminal import out, print_json
 
 

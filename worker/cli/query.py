@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.command import AsJson, Config, command
-from worker.cli.stack_settings import load_settings
+from worker.cli.settings import load_settings
 from worker.terminal import out, print_json
 
 

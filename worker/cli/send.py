@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.command import EXIT_FAILED, AsJson, Config, command
-from worker.cli.stack_settings import load_settings
+from worker.cli.settings import load_settings
 
 
 @command(

@@ -19,13 +19,11 @@ from worker.settings.schema import PREFIX, Settings, fields, is_secret, variable
 from worker.settings.types import BROKEN_RULE
 
 
-def load(
-    config: Path | None = None, environ: Mapping[str, str] | None = None, *, with_policy: bool = False
-) -> Settings:
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment, the TOML file `config` and the defaults, in that order.
 
     Raises SettingsError with every problem at once, one line each, naming the variable (or the file's key), the value
-    (never a secret's) and what is expected; `with_policy`: those of the policy file too.
+    (never a secret's) and what is expected.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
@@ -39,34 +37,18 @@ def load(
         settings = Settings(**values)
     except ValidationError as error:
         problems += _describe(error, values, origin)
-    if with_policy:
-        problems += _policy_problems(values)
     if problems or settings is None:
         raise SettingsError(problems)
     return settings
 
 
-def _policy_problems(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the policy file, so that it is told together with the rest."""
-    from worker.policy import load_policy  # noqa: PLC0415  # it needs nothing of this module, and this one it only here
-
-    problems: list[str] = []
-    for field in ("path", "shadow_path"):
-        if path := values.get("policy", {}).get(field):
-            try:
-                load_policy(Path(path), variable("policy", field))
-            except SettingsError as error:
-                problems += error.problems
-    return problems
-
-
-def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None) -> set[tuple[str, str]]:
-    """(group, field) of every setting that the environment or the file sets."""
+def chosen(config: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[tuple[str, str], Any]:
+    """What the environment or the file sets, unchecked: values by group and field."""
     values: dict[str, dict[str, Any]] = {}
     if config is not None:
         _read_file(config, values, {}, [])
     _read_environment(os.environ if environ is None else environ, values, {}, [])
-    return {(group, name) for group, names in values.items() for name in names}
+    return {(group, name): value for group, names in values.items() for name, value in names.items()}
 
 
 def _read_file(
