@@ -30,13 +30,12 @@ def _header_schema(
     return {"type": "object", "properties": properties} | ({"required": required} if required else {})
 
 
-def asyncapi() -> dict[str, Any]:
-    """The topics as an AsyncAPI 3.0 document."""
-    kafka = KafkaSettings()
+def _messages() -> dict[str, Any]:
+    """What travels on the topics, by name."""
     cloud_events = ["ce_id", "ce_source", "ce_type", "ce_specversion", "ce_time"]
     image_bytes = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"}
     rejection_names = sorted(REJECTION_HEADERS - {"reject_reason"})
-    messages = {
+    return {
         "image": {
             "title": "An encoded image",
             "contentType": "image/*",
@@ -75,6 +74,11 @@ def asyncapi() -> dict[str, Any]:
             "payload": {},
         },
     }
+
+
+def asyncapi() -> dict[str, Any]:
+    """The topics as an AsyncAPI 3.0 document."""
+    kafka = KafkaSettings()
     channels = {
         "incoming": (kafka.incoming_topic, ["image", "imageReference"], "Images to judge; the key is optional."),
         "verdicts": (kafka.verdicts_topic, ["verdict"], "One record for each verdict, keyed by image id."),
@@ -102,7 +106,7 @@ def asyncapi() -> dict[str, Any]:
             "reject": {"action": "send", "channel": {"$ref": "#/channels/rejected"}},
         },
         "components": {
-            "messages": messages,
+            "messages": _messages(),
             "schemas": {"verdict": _inlined(json_schema(Verdict)), "reference": json_schema(ImageReference)},
         },
     }

@@ -63,8 +63,21 @@ class Metrics:
     def __init__(self, *, certificates: Sequence[Path] = ()) -> None:
         self.registry = CollectorRegistry()
         self.docs: list[MetricDoc] = []
+        self._outcomes()
+        self._cache()
+        self._batches()
+        self._flow()
+        self._consumer()
+        self._dependencies()
+        self._shadow()
+        self._running()
+        self._expect_labels()
+        self.docs.append(_CertificateExpiry.DOC)
+        self.registry.register(_CertificateExpiry(certificates))
+        ProcessCollector(registry=self.registry)  # process_*: memory, CPU, descriptors, under their usual names
 
-        # What came in and what became of it.
+    def _outcomes(self) -> None:
+        """What came in and what became of it."""
         self.records_consumed = self._counter(
             "records_consumed", "Records taken from the incoming topic.", unit="records"
         )
@@ -88,7 +101,8 @@ class Metrics:
             labels=("head",),
         )
 
-        # Cache and coalescing.
+    def _cache(self) -> None:
+        """Cache and coalescing."""
         self.cache_lookups = self._counter(
             "cache_lookups", "Look-ups of an image hash, result hit or miss.", unit="look-ups", labels=("result",)
         )
@@ -98,7 +112,8 @@ class Metrics:
             unit="items",
         )
 
-        # Batches and time.
+    def _batches(self) -> None:
+        """Batches and time."""
         self.batch_items = self._histogram(
             "batch_items", "Images in a batch handed to decoding.", unit="images", buckets=_ITEMS_BUCKETS
         )
@@ -119,7 +134,8 @@ class Metrics:
             unit="seconds",
         )
 
-        # Flow: what is under way, and back-pressure.
+    def _flow(self) -> None:
+        """What is under way, and back-pressure."""
         self.flow_items = self._gauge("flow_items", "Records in work.", unit="records")
         self.flow_items_limit = self._gauge(
             "flow_items_limit", "Records in work at which consumption pauses.", unit="records"
@@ -136,7 +152,8 @@ class Metrics:
             labels=("cause",),
         )
 
-        # Kafka consumer.
+    def _consumer(self) -> None:
+        """The Kafka consumer."""
         self.consumer_lag = self._gauge(
             "consumer_lag_records",
             "Records between the committed offset and the end of the partition.",
@@ -152,7 +169,8 @@ class Metrics:
             "commit_failures", "Offset commits refused or timed out; the next one covers them.", unit="commits"
         )
 
-        # Dependencies.
+    def _dependencies(self) -> None:
+        """The servers and storages, and the calls to them."""
         self.dependency_up = self._gauge(
             "dependency_up", "1 while Kafka, Redis and Triton answer the probe.", unit="1", labels=("dependency",)
         )
@@ -179,7 +197,8 @@ class Metrics:
             "fetched_bytes", "Size of the images fetched by reference.", unit="bytes", labels=("scheme",)
         )
 
-        # Shadow model: a second version on a sample of the traffic.
+    def _shadow(self) -> None:
+        """The shadow model: a second version on a sample of the traffic."""
         self.shadow_images = self._counter(
             "shadow_images",
             "Images sampled for the shadow model, outcome compared, dropped (it is behind) or failed.",
@@ -203,7 +222,8 @@ class Metrics:
             "shadow_model_info", "1 for the shadow model.", unit="1", labels=("name", "version")
         )
 
-        # What runs.
+    def _running(self) -> None:
+        """What runs."""
         self.model_info = self._gauge("model_info", "1 for the model in use.", unit="1", labels=("name", "version"))
         self.policy_info = self._gauge("policy_info", "1 for the policy in use.", unit="1", labels=("name", "version"))
         self.policy_reload_failed = self._gauge(
@@ -245,11 +265,6 @@ class Metrics:
         self.build_info = self._gauge(
             "build_info", "1; the worker's version and its Python.", unit="1", labels=("version", "python")
         )
-
-        self._expect_labels()
-        self.docs.append(_CertificateExpiry.DOC)
-        self.registry.register(_CertificateExpiry(certificates))
-        ProcessCollector(registry=self.registry)  # process_*: memory, CPU, descriptors, under their usual names
 
     def model(self, name: str, version: str) -> None:
         """The model in use, in place of the one before."""
