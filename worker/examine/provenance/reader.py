@@ -1,0 +1,73 @@
+"""Encoded bytes, and the crop's pixels -> Evidence. Made once in a process; it reads nothing but its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.evidence import C2pa, Evidence, FileMetadata, Watermark, declare
+from worker.examine.provenance import aigc, exif, tools, watermark, xmp
+from worker.examine.provenance.manifest import ManifestReader
+from worker.examine.provenance.marks import MAX_MARK_BYTES, Marks, find_marks
+
+# Raised by whoever changes what is found in the same bytes: evidence cached by another number is read anew.
+READER = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Decoded pixels of a part of the image: uint8 [H, W, 3] RGB, unscaled, from (`left_px`, `top_px`) on."""
+
+    pixels: watermark.Pixels
+    left_px: int
+    top_px: int
+    image_width: int
+    image_height: int
+
+
+class ProvenanceReader:
+    """Reads what a file says about its origin. Stateless but for the trust list; one thread at a time."""
+
+    def __init__(self, anchors_pem: str | None) -> None:
+        self._manifests = ManifestReader(anchors_pem)
+
+    def read(self, data: bytes, image_format: str, crop: Crop | None = None) -> Evidence:
+        """The evidence in `data`, without neighbours. Raises nothing for what the file holds but MemoryError."""
+        c2pa, metadata = C2pa(), FileMetadata()
+        marks = find_marks(data, image_format)
+        if marks:
+            metadata = _metadata(marks)
+            if marks.c2pa:
+                c2pa = self._manifests.read(data, image_format)
+        found = _watermark(crop) if crop is not None else None
+        return Evidence(declared=declare(c2pa, metadata, found), c2pa=c2pa, metadata=metadata, watermark=found)
+
+
+def reader_version(anchors_pem: str | None) -> str:
+    """12 hex digits: which reader, and which trust list. Evidence of another version is not used again."""
+    anchors = "".join((anchors_pem or "").split())
+    return hashlib.sha256(f"{READER}\n{anchors}".encode()).hexdigest()[:12]
+
+
+def _metadata(marks: Marks) -> FileMetadata:
+    exif_texts = exif.texts(marks.exif, MAX_MARK_BYTES) if marks.exif else {}
+    properties = xmp.properties(marks.xmp) if marks.xmp else {}
+    source_type = properties.get("source_type")
+    return FileMetadata(
+        tool=tools.recognise(marks.texts, exif_texts, properties),
+        source_type=xmp.last_segment(source_type) if source_type else None,
+        aigc=aigc.label(_aigc_texts(marks, exif_texts, properties)),
+    )
+
+
+def _aigc_texts(marks: Marks, exif_texts: Mapping[int, str], properties: Mapping[str, str]) -> list[str]:
+    """Where the label may stand; of texts of any meaning only those that name it."""
+    texts = [properties["aigc"]] if "aigc" in properties else []
+    texts += [text for keyword, text in marks.texts if keyword == "AIGC"]
+    texts += [text for _, text in marks.texts if text.lstrip().startswith('{"AIGC"')]
+    return texts + [text for text in exif_texts.values() if '"AIGC"' in text]
+
+
+def _watermark(crop: Crop) -> Watermark | None:
+    return watermark.find(crop.pixels, crop.left_px, crop.top_px, crop.image_width, crop.image_height)
