@@ -12,6 +12,7 @@ from rich.table import Table
 
 from worker.bench import memory, throughput
 from worker.bench.decode import measure_decode
+from worker.bench.policy import measure_policy
 from worker.settings import Settings
 from worker.terminal import err, out, print_json
 
@@ -28,7 +29,7 @@ def run(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure `what` (throughput, memory or decode) and print it. Raises Unavailable where a server does not answer."""
+    """Measure `what` (one of the command's choices) and print it. Raises Unavailable where a server does not answer."""
     document: dict[str, Any]
     machine = {"cores": os.cpu_count()}
     if what == "throughput":
@@ -40,6 +41,8 @@ def run(
     elif what == "memory":
         result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=err.say)
         document = {**asdict(result), "within_bound": result.within}
+    elif what == "policy":
+        document = measure_policy()
     else:
         document = measure_decode()
     if as_json:

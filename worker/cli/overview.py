@@ -19,6 +19,8 @@ COMMANDS = (
     ("send PATH… --wait", "publish images and watch their verdicts"),
     ("query ID", "the stored verdict of an image"),
     ("replay", "put rejected images back, once mended"),
+    ("policy check FILE", "what a policy means, and what is wrong with it"),
+    ("policy backtest FILE", "what it would have decided of what is stored"),
     ("bench", "how fast, and how much of it is the model"),
     ("schema", "the schemas of what is published"),
 )

@@ -39,11 +39,13 @@ def load_with_policy(config: Path | None, environ: Mapping[str, str]) -> Setting
         settings = settings_module.load(config, environ)
     except SettingsError as error:
         problems += error.problems
-    path = chosen(config, environ).get(("policy", "path"))
-    try:
-        load_policy(Path(path) if path else None, variable("policy", "path"))
-    except SettingsError as error:
-        problems += error.problems
+    given = chosen(config, environ)
+    for field in ("path", "shadow_path"):
+        try:
+            if path := given.get(("policy", field)):
+                load_policy(Path(path), variable("policy", field))
+        except SettingsError as error:
+            problems += error.problems
     if problems or settings is None:
         raise SettingsError(problems)
     return settings

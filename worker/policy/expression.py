@@ -48,11 +48,6 @@ class Expression:
     program: cel.Expression
 
     @property
-    def facts(self) -> frozenset[str]:
-        """Which of the facts it needs at all."""
-        return frozenset(path[0] for path in self.reads)
-
-    @property
     def headers(self) -> frozenset[str]:
         """The record's headers that it names."""
         return frozenset(path[1] for path in self.reads if path[0] == "headers")

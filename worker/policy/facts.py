@@ -5,13 +5,16 @@ The same facts come from an item on its way and from a stored verdict, so that d
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-from worker.contract import DetectorScores, ImageInfo, Record, Scores, Verdict
+from pydantic import BaseModel
+
+from worker.contract import HEADS, DetectorScores, ImageInfo, Record, Scores, Verdict
 from worker.evidence import Evidence
 from worker.policy.expression import Path
 
@@ -20,6 +23,8 @@ _NO_JPEG_QUALITY = 100  # in rules, of an image that is no JPEG
 _SHOWN_CHARACTERS = 64
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _ABSENT = object()
+
+Shape: TypeAlias = dict[str, "Shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,20 @@ class Facts:
         """Those that a stored verdict was decided on."""
         return cls(verdict.scores, verdict.image, verdict.evidence, verdict.detectors, verdict.headers)
 
-    def as_names(self, wanted: Collection[str]) -> dict[str, Any]:
-        """The facts called `wanted` as an expression reads them."""
-        return {name: _MADE[name](self) for name in wanted}
+    def as_names(self, shape: Shape) -> dict[str, Any]:
+        """What an expression reads of the facts and no more: handing them over is most of an evaluation's time."""
+        return {name: _MADE[name](self, inside) for name, inside in shape.items()}
+
+
+def shape_of(reads: Iterable[Path]) -> Shape:
+    """The paths as a tree; an empty one means everything below."""
+    shape: Shape = {}
+    for path in sorted(reads, key=len, reverse=True):
+        inside = shape
+        for part in path[:-1]:
+            inside = inside.setdefault(part, {})
+        inside[path[-1]] = {}  # a shorter path comes later and takes in what longer ones named
+    return shape
 
 
 def named_headers(record: Record, names: Collection[str]) -> dict[str, str]:
@@ -54,12 +70,11 @@ def named_headers(record: Record, names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _scores(facts: Facts) -> dict[str, float]:
-    scores = facts.scores
-    return {"linear": scores.linear, "knn": scores.knn, "svm": scores.svm}
+def _scores(facts: Facts, shape: Shape) -> dict[str, float]:
+    return {head: getattr(facts.scores, head) for head in shape or HEADS}
 
 
-def _image(facts: Facts) -> dict[str, Any]:
+def _image(facts: Facts, _shape: Shape) -> dict[str, Any]:
     image = facts.image
     found = {"format": image.format, "width": image.width, "height": image.height, "bytes": image.bytes}
     quality = image.jpeg_quality if image.format == "jpeg" else _NO_JPEG_QUALITY
@@ -70,15 +85,30 @@ def _image(facts: Facts) -> dict[str, Any]:
     return found
 
 
-_MADE: dict[str, Callable[[Facts], dict[str, Any]]] = {
+def _evidence(part: BaseModel, shape: Shape) -> dict[str, Any]:
+    if not shape:
+        return part.model_dump()
+    fields = {name: (getattr(part, name), inside) for name, inside in shape.items()}
+    return {
+        name: _evidence(value, inside) if isinstance(value, BaseModel) else value
+        for name, (value, inside) in fields.items()
+    }
+
+
+def _detectors(facts: Facts, shape: Shape) -> dict[str, dict[str, float]]:
+    return {name: dict(found.scores) for name, found in facts.detectors.items() if not shape or name in shape}
+
+
+_MADE: dict[str, Callable[[Facts, Shape], dict[str, Any]]] = {
     "scores": _scores,
     "image": _image,
-    "evidence": lambda facts: facts.evidence.model_dump(),
-    "detectors": lambda facts: {name: dict(detector.scores) for name, detector in facts.detectors.items()},
-    "headers": lambda facts: dict(facts.headers),
+    "evidence": lambda facts, shape: _evidence(facts.evidence, shape),
+    "detectors": _detectors,
+    "headers": lambda facts, _shape: dict(facts.headers),
 }
 
 
+@functools.cache
 def path_name(path: Path) -> str:
     """`scores.linear`, or `headers["x-tenant"]` where a part is no name."""
     parts = (f".{part}" if _NAME.fullmatch(part) else f"[{json.dumps(part, ensure_ascii=False)}]" for part in path[1:])
@@ -87,10 +117,13 @@ def path_name(path: Path) -> str:
 
 def shown(names: Mapping[str, Any], reads: Iterable[Path], constants: Collection[float]) -> str:
     """`scores.linear = 0.9712, image.width = 64`: what an expression read, short, and true to its `constants`."""
-    values = [(path, _value(names, path)) for path in reads]
-    # What a number was compared with: the expression's own numbers and the other facts in it.
-    limits = [*constants, *(float(value) for _, value in values if isinstance(value, int | float))]
-    return ", ".join(f"{path_name(path)} = {_as_text(value, limits)}" for path, value in values)
+    values = {path: _value(names, path) for path in reads}
+    numbers = {path: float(value) for path, value in values.items() if isinstance(value, int | float)}
+    return ", ".join(
+        # What a number may have been compared with: the expression's own numbers and the other facts in it.
+        f"{path_name(path)} = {_as_text(value, [*constants, *(numbers[other] for other in numbers if other != path)])}"
+        for path, value in values.items()
+    )
 
 
 def _value(names: Mapping[str, Any], path: Path) -> Any:

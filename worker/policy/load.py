@@ -69,17 +69,21 @@ def parse_policy(text: str, where: str, also_decides: Mapping[str, str] | None =
 
 def _rules(document: dict[str, Any], text: str) -> tuple[Rules | None, list[str]]:
     """The rules, or what is wrong with each; every rule is looked at."""
+    problems: list[str] = []
     try:
         rules = RuleText.model_validate(document)
     except ValidationError as error:
-        return None, [_rule_problem(item, document, text) for item in error.errors()]
-    problems = []
-    for number, rule in enumerate(rules.rules, 1):
+        # A rule that is wrong is left out before they are counted: that there are none is then no news.
+        items = [item for item in error.errors() if item["type"] != "too_short" or not document["rules"]]
+        problems += [_rule_problem(item, document, text) for item in items]
+    written = document.get("rules")
+    for number, rule in enumerate(written if isinstance(written, list) else [], 1):
         try:
-            compile_expression(rule.when)
+            if isinstance(rule, dict) and isinstance(rule.get("when"), str):
+                compile_expression(rule["when"])
         except ExpressionError as error:
             problems.append(f"rule {number}, {error}")
-    return (Rules(rules), []) if not problems else (None, problems)
+    return (None, problems) if problems else (Rules(rules), [])
 
 
 def _rule_problem(item: Any, document: dict[str, Any], text: str) -> str:

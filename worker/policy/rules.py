@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.contract import Decision
 from worker.policy.expression import Expression, activation, compile_expression
-from worker.policy.facts import Facts, path_name, shown
+from worker.policy.facts import Facts, path_name, shape_of, shown
 from worker.policy.names import running
 from worker.policy.outcome import Outcome
 
@@ -79,7 +79,7 @@ class Rules:
             _grouped(self._compiled[start : start + _GROUP], start + 1)
             for start in range(0, len(self._compiled), _GROUP)
         )
-        self._facts = frozenset[str]().union(*(when.facts for _, when in self._compiled))
+        self._shape = shape_of(path for _, when in self._compiled for path in when.reads)
         self.headers = frozenset[str]().union(*(when.headers for _, when in self._compiled))
 
     @property
@@ -88,7 +88,7 @@ class Rules:
 
     def decide(self, facts: Facts) -> Outcome:
         """By the first rule that holds, with the values that it read."""
-        names = facts.as_names(self._facts)
+        names = facts.as_names(self._shape)
         found = activation(names)
         for group in self._groups:
             if number := group.decides(found):
@@ -134,7 +134,7 @@ def _one_line(text: str) -> str:
 
 
 def _said(part: Rule | Otherwise) -> str:
-    return part.decision + (f" [{part.label}]" if part.label else "")
+    return part.decision + (f" with label {part.label}" if part.label else "")
 
 
 def _labels(part: Rule | Otherwise) -> tuple[str, ...]:
