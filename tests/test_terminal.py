@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from tests.properties import given
-from worker.terminal import Terminal, escape, escape_lines, print_json
+from worker.terminal import Terminal, print_json
+from worker.text import escape, escape_lines
 
 
 def printed(print_it: Callable[[], object]) -> str:

@@ -1,15 +1,10 @@
-"""What a person reads on a terminal: two consoles that no text from outside can break out of.
-
-Ids, headers and file names are anyone's: escape sequences would move the cursor or change the title, bidirectional
-controls turn a name around, a line break forges a line. What is not printable is therefore shown as Python writes it.
+"""What a person reads on a terminal: two consoles that no text from outside can break out of (text.py).
 
 Use:  out.say(f"{image_id}: done"); out.print(table); print_json(document)
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Iterable
 
@@ -17,28 +12,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-_SPECIAL = re.compile(r"[^ -~\n]")  # a first look, far quicker than a question for every character
-
-
-def escape(text: str) -> str:
-    r"""`text` on one line: what is not printable as `\x1b`, `\u202e` or `\n`."""
-    return escape_lines(text).replace("\n", "\\n")
-
-
-def escape_lines(text: str) -> str:
-    """The same for a text of ours that may have several lines."""
-    return _SPECIAL.sub(lambda match: _escaped(match[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+from worker.text import escape, escape_json, escape_lines
 
 
 def print_json(document: str) -> None:
     """A JSON document on stdout. What a terminal would obey stands escaped in it: it means the same to a reader."""
-    spaced = document.rstrip("\n").translate({ord("\t"): " ", ord("\r"): " "})  # raw ones stand between tokens only
-    escaped = _SPECIAL.sub(lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], spaced)
-    sys.stdout.write(escaped + "\n")
+    sys.stdout.write(escape_json(document.rstrip("\n")) + "\n")
     sys.stdout.flush()
 
 

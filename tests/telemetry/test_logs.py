@@ -72,6 +72,35 @@ def test_no_secret_is_shown(level: str, form: str) -> None:
     assert "chatter" not in text
 
 
+HOSTILE = "a\x1b]0;owned\x07\u202egpj\x9b2J\nforged"
+HOSTILE_PROGRAM = f"""
+import logging, sys
+import structlog
+from worker.telemetry import logs
+logs.configure("info", sys.argv[1])
+text = {HOSTILE!r}
+structlog.get_logger().info("image_rejected", image_id=text, nested={{"ids": [text], text: text}}, pair=(text, text))
+logging.getLogger("kafka").warning("lost %s", text)
+try:
+    raise ValueError(text)
+except ValueError:
+    structlog.get_logger().exception("failed")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_hostile_text_does_not_reach_the_terminal(form: str) -> None:
+    """Ids and headers are anyone's: no control sequence, and no forged line but in a traceback."""
+    command = [sys.executable, "-c", HOSTILE_PROGRAM, form]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    assert all(character.isprintable() or character == "\n" for character in text)
+    fields, _, traceback = text.partition("Traceback")
+    assert "forged" in traceback
+    assert not any(line.startswith("forged") for line in fields.splitlines())
+    if form == "json":
+        assert json.loads(text.splitlines()[0])["image_id"] == HOSTILE
+
+
 def test_the_level_holds_for_libraries_too() -> None:
     """At `error` a library's warning stays away."""
     lines = [json.loads(line)["event"] for line in run("error", "json").splitlines()]

@@ -19,12 +19,18 @@ from sklearn.svm import OneClassSVM
 
 from triton_models import weights
 from triton_models.weights import ENCODER_FILE, HEADS_FILE, WIDTH, WeightsError
+from worker import contract
 
 
 def change(folder: Path, file: str, edit: Callable[[dict[str, np.ndarray]], object]) -> None:
     arrays = load_file(folder / file)
     edit(arrays)
     save_file(arrays, folder / file)
+
+
+def test_the_heads_are_the_contract_s() -> None:
+    """Triton's image has no worker to import them from: same names, same order."""
+    assert weights.HEADS == contract.HEADS
 
 
 def test_demo_weights_load_and_have_the_version_of_their_card() -> None:

@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.telemetry.repeats import Repeats
+from worker.text import escape, escape_json, escape_lines
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -53,7 +54,7 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002 - named as th
         structlog.processors.format_exc_info,
         _mask_event,
     ]
-    renderer: Processor = _console() if console else structlog.processors.JSONRenderer(default=str, ensure_ascii=False)
+    renderer: Processor = _console if console else _json
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
@@ -74,10 +75,25 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002 - named as th
     logging.captureWarnings(capture=True)
 
 
-def _console() -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(
+def _json(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    line = structlog.processors.JSONRenderer(default=str, ensure_ascii=False)(logger, method, event)
+    return escape_json(line if isinstance(line, str) else line.decode())
+
+
+def _console(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """Escaped field by field: what the renderer adds, colours too, is its own."""
+    render = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
     )
+    return render(logger, method, {key: _printable(key, value) for key, value in event.items()})
+
+
+def _printable(key: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return (escape_lines if key in ("exception", "stack") else escape)(value)
+    if isinstance(value, Mapping):
+        return {escape(str(inner)): _printable(str(inner), item) for inner, item in value.items()}
+    return [_printable(key, item) for item in value] if isinstance(value, list) else value
 
 
 def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
