@@ -1,13 +1,16 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy lint format bench docs stack-up stack-down clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate lint format bench docs stack-up stack-down clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
 ALL := .venv/.assay-all
 # Options for pytest, for example: make test PYTEST="-k stack -x"
 PYTEST ?=
+# For simulate: how long, and from which seed on (a new stretch each day).
+SECONDS ?= 60
+FIRST ?= $(shell date +%Y%m%d)00000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +45,9 @@ test-integration: setup-all ## the tests on real servers, and the slow ones
 test-deploy: setup-all ## the chart, images, alerts and dashboards with every tool, a real API server included (first run: 15 min of builds)
 	@-$(PY) -m tests.deploy.tools static cluster
 	@TEST_DEPLOY=1 $(PY) -m pytest tests/deploy $(PYTEST)
+
+simulate: setup-all ## SECONDS=60 of simulated histories on all cores: deliveries, faults, kills; prints the seed of a breach
+	@$(PY) -m tests.simulation --seconds $(SECONDS) --first $(FIRST) --jobs $$(nproc)
 
 test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on real Kafka lag (first run: 20 min more of builds)
 	@$(PY) -m tests.deploy.tools cluster keda

@@ -1,0 +1,246 @@
+"""Redis, Triton, the storages and the decoder in memory, and what only a simulation makes happen every second.
+
+Redis loses answers, answers when nobody listens any more, runs out of memory, fails over and forgets the last writes.
+Triton is reloaded inside a call and fails on some images always. Images are texts (plan.image_bytes); their pixels are
+one pixel that names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.simulation.hub import Process
+from tests.simulation.plan import HOSTS, image_bytes
+from tests.simulation.world import Twin, World
+from worker.clients.redis import CacheEntry, ScoredImage
+from worker.clients.triton import Inference, InferenceFailed
+from worker.contract import ImageInfo, ImageReference, Verdict
+from worker.errors import Rejected, RejectReason, Unavailable
+from worker.examine.pixels import Decoded as DecodedPixels
+from worker.item import Pixels
+
+VERSIONS = ("000000000001", "000000000002", "000000000003", "000000000004")
+GROUND = {"good": 0, "poison": 1, "nan": 2}  # the second channel of the pixel
+LATE_S = 0.4
+
+
+@dataclass(slots=True)
+class RedisServer:
+    """The keys. `late`: writes that nobody waits for any more; they happen before any later call is answered."""
+
+    world: World
+    verdicts: dict[str, str] = field(default_factory=dict)
+    images: dict[tuple[str, str], ScoredImage] = field(default_factory=dict)
+    late: list[Callable[[], None]] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)  # ids whose last acknowledged write a failover has forgotten
+
+    def catch_up(self) -> None:
+        late, self.late = self.late, []
+        for write in late:
+            write()
+
+    def put(self, by: str, image_id: str, as_json: str) -> None:
+        self.verdicts[image_id] = as_json
+        self.lost.discard(image_id)
+        self.world.note("saved", by, image_id, as_json)
+
+    def fail_over(self) -> None:
+        """A replica takes over that lacks the last writes."""
+        forgotten = list(self.verdicts)[-1:] if self.world.rng.random() < 0.7 else []
+        for image_id in forgotten:
+            del self.verdicts[image_id]
+            self.lost.add(image_id)
+        if self.world.rng.random() < 0.5:
+            self.images.clear()
+        self.world.note("failover", forgotten)
+
+
+class StoreTwin(Twin):
+    """worker.clients.redis.Store."""
+
+    def __init__(self, world: World, process: Process, server: RedisServer) -> None:
+        super().__init__(world, world.plan.redis, process)
+        self._redis = server
+
+    def ping(self) -> None:
+        """Raises Unavailable."""
+        self._enter()
+        if self._trouble() in ("away", "lost", "late"):
+            self._give_up()
+            raise Unavailable("redis", "simulated: no answer")
+
+    def cached(self, sha256s: Sequence[str], model_version: str) -> list[CacheEntry | None]:
+        """The cache entries, None where there is none."""
+        self._enter()
+        if self._trouble() not in ("", "oom"):
+            self._give_up()
+            raise Unavailable("redis", "simulated: no answer to the look-up")
+        self._redis.catch_up()
+        found = [self._redis.images.get((sha256, model_version)) for sha256 in sha256s]
+        self._leave()
+        return [one and CacheEntry(one.scores, one.image.format, one.image.width, one.image.height) for one in found]
+
+    def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
+        """Write verdicts and cache entries."""
+        self._enter()
+        self._world.note("saving", self._process.name, [verdict.image_id for verdict, _ in verdicts])
+        trouble = self._trouble()
+        if trouble == "glitch":
+            trouble = ("away", "lost", "late", "half")[int(self._random() * 4)]
+
+        def write(share: float = 1.0) -> None:
+            for verdict, as_json in verdicts[: int(len(verdicts) * share + 0.5)]:
+                self._redis.put(self._process.name, verdict.image_id, as_json)
+            for image in images:
+                self._redis.images[image.sha256, image.model_version] = image
+
+        if trouble == "late":
+            self._redis.late.append(write)
+        elif trouble not in ("away", "oom"):
+            self._redis.catch_up()
+            write(0.5 if trouble == "half" else 1.0)
+        if trouble:
+            self._give_up()
+            raise Unavailable("redis", f"simulated: {trouble}")
+        self._leave()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class TritonServer:
+    """The model. Its version changes when it is reloaded."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._reloads = 0
+        self.glitches: set[int] = set()  # images that have failed once without a reason
+        self.alone: dict[int, int] = {}  # how often an image failed in a call of its own
+
+    @property
+    def version(self) -> str:
+        return VERSIONS[self._reloads]
+
+    def reload(self) -> None:
+        self._reloads += 1
+        self._world.note("reloaded", self.version)
+
+    def scores(self, pixels: Pixels) -> list[list[float]]:
+        """Exact in float32: the number of the image, and which version scored it."""
+        rows = []
+        for number, ground, _ in pixels[:, 0, 0, :].tolist():
+            score = float("nan") if ground == GROUND["nan"] else (number + 16 * (self._reloads + 1)) / 128
+            rows.append([score, score / 2, score / 4])
+        return rows
+
+
+class TritonTwin(Twin):
+    """worker.clients.triton.Triton."""
+
+    def __init__(self, world: World, process: Process, server: TritonServer) -> None:
+        super().__init__(world, world.plan.triton, process)
+        self._model = server
+        self.address = "simulated"
+
+    def is_ready(self, timeout_s: float = 1.0) -> bool:
+        """What the server says of itself."""
+        del timeout_s
+        return self._trouble() != "away"
+
+    def model_version(self, timeout_s: float = 2.0) -> str:
+        """The version that is served."""
+        del timeout_s
+        self._enter()
+        if self._trouble() in ("away", "glitch"):
+            self._give_up()
+            raise Unavailable("triton", "simulated: no answer")
+        version = self._model.version
+        self._leave()
+        return version
+
+    def infer(self, pixels: Pixels, *, timeout_s: float | None = None) -> Inference:
+        """Scores, unless the server or an image prevents it."""
+        del timeout_s
+        self._enter()
+        trouble = self._trouble()
+        if trouble == "away" or (trouble == "glitch" and self._random() < 0.5):
+            self._give_up()
+            raise Unavailable("triton", "simulated: no answer")
+        names = [(number, ground) for number, ground, _ in pixels[:, 0, 0, :].tolist()]
+        if trouble == "ill" or any(ground == GROUND["poison"] for _, ground in names):
+            if len(names) == 1 and trouble != "ill":
+                self._model.alone[names[0][0]] = self._model.alone.get(names[0][0], 0) + 1
+            raise InferenceFailed("simulated: this cannot be computed")
+        if trouble == "glitch" and (len(names) > 1 or names[0][0] not in self._model.glitches):
+            if len(names) == 1:
+                self._model.glitches.add(names[0][0])
+            raise InferenceFailed("simulated: it failed once")
+        scores = self._model.scores(pixels)
+        self._leave()
+        return Inference(np.zeros((len(names), 1), np.float32), np.array(scores, np.float32))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FetcherTwin:
+    """worker.clients.fetch.Fetcher on two storages."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._hosts = {host: Twin(world, world.plan.storages[host], process) for host in HOSTS}
+
+    def fetch(self, reference: ImageReference) -> bytes:
+        """The image. Raises Rejected or Unavailable."""
+        host, kind, number = reference.uri.rsplit("/", 2)
+        twin = self._hosts.get(host)
+        if twin is None:
+            raise Rejected(RejectReason.FETCH_DENIED, "simulated: no such host is allowed", stage="intake")
+        twin._enter()
+        if twin._trouble():
+            twin._give_up()
+            raise Unavailable("storage", "simulated: no answer")
+        twin._leave()
+        if kind == "missing":
+            raise Rejected(RejectReason.FETCH_FAILED, "simulated: no such object", stage="intake")
+        if kind == "mismatch":
+            raise Rejected(RejectReason.HASH_MISMATCH, "simulated: other bytes", stage="intake")
+        return image_bytes("cut" if kind == "reference-cut" else "good", int(number))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def peek(data: bytes) -> ImageInfo:
+    """What the header of a simulated image says."""
+    kind = data.split(b":")[0]
+    if kind == b"text":
+        raise Rejected(RejectReason.UNSUPPORTED_FORMAT, "simulated: no image", stage="decode")
+    return ImageInfo(format="png", width=8, height=8, bytes=len(data))
+
+
+class DecoderTwin(Twin):
+    """worker.examine.pixels.Decoder: takes a while; cut images fail."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        super().__init__(world, world.plan.triton, process)
+
+    def decode(self, datas: Sequence[bytes], infos: Sequence[ImageInfo]) -> DecodedPixels:
+        """One pixel for each image."""
+        del infos
+        self._enter()
+        pixels = np.zeros((len(datas), 1, 1, 3), np.uint8)
+        failures: dict[int, Rejected] = {}
+        for row, data in enumerate(datas):
+            kind, number = data.decode().rstrip("\0").split(":")
+            if kind == "cut":
+                failures[row] = Rejected(RejectReason.CORRUPT, "simulated: cut off", stage="decode")
+            else:
+                pixels[row, 0, 0] = (int(number), GROUND[kind], 0)
+        self._leave()
+        return DecodedPixels(pixels, failures)
+
+    def close(self) -> None:
+        """Nothing is held."""
