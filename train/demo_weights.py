@@ -104,6 +104,7 @@ def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
             "svm_nu": recipe.heads.svm_nu,
             "calibration": CALIBRATION,
         },
+        "fitted_on": fitted["fitted_on"],
         "images": json.loads((work / "views" / "equalised.json").read_text()),
         "sources": _sources(work / "views"),
         "measured": {name: _measure(work, name, console) for name in ("held_out", "unseen")},

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from train import fitted
 from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, make_batches
 from train.data.open import open_source
@@ -80,6 +81,8 @@ def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | N
         progress = trainer.restore(folder.load_checkpoint(group.device)) if resume else Progress()
         folder.forget_after(progress.step)
         source, validation = _open_data(recipe, console if group.is_main else None)
+        if group.is_main:
+            fitted.save(run, fitted.fitted_on([*source.labelled(), *validation]))
         steps = steps_per_epoch(recipe, len(source.order(0, recipe.training.seed)), group.world)
         total = recipe.optimisation.epochs * steps
         try:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from train.data.copies import merge_copies
+from train.data.look import Look, look_at
 from train.data.records import Labelled, Problem, limit_per_class
 from train.degrade import SWEEPS
 from train.embed import Embedded, Passes
@@ -106,7 +108,7 @@ def evaluate(
     if options.robustness:
         results["robustness"] = sweep(passes, heads, embedded.images, options, console=console)
     (out / RESULTS).write_text(json.dumps(_finite(results), indent=2) + "\n")
-    _write_scores(out / SCORES_FILE, embedded.images, scores)
+    _write_scores(out / SCORES_FILE, embedded.images, look_at(embedded.images, console), scores)
     generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
     np.savez_compressed(
         out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores
@@ -221,17 +223,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_scores(path: Path, images: list[Labelled], scores: np.ndarray) -> None:
+def _write_scores(path: Path, images: list[Labelled], looks: Sequence[Look | str], scores: np.ndarray) -> None:
+    """A row an image: what it is, whose photograph (copies have one), what its header says, its scores."""
+    seen = [look for look in looks if isinstance(look, Look)]
+    names = iter(merge_copies([look.photograph for look in seen], [look.fingerprint for look in seen]))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "group", "label", "generator", *HEADS])
-        for image, row in zip(images, scores, strict=True):
-            writer.writerow(
-                [
-                    image.id,
-                    image.group,
-                    "fake" if image.label == FAKE else "real",
-                    image.generator,
-                    *(repr(float(score)) for score in row),
-                ]
-            )
+        header = ["photograph", "format", "width", "height", "bytes", "jpeg_quality"]
+        writer.writerow(["id", "group", "label", "generator", *header, *HEADS])
+        for image, look, row in zip(images, looks, scores, strict=True):
+            label = "fake" if image.label == FAKE else "real"
+            if isinstance(look, Look):
+                info = look.info
+                facts = [next(names), info.format, info.width, info.height, info.bytes, info.jpeg_quality]
+            else:
+                facts = [image.id, look, "", "", "", ""]
+            numbers = [repr(float(score)) for score in row]
+            writer.writerow([image.id, image.group, label, image.generator, *facts, *numbers])

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from train.data.images import DataError
 from train.data.records import Labelled, held_out, photograph
 from train.embed import UNFINISHED, Embedded, Passes
+from train.fitted import fitted_on, of_run
 from train.heads import Heads
 from train.model import code_backbone, save_encoder
 from train.progress import counting
@@ -99,11 +100,18 @@ def make_weights(
     if out.exists() and any(not path.name.startswith(UNFINISHED) for path in out.iterdir()):
         raise DataError(f"{out} is not empty: name a new folder")
     backbone = code_backbone(encoder)
+    of_encoder = of_run(encoder.resolve().parent)
     passes = Passes(backbone, images, out)
     heads, card = fit_heads(passes, images, recipe, say=say, console=console)
     save_encoder(backbone.module, out)
     heads.save(out)
-    card = {"name": out.name, "model_version": weights.load(out).version, "encoder": str(encoder), **card}
+    card = {
+        "name": out.name,
+        "model_version": weights.load(out).version,
+        "encoder": str(encoder),
+        **card,
+        "fitted_on": {"heads": fitted_on(images)} | ({"encoder": of_encoder} if of_encoder else {}),
+    }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     passes.finish()
     return card

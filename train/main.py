@@ -34,6 +34,7 @@ Reproduces CoDE and measures it.
   fit                         train an encoder (recipes: {recipes})
   heads                       linear, 1-NN and one-class SVM on its embeddings
   evaluate, report            protocol, metrics with intervals, robustness; one HTML page
+  calibrate                   thresholds for a bounded false-positive rate, as the worker's policy
   export, import-release      a folder that Triton serves; the published weights as arrays
   bench                       views per second, training steps per second
 
@@ -53,6 +54,14 @@ class CalibrationKind(StrEnum):
 
     TEMPERATURE = "temperature"
     ISOTONIC = "isotonic"
+
+
+class Head(StrEnum):
+    """The heads, as in triton_models/weights.py."""
+
+    LINEAR = "linear"
+    KNN = "knn"
+    SVM = "svm"
 
 
 @app.callback(invoke_without_command=True)
@@ -184,6 +193,58 @@ def evaluate(
         table.add_row(*line)
     out_console.print(table)
     say(f"next: python -m train.main report --results {out} --out {out}/report")
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The policy to write (TOML); a page is written beside it (.html).")],
+    weights: Annotated[Path | None, typer.Option(help="The weights folder that is served.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your own images: real/ + fake/GENERATOR/, as of reviews.")] = None,
+    results: Annotated[Path | None, typer.Option(help="What evaluate wrote, instead of --data.")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Real photographs that may be called fake.")
+    ] = None,
+    target_precision: Annotated[
+        float | None, typer.Option(min=0.01, max=0.99999, help="Instead: how much of what is called fake must be so.")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.999, help="Share of generated images, for --target-precision.")
+    ] = None,
+    target_fnr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.5, help="Generated images that may be called real.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.99999, help="One-sided, of every bound.")] = 0.95,
+    head: Annotated[Head, typer.Option(help="The head that decides.")] = Head.LINEAR,
+    per: Annotated[str, typer.Option(help="Own thresholds for slices: format,size,jpeg_quality.")] = "",
+    name: Annotated[str, typer.Option(help="The policy's name.")] = "calibrated",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON only.")] = False,
+) -> None:
+    """Thresholds whose error rate is bounded, as a policy. Exit 1 and how many images are needed where these are too
+    few.
+
+    Example: `calibrate --weights W --data mine/ --target-fpr 0.01 --out policy.toml`
+    """
+    from train.calibration.calibrate import Asked
+    from train.calibration.calibrate import calibrate as find
+    from train.calibration.sample import read_sample
+    from train.calibration.slices import parse
+    from train.calibration.thresholds import TooFewImages
+
+    with clear_errors():
+        asked = Asked(target_fpr, target_precision, prevalence, target_fnr, confidence, head.value)
+        asked.check()
+        by = parse(per)
+        sample = read_sample(weights, data, results, console=console)
+        try:
+            found = find(sample, asked, out, by, name)
+        except TooFewImages as error:
+            say(str(error))
+            raise typer.Exit(1) from error
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        out_console.print_json(json.dumps(found))
+        say(f"next: python -m worker policy backtest {out}   (what it would have decided)")
 
 
 @app.command()

@@ -1,0 +1,168 @@
+"""The sample to calibrate on: scores of photographs, each counted once, none of which anything was fitted on.
+
+Cuts and copies of one photograph are one: cuts that `data equalise` made are known by their names, the same bytes by
+their hash, and what was encoded or scaled again by a perceptual hash. Of a photograph the worst copy counts: the
+highest score of a real one, the lowest of a generated one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from train.data.copies import merge_copies
+from train.data.images import DataError
+from train.data.look import Look, look_at
+from train.data.open import open_source
+from train.data.records import Labelled
+from train.embed import embed_images
+from train.evaluate import RESULTS, SCORES_FILE
+from train.fitted import HASH_DIGITS, hashes_on
+from train.heads import Heads
+from train.model import code_backbone
+from train.progress import counting
+from triton_models import weights
+from triton_models.weights import FAKE, HEADS
+from worker.contract import ImageInfo
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image: whose photograph it is, what its header says, and its scores ([3], once they are known)."""
+
+    photograph: str
+    label: int
+    info: ImageInfo
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Photographs: `scores` [N, 3] of the worst copy of each, `labels` [N], `infos` of that copy.
+
+    `left_out`: images by reason; `images`: how many were counted, copies too.
+    """
+
+    model_version: str
+    labels: np.ndarray
+    scores: np.ndarray
+    infos: list[ImageInfo]
+    images: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def of(self, label: int) -> int:
+        return int((self.labels == label).sum())
+
+
+def read_sample(
+    folder: Path | None, data: Path | None, results: Path | None, *, console: Console | None = None
+) -> Sample:
+    """From images (`data`) through the weights in `folder`, or from the `results` of an evaluation. Raises DataError,
+    WeightsError.
+    """
+    if (data is None) == (results is None):
+        raise DataError("give either --data DIR or --results DIR")
+    if results is not None:
+        return from_results(results, folder)
+    if folder is None or data is None:
+        raise DataError("--data DIR needs --weights DIR, through which its images are scored")
+    return from_folder(folder, data, console)
+
+
+def from_folder(folder: Path, data: Path, console: Console | None = None) -> Sample:
+    """The images in `data` through the weights in `folder`. Raises DataError, WeightsError."""
+    loaded, backbone, heads = weights.load(folder), code_backbone(folder), Heads.load(folder)
+    known = hashes_on(json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {})
+    source = open_source(data, console=console)
+    images = source.labelled()
+    left_out: Counter[str] = Counter({kind: count for kind, count in source.problems.items() if count})
+    kept: list[Labelled] = []
+    looks: list[Look] = []
+    for image, look in zip(images, look_at(images, console), strict=True):
+        if isinstance(look, str):
+            left_out[look] += 1
+        elif look.photograph in known or look.sha256[:HASH_DIGITS] in known:
+            left_out["fitted on"] += 1
+        else:
+            kept.append(image)
+            looks.append(look)
+    with counting(console, "images", len(kept)) as advance:
+        embedded = embed_images(backbone, kept, advance=advance)
+    left_out["corrupt"] += len(embedded.failed)
+    place = {id(image): index for index, image in enumerate(kept)}
+    scored = [looks[place[id(image)]] for image in embedded.images]
+    names = merge_copies([look.photograph for look in scored], [look.fingerprint for look in scored])
+    scores = heads.scores(embedded.embeddings)
+    seen = [
+        Seen(name, image.label, look.info, row)
+        for name, image, look, row in zip(names, embedded.images, scored, scores, strict=True)
+    ]
+    return _counted_once(loaded.version, seen, left_out)
+
+
+def from_results(results: Path, folder: Path | None) -> Sample:
+    """The scores that `evaluate` wrote into `results`; `folder`: the weights, whose card says what to leave out.
+
+    Raises DataError for results without the columns, or of another model than the weights.
+    """
+    try:
+        about = json.loads((results / RESULTS).read_text())["about"]
+        with (results / SCORES_FILE).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{results}: no results of `train.main evaluate --weights` ({error}); run it, and name its --out"
+        ) from error
+    version = str(about.get("model version", ""))
+    if not version or (folder is not None and weights.load(folder).version != version):
+        raise DataError(f"{results}: results of model {version or 'unknown'}, not of the weights that are given")
+    if rows and "photograph" not in rows[0]:
+        raise DataError(f"{results / SCORES_FILE}: written by an earlier version; run `train.main evaluate` again")
+    known = hashes_on(json.loads((folder / "card.json").read_text())) if folder else set()
+    left_out: Counter[str] = Counter()
+    seen = []
+    for row in rows:
+        if not row["width"]:
+            left_out[row["format"]] += 1
+            continue
+        if row["photograph"][:HASH_DIGITS] in known:
+            left_out["fitted on"] += 1
+            continue
+        info = ImageInfo(
+            format=row["format"],
+            width=int(row["width"]),
+            height=int(row["height"]),
+            bytes=int(row["bytes"]),
+            jpeg_quality=int(row["jpeg_quality"]) if row["jpeg_quality"] else None,
+        )
+        scores = np.array([float(row[head]) for head in HEADS])
+        seen.append(Seen(row["photograph"], int(row["label"] == "fake"), info, scores))
+    return _counted_once(version, seen, left_out)
+
+
+def _counted_once(version: str, seen: Sequence[Seen], left_out: Counter[str]) -> Sample:
+    worst: dict[tuple[str, int], Seen] = {}
+    for image in seen:
+        key = (image.photograph, image.label)
+        first = worst.get(key)
+        if first is None:
+            worst[key] = image
+        else:
+            pick = np.minimum if image.label == FAKE else np.maximum
+            worst[key] = replace(first, scores=pick(first.scores, image.scores))
+    kept = list(worst.values())
+    return Sample(
+        version,
+        np.array([image.label for image in kept], dtype=np.int64),
+        np.array([image.scores for image in kept]).reshape(-1, len(HEADS)),
+        [image.info for image in kept],
+        len(seen),
+        dict(sorted((+left_out).items())),
+    )

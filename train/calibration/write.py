@@ -1,0 +1,132 @@
+"""What a calibration leaves: a policy in the worker's own form, and a page that says on what it rests."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from matplotlib import pyplot as plt
+
+from train.calibration.sample import Sample
+from train.calibration.thresholds import Chosen, Target, operating_curve
+from train.figures import PALETTE
+from triton_models.files import replacing
+from triton_models.weights import FAKE, HEADS, REAL
+from worker.policy import Otherwise, Rule, parse_policy
+from worker.policy.calibration import Calibration, policy_toml, reference_distribution
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_DPI = 130
+
+
+def rules(chosen: Sequence[Chosen], head: str) -> list[Rule]:
+    """The thresholds as rules: of each slice fake before real, and the slices before all others."""
+    made = []
+    for entry in chosen:
+        inside = f"{entry.where.condition} && " if entry.where.condition else ""
+        if entry.fake_from is not None:
+            made.append(Rule(when=f"{inside}scores.{head} >= {_number(entry.fake_from)}", decision="fake"))
+        if entry.real_below is not None:
+            made.append(Rule(when=f"{inside}scores.{head} < {_number(entry.real_below)}", decision="real"))
+        if entry.where.condition:
+            made.append(Rule(when=entry.where.condition, decision="review"))
+    return made
+
+
+def policy_text(name: str, sample: Sample, target: Target, chosen: Sequence[Chosen]) -> str:
+    """The policy as TOML, checked as the worker checks it."""
+    is_fake = sample.labels == FAKE
+    facts: dict[str, Any] = {
+        "head": target.head,
+        "images": sample.images,
+        "left_out": sample.left_out,
+        "slices": {entry.where.name: facts_of(entry) for entry in chosen},
+    }
+    if target.fnr is not None:
+        facts["target_fnr"] = target.fnr
+    calibration = Calibration(
+        model_version=sample.model_version,
+        target_fpr=target.fpr,
+        confidence=target.confidence,
+        images_real=sample.of(REAL),
+        images_fake=sample.of(FAKE),
+        reference=reference_distribution(
+            {head: sample.scores[:, index] for index, head in enumerate(HEADS)},
+            is_fake,
+            [info.format for info in sample.infos],
+        ),
+        **facts,
+    )
+    comment = (
+        f"At most {target.fpr:.4%} of real photographs are called fake, with {target.confidence:.2%} confidence: by "
+        f"`train.main calibrate`\non {sample.of(REAL)} real and {sample.of(FAKE)} generated photographs."
+    )
+    text = policy_toml(name, rules(chosen, target.head), Otherwise(), calibration, comment)
+    parse_policy(text, "the policy that was made")
+    return text
+
+
+def facts_of(entry: Chosen) -> dict[str, Any]:
+    """What is known of one slice's thresholds, for TOML and JSON."""
+    facts: dict[str, Any] = {
+        "photographs_real": entry.photographs_real,
+        "photographs_fake": entry.photographs_fake,
+        "confidence": round(entry.confidence, 6),
+    }
+    if entry.fake_from is not None:
+        facts |= {"fake_from": entry.fake_from, "fpr": entry.fpr, "fpr_upper": entry.fpr_upper}
+        facts |= {"tpr": entry.tpr, "tpr_lower": entry.tpr_lower}
+    if entry.real_below is not None:
+        facts |= {"real_below": entry.real_below, "fnr": entry.fnr, "fnr_upper": entry.fnr_upper}
+    return facts
+
+
+def write(out: Path, text: str, page: str) -> Path:
+    """Write policy and page (beside it, `.html`); returns the page's path."""
+    beside = out.with_suffix(".html")
+    for path, content in ((beside, page), (out, text)):
+        with replacing(path) as partial:
+            partial.write_text(content)
+    return beside
+
+
+def page_html(name: str, sample: Sample, target: Target, chosen: Sequence[Chosen], text: str) -> str:
+    """The page: thresholds and bounds, slices, what was left out, operating curve, the policy itself."""
+    scores = sample.scores[:, HEADS.index(target.head)]
+    curve = operating_curve(scores, sample.labels, target.confidence)
+    template = Environment(autoescape=True).from_string(_TEMPLATE.read_text())
+    return template.render(
+        name=name, sample=sample, target=target, chosen=chosen, curve=curve, policy=text, picture=_drawn(curve, chosen)
+    )
+
+
+def _drawn(curve: Sequence[dict[str, float]], chosen: Sequence[Chosen]) -> str:
+    """The operating curve as a PNG in base64: both rates over the threshold, with their bounds."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    at = [point["threshold"] for point in curve]
+    for index, (rate, bound, name) in enumerate(
+        (("fpr", "fpr_upper", "real photographs called fake"), ("tpr", "tpr_lower", "generated images called fake"))
+    ):
+        axes.plot(at, [point[rate] for point in curve], color=PALETTE[index], label=name)
+        axes.plot(at, [point[bound] for point in curve], color=PALETTE[index], linestyle=":", label=f"{name}, bound")
+    for entry in chosen:
+        if entry.fake_from is not None:
+            axes.axvline(entry.fake_from, color="k", linewidth=0.8, alpha=0.5)
+    axes.set(xlabel="threshold", ylabel="rate", yscale="symlog", ylim=(0, 1.05))
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format="png")
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: float) -> str:
+    """As CEL reads a double: never without a point."""
+    return np.format_float_positional(value, trim="0")

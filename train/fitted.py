@@ -1,0 +1,77 @@
+"""Which images an encoder and its heads were fitted on, by hash: nobody may measure or calibrate on these.
+
+`fit` notes them in `RUN/fitted_on.json` (with what chose the best epoch), `heads` adds its own and keeps all of them on
+the card of the weights. Records of shards have no hash of their own and are counted only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.data.records import Labelled, photograph
+from triton_models.files import replacing
+
+FITTED_ON = "fitted_on.json"
+HASH_DIGITS = 16  # of a photograph's SHA-256, as `data equalise` names its cuts
+_HASH = re.compile(r"[0-9a-f]{16,64}")
+
+
+def fitted_on(images: Sequence[Labelled]) -> dict[str, Any]:
+    """`photographs`: their hashes, each once; `generators`: names of what the fakes come from; `unlisted`: images
+    without a hash.
+    """
+    hashes = {found for image in images if (found := photograph_hash(image)) is not None}
+    return {
+        "photographs": sorted(hashes),
+        "generators": sorted({image.generator for image in images if image.label == 1}),
+        "unlisted": sum(photograph_hash(image) is None for image in images),
+    }
+
+
+def photograph_hash(image: Labelled) -> str | None:
+    """The first 16 digits of the SHA-256 of the photograph that this is, or is a cut of; None where that is unknown."""
+    name = photograph(image)
+    return name[:HASH_DIGITS] if _HASH.fullmatch(name) else None
+
+
+def save(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write them into a run's folder."""
+    with replacing(folder / FITTED_ON) as partial:
+        partial.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def of_run(run: Path) -> dict[str, Any] | None:
+    """What `save` wrote; None where the run has none."""
+    path = run / FITTED_ON
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = json.loads(path.read_text())
+    return facts
+
+
+def hashes_on(card: Any) -> set[str]:
+    """Every hash that stands anywhere on a card, cut to HASH_DIGITS."""
+    return {text[:HASH_DIGITS] for text in _texts(card) if _HASH.fullmatch(text)}
+
+
+def generators_on(card: Mapping[str, Any]) -> set[str] | None:
+    """The generators that encoder and heads were fitted on; None where the card does not say."""
+    parts = card.get("fitted_on")
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        return None
+    return {name for part in parts.values() for name in part.get("generators", ())}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
