@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.twins import StoreTwin, TritonTwin, settings
+from tests.twins import ExaminerTwin, StoreTwin, TritonTwin, settings
 from worker import pipeline as subject
 from worker.errors import Unavailable
 from worker.pipeline import Pipeline
@@ -85,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
         name = "consumer"
         is_joined = True
 
-        def poll(self, timeout_ms: int, _max_records: int) -> list[object]:
+        def poll(self, timeout_ms: int, *_limits: int) -> list[object]:
             threading.Event().wait(timeout_ms / 1000)
             return []
 
@@ -98,11 +98,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def obstacle(self) -> str:
             return ""
 
-    class Decoder(Kafka):
-        name = "decoder"
+    class Pool(ExaminerTwin):
+        def __init__(self, *_arguments: object) -> None:
+            super().__init__(settings())
+            found.open("pool")
+
+        def close(self) -> None:
+            found.close("pool")
 
     for name, twin in {
-        "Decoder": Decoder,
+        "Pool": Pool,
         "Store": Store,
         "Triton": Triton,
         "Producer": Producer,

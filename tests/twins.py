@@ -20,12 +20,14 @@ from worker.clients.fetch import Fetcher
 from worker.clients.kafka_producer import Outgoing
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
-from worker.clock import StopFlag
+from worker.clock import SYSTEM_CLOCK, Clock, StopFlag
 from worker.contract import Headers, ImageInfo, Record, Scores, Verdict
-from worker.errors import Unavailable
-from worker.examine.pixels import Decoder
+from worker.crop import CROP_PX, Pixels
+from worker.errors import Rejected, Unavailable
+from worker.examine.body import Body
+from worker.examine.findings import Examined, Findings
 from worker.inflight import UnderWay
-from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement, Pixels
+from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement
 from worker.model import ModelWatch
 from worker.pipeline import Clients, Driven, Queues, wire
 from worker.queues import StageQueue
@@ -40,7 +42,7 @@ from worker.telemetry.tracing import ItemTrace, Tracing
 PATIENCE_S = 30.0
 VERSION = "0123456789ab"
 TOPIC = "images.incoming"
-QUICK = {"retry": {"base_ms": 1, "max_ms": 5}, "intake": {"batch_max_wait_ms": 5}, "decode": {"threads": 1}}
+QUICK = {"retry": {"base_ms": 1, "max_ms": 5}, "intake": {"batch_max_wait_ms": 5}}
 
 
 def settings(**groups: dict[str, Any]) -> Settings:
@@ -157,6 +159,47 @@ class TritonTwin:
         return Inference(np.zeros((len(red), 192), np.float32), np.stack([score, score, score], axis=1))
 
 
+class ExaminerTwin:
+    """worker.examine.pool.Pool without processes: the same decoders, but DALI, in the caller's thread."""
+
+    def __init__(self, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._limits = settings.limits
+        self._clock = clock
+        self._body = Body(device="none")
+        self._done: list[Examined[Any]] = []
+        self._woken = False
+        self._changed = threading.Condition()
+        self.has_room = True
+
+    def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
+        good: list[tuple[Any, Findings]] = []
+        bad: list[tuple[Any, Rejected]] = []
+        pixels = np.zeros((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
+        for token, data in batch:
+            try:
+                header = self._body.read(data, self._limits.max_image_bytes, self._limits.max_image_pixels)
+                self._body.decode_one(header, pixels[len(good)])
+                good.append((token, header.findings))
+            except Rejected as rejected:
+                bad.append((token, rejected))
+        self._done.append(Examined(good, bad, pixels[: len(good)], None))
+
+    def wait(self, timeout_s: float) -> list[Examined[Any]]:
+        with self._changed:
+            self._clock.wait_for(self._changed, lambda: bool(self._done) or self._woken, timeout_s)
+            self._woken = False
+        done, self._done = self._done, []
+        return done
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        pass
+
+
 class Workbench:
     """Everything under way, twins, breakers and queues, wired by the pipeline's own `wire`; `stage` finds one of them."""
 
@@ -188,6 +231,7 @@ class Workbench:
         watched: Any = self.triton
         self.model = ModelWatch(watched, self.settings.triton.model_name, self.metrics)
         self.model.refresh()
+        self.examiner = ExaminerTwin(self.settings)
         store: Any = self.store
         producer: Any = self.producer
         clients = Clients(
@@ -196,7 +240,7 @@ class Workbench:
             model=Guarded(self.model, self.triton_server),
             fetcher=fetcher or Fetcher(self.settings.references, self.settings.limits),
             storages=self.storages,
-            open_decoder=lambda: Decoder(self.settings.decode),
+            examiner=self.examiner,
         )
         self.policies = PolicyWatch(self.settings, self.tools, lambda: self.model.version)
         self.line = wire(self.settings, self.policies, self.tools, self.under_way, self.queues, clients)

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from worker.admission import Admission
 from worker.contract import ImageInfo, ImageReference, Record, Scores
+from worker.crop import Pixels
 from worker.errors import Rejected
 from worker.evidence import Evidence
+from worker.examine.findings import Lease
 from worker.telemetry.tracing import ItemTrace
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +84,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """An image whose pixels are row i of its batch; the encoded bytes are gone. `decode_ms` is the batch's."""
+    """An image whose pixels are row i of its batch; the encoded bytes are gone. `decode_ms`: waiting included."""
 
     image: Identified
     info: ImageInfo
@@ -96,10 +93,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class DecodedBatch:
-    """`pixels`: uint8 [N, 224, 224, 3] RGB, row i of image i."""
+    """`pixels`: uint8 [N, 224, 224, 3] RGB, row i of image i; they lie in `lease`, where there is one."""
 
     images: list[Decoded]
     pixels: Pixels
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)

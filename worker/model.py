@@ -11,7 +11,7 @@ import structlog
 from worker.clients.redis import CacheEntry, Store
 from worker.clients.triton import Inference, Triton
 from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
-from worker.item import Pixels
+from worker.crop import Pixels
 from worker.retry import Guarded
 from worker.telemetry.metrics import Metrics
 

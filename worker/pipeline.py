@@ -30,10 +30,11 @@ from worker.clients.fetch import Fetcher
 from worker.clients.kafka import Consumer
 from worker.clients.kafka_producer import Producer
 from worker.clients.redis import Store
-from worker.clients.triton import Triton
+from worker.clients.triton import Triton, pixel_regions
 from worker.clock import StopFlag
 from worker.errors import Stopping, Unavailable
-from worker.examine.pixels import Decoder
+from worker.examine.findings import Examiner
+from worker.examine.pool import BATCHES, Pool
 from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch
@@ -41,7 +42,7 @@ from worker.monitor import Monitor
 from worker.queues import StageQueue
 from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
-from worker.stages.decode import Decode
+from worker.stages.decode import Decode, Handed
 from worker.stages.fetch import Fetch, Storages
 from worker.stages.infer import Infer
 from worker.stages.intake import Arrival, Intake
@@ -81,7 +82,7 @@ class Clients:
     model: Guarded[ModelWatch]
     fetcher: Fetcher
     storages: Storages
-    open_decoder: Callable[[], Decoder]
+    examiner: Examiner[Handed]
     shadow: Shadow | None = None
 
 
@@ -112,8 +113,7 @@ def wire(
     )
     infer = Infer(settings.triton, tools, clients.model, clients.shadow, inbox=queues.decoded, ended=queues.ended)
     decode = Decode(
-        settings.limits,
-        clients.open_decoder,
+        clients.examiner,
         tools,
         under_way,
         inbox=queues.encoded,
@@ -174,7 +174,12 @@ class Pipeline:
         self._kafka, self._redis, self._triton = (self._breaker(name) for name in ("kafka", "redis", "triton"))
         self._storages = Storages(lambda: self._breaker("storage"))
         self._store = Store(settings.redis)
-        self._model_client = Triton(settings.triton, settings.intake.batch_max_items)
+        # In decoding, handed on, waiting for a call, in calls: no batch waits for a region.
+        self._regions = pixel_regions(
+            settings.triton, BATCHES + 2 + settings.triton.calls_in_flight, settings.intake.batch_max_items
+        )
+        self._pool: Pool[Handed] = Pool(settings.decode, settings.limits, self._regions, self.metrics)
+        self._model_client = Triton(settings.triton, settings.intake.batch_max_items, self._regions)
         self._model = ModelWatch(self._model_client, settings.triton.model_name, self.metrics)
         self.policies = PolicyWatch(settings, self._tools, lambda: self._model.version)
         self._poll = Poll(
@@ -201,7 +206,14 @@ class Pipeline:
         server = HealthServer(settings.http.host, settings.http.port, self.metrics, monitor.livez, monitor.readyz)
         server.start()
         self._describe()
-        self._closes += [monitor.stop, self._model_client.close, self._store.close, self._tools.tracing.close]
+        self._closes += [
+            monitor.stop,
+            self._pool.close,
+            self._model_client.close,
+            self._regions.unlink,
+            self._store.close,
+            self._tools.tracing.close,
+        ]
         try:
             self._start()
             on_ready(server.port)
@@ -251,7 +263,7 @@ class Pipeline:
             model=Guarded(self._model, self._triton),
             fetcher=fetcher,
             storages=self._storages,
-            open_decoder=lambda: Decoder(settings.decode),
+            examiner=self._pool,
             shadow=self._open_shadow(),
         )
         for driven in wire(settings, self.policies, self._tools, self._under_way, self._queues, clients):

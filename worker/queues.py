@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
@@ -23,6 +24,7 @@ class StageQueue(Generic[T]):
         self._clock = clock
         self._pieces: deque[T] = deque()
         self._changed = threading.Condition()
+        self._listener: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -36,6 +38,11 @@ class StageQueue(Generic[T]):
                 self._clock.wait_for(self._changed, lambda: not self._is_full(), _LISTEN_S)
             self._pieces.append(piece)
             self._changed.notify_all()
+        self._listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each `put`, in its thread: for a taker that waits for something else as well."""
+        self._listener = listener
 
     def get(self, wait_s: float) -> T | None:
         """The next piece, or None where none came within `wait_s`."""

@@ -19,7 +19,7 @@ from worker import settings
 from worker.cli.settings import load_with_policy
 from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import Rules
-from worker.clients.triton import CROP_BYTES
+from worker.crop import CROP_BYTES
 from worker.errors import SettingsError
 
 pytestmark = pytest.mark.usefixtures("helm")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from worker.bench import load
 from worker.clients.kafka_producer import Producer
-from worker.clients.triton import CROP_BYTES
+from worker.crop import CROP_BYTES
 from worker.settings import Settings, variable
 
 IMAGE_BYTES = 1_000_000

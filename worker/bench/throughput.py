@@ -22,10 +22,10 @@ from worker.bench import load
 from worker.clients.kafka_producer import Producer
 from worker.clients.kafka_topics import Reader
 from worker.clients.triton import Triton
+from worker.crop import Pixels
 from worker.errors import Unavailable
 from worker.examine.headers import peek
 from worker.examine.pixels import Decoder
-from worker.item import Pixels
 from worker.settings import Settings
 
 

@@ -1,9 +1,8 @@
 """Regions of POSIX shared memory that a killed worker does not leave behind for ever.
 
 The maker holds a lock on a region for as long as it lives, and whoever starts next removes what nobody holds. The
-process
-id would not do as a sign of life: in a container it is 1 each time, while the memory that a pod shares outlives its
-containers.
+process id would not do as a sign of life: in a container it is 1 each time, while the memory that a pod shares outlives
+its containers. Where no server shares the host, a region has no name: only this process and its children see it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,25 @@ import fcntl
 import mmap
 import os
 import secrets
+import weakref
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
-from worker.item import Pixels
+from worker.crop import CROP_BYTES, CROP_PX, Pixels
 
 FOLDER = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory
 PREFIX = "assay-"
+_SEALS = 0x2 | 0x4 | 0x1  # F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL (linux/fcntl.h)
+
+
+def sealed_memory(name: str, size_bytes: int) -> int:
+    """The descriptor of nameless memory that keeps its size: whoever maps it too must not cut it short under us."""
+    file = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, size_bytes)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+    return file
 
 
 class Region:
@@ -27,28 +37,89 @@ class Region:
     written.
     """
 
-    def __init__(self, capacity_bytes: int, folder: Path = FOLDER) -> None:
+    def __init__(self, capacity_bytes: int, folder: Path | None = FOLDER) -> None:
         self.capacity_bytes = capacity_bytes
-        self.name, file = _held(folder)
-        self._path = folder / self.name
+        self._path: Path | None = None
+        self.name = ""
+        if folder is None:
+            self.file = sealed_memory("assay-pixels", capacity_bytes)
+        else:
+            self.name, self.file = _held(folder)
+            self._path = folder / self.name
         try:
-            os.posix_fallocate(
-                file, 0, capacity_bytes
-            )  # a sparse region would end the process by SIGBUS when the memory is full
-            self._map = mmap.mmap(file, capacity_bytes)  # keeps the lock, too
+            if folder is not None:  # a sparse region would end the process by SIGBUS when the folder's memory is full
+                os.posix_fallocate(self.file, 0, capacity_bytes)
+            self._map = mmap.mmap(self.file, capacity_bytes)
         except OSError:
-            self._path.unlink()
+            self.unlink()
+            os.close(self.file)
             raise
-        finally:
-            os.close(file)
+        weakref.finalize(self, os.close, self.file)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._address: int = self._bytes.__array_interface__["data"][0]
 
     def fill(self, pixels: Pixels) -> None:
         """Copy `pixels`, uint8 of at most `capacity_bytes`, to the beginning."""
         np.ndarray(pixels.shape, np.uint8, buffer=self._map)[...] = pixels
 
+    def rows(self) -> Pixels:
+        """All of it as crops, uint8 [N, 224, 224, 3]."""
+        count = self.capacity_bytes // CROP_BYTES
+        return self._bytes[: count * CROP_BYTES].reshape(count, CROP_PX, CROP_PX, 3)
+
+    def offset_of(self, pixels: Pixels) -> int | None:
+        """Where `pixels` begin, bytes from the region's own beginning; None where they do not lie in it."""
+        offset: int = pixels.__array_interface__["data"][0] - self._address
+        within = 0 <= offset <= self.capacity_bytes - pixels.nbytes
+        return offset if within and pixels.flags.c_contiguous else None
+
     def unlink(self) -> None:
         """Take the name away; the memory goes once nobody maps it."""
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class RegionLease:
+    """A region that one batch has, until it is released."""
+
+    def __init__(self, index: int, pixels: Pixels, free: deque[int]) -> None:
+        self.index = index
+        self.pixels = pixels
+        self._free = free
+
+    def release(self) -> None:
+        """Nobody reads `pixels` any more. Any thread may say so, once."""
+        self._free.append(self.index)
+
+
+class Regions:
+    """The regions that decoded batches travel in, `batch_max_items` crops each."""
+
+    def __init__(self, count: int, batch_max_items: int, folder: Path | None) -> None:
+        """`folder`: where a server on this host finds them; None for none. Raises OSError where there is no room."""
+        self.all: list[Region] = []
+        try:
+            for _ in range(count):
+                self.all.append(Region(batch_max_items * CROP_BYTES, folder))
+        except OSError:
+            self.unlink()
+            raise
+        self.rows = batch_max_items
+        self._free = deque(range(count))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> RegionLease:
+        """One that is free; there is one, or the caller has a defect (IndexError)."""
+        index = self._free.popleft()
+        return RegionLease(index, self.all[index].rows(), self._free)
+
+    def unlink(self) -> None:
+        """Take their names away."""
+        for region in self.all:
+            region.unlink()
 
 
 def _held(folder: Path) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ import structlog
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from worker.clients.shared_memory import Region, is_gone, remove_leftovers
+from worker.clients.shared_memory import FOLDER, Region, Regions, is_gone, remove_leftovers
+from worker.crop import CROP_BYTES, Pixels
 from worker.errors import AssayError, Unavailable
-from worker.item import Pixels
 from worker.settings import TritonSettings
 
 log = structlog.get_logger(__name__)
-CROP_BYTES = 224 * 224 * 3
 _RELOAD_INTERVAL_S = 10.0
 _REGISTER_S = 2.0
+_OWN_REGIONS = 2
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "ABORTED")
 _DEAD_MODEL = re.compile(
     r"is not healthy|is not ready|unknown model|unloading|failed to (load|initialize)|stub process", re.IGNORECASE
@@ -53,7 +53,8 @@ class Inference:
 class Triton:
     """The model `settings.model_name` behind one gRPC client; thread-safe. `batch_max_items` sizes shared memory."""
 
-    def __init__(self, settings: TritonSettings, batch_max_items: int) -> None:
+    def __init__(self, settings: TritonSettings, batch_max_items: int, regions: Regions | None = None) -> None:
+        """Pixels that lie in one of `regions` are read there; others are copied into a region of the client's own."""
         self._settings = settings
         self._model = settings.model_name
         scheme, _, address = settings.url.rpartition("://")
@@ -73,6 +74,7 @@ class Triton:
             ],
         )
         self._region_bytes = batch_max_items * CROP_BYTES
+        self._shared = [region for region in regions.all if region.name] if regions else []
         self._reload_lock = threading.Lock()
         self._reloaded_at = -_RELOAD_INTERVAL_S
         self._regions: queue.SimpleQueue[Region | None] | None = None
@@ -104,24 +106,26 @@ class Triton:
     def infer(self, pixels: Pixels, *, timeout_s: float | None = None) -> Inference:
         """Scores of `pixels`, uint8 [N, 224, 224, 3]. Raises Unavailable or InferenceFailed."""
         tensor = grpcclient.InferInput("images", list(pixels.shape), "UINT8")
-        with self._region(pixels.nbytes) as region:
+        with self._placed(pixels) as place:
             try:
-                return self._infer(tensor, pixels, region, timeout_s)
+                return self._infer(tensor, pixels, place, timeout_s)
             except InferenceServerException as error:
-                if region is None or not _LOST_REGION.search(error.message()):
+                if place is None or not _LOST_REGION.search(error.message()):
                     raise self._failure(error) from error
             try:  # the server was started anew and has forgotten the region
-                self._register(region)
-                return self._infer(tensor, pixels, region, timeout_s)
+                self._register(place[0])
+                return self._infer(tensor, pixels, place, timeout_s)
             except InferenceServerException as error:
                 raise self._failure(error) from error
 
-    def _infer(self, tensor: Any, pixels: Pixels, region: Region | None, timeout_s: float | None) -> Inference:
-        if region is None:
+    def _infer(
+        self, tensor: Any, pixels: Pixels, place: tuple[Region, int] | None, timeout_s: float | None
+    ) -> Inference:
+        if place is None:
             tensor.set_data_from_numpy(pixels)
         else:
-            region.fill(pixels)
-            tensor.set_shared_memory(region.name, pixels.nbytes)
+            region, offset = place
+            tensor.set_shared_memory(region.name, pixels.nbytes, offset)
         result = self._client.infer(
             self._model,
             [tensor],
@@ -170,11 +174,20 @@ class Triton:
         return [self._model, *(step["model_name"] for step in steps)]
 
     @contextlib.contextmanager
-    def _region(self, size_bytes: int) -> Iterator[Region | None]:
+    def _placed(self, pixels: Pixels) -> Iterator[tuple[Region, int] | None]:
+        """The region that the server finds `pixels` in, and where; None where they go over gRPC."""
         regions = self._regions or self._make_regions()
+        for shared in self._shared:
+            if (offset := shared.offset_of(pixels)) is not None:
+                yield shared, offset
+                return
         region = regions.get()
         try:
-            yield region if size_bytes <= self._region_bytes else None
+            if region is None or pixels.nbytes > self._region_bytes:
+                yield None
+            else:
+                region.fill(pixels)
+                yield region, 0
         finally:
             regions.put(region)
 
@@ -188,21 +201,25 @@ class Triton:
             return self._regions
 
     def _registered(self) -> list[Region | None]:
-        count = self._settings.calls_in_flight + 1  # one for the canary
-        host = self.address.rpartition(":")[0]
-        wanted = self._settings.shared_memory
-        if wanted == "off" or (wanted == "auto" and host not in ("localhost", "127.0.0.1", "[::1]")):
+        # Batches come in regions of their own. These are for the canary and for what was gathered one by one.
+        count = _OWN_REGIONS if self._shared else self._settings.calls_in_flight + 1
+        if not _shares_host(self._settings):
             return [None] * count
         try:
             self._remove_leftovers()
             while len(self._made) < count:
                 self._made.append(Region(self._region_bytes))
                 self._register(self._made[-1])
+            for region in self._shared:
+                self._register(region)
         except (InferenceServerException, OSError) as error:
-            self._remove_regions()
+            self._remove(self._made)
+            self._made = []
             if isinstance(error, InferenceServerException) and _is_away(error):
                 raise Unavailable("triton", f"{self.address}: {error.message()}") from error
             log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
+            self._remove(self._shared)
+            self._shared = []
             return [None] * count
         return list(self._made)
 
@@ -221,11 +238,10 @@ class Triton:
                 with contextlib.suppress(InferenceServerException):  # a call still uses it
                     self._client.unregister_system_shared_memory(name, client_timeout=_REGISTER_S)
 
-    def _remove_regions(self) -> None:
+    def _remove(self, regions: Sequence[Region]) -> None:
         """Those of calls that hang, too; a server that does not answer is asked once."""
         asked = True
-        while self._made:
-            region = self._made.pop()
+        for region in regions:
             if asked:
                 try:
                     self._client.unregister_system_shared_memory(region.name, client_timeout=_REGISTER_S)
@@ -235,8 +251,24 @@ class Triton:
 
     def close(self) -> None:
         """Calls under way fail."""
-        self._remove_regions()
+        self._remove([*self._made, *self._shared])
         self._client.close()
+
+
+def pixel_regions(settings: TritonSettings, count: int, batch_max_items: int) -> Regions:
+    """Regions for `count` batches: where the server reads them, or where only this process and its children do."""
+    if _shares_host(settings):
+        try:
+            return Regions(count, batch_max_items, FOLDER)
+        except OSError as error:
+            log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
+    return Regions(count, batch_max_items, None)
+
+
+def _shares_host(settings: TritonSettings) -> bool:
+    host = settings.url.rpartition("://")[2].rpartition(":")[0]
+    local = host in ("localhost", "127.0.0.1", "[::1]")
+    return settings.shared_memory == "system" or (settings.shared_memory == "auto" and local)
 
 
 def _is_away(error: InferenceServerException) -> bool:

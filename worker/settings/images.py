@@ -43,6 +43,30 @@ class DecodeSettings(Group):
         default="auto", description="Where DALI decodes; `auto` takes the GPU where there is one."
     )
     threads: int = Field(default=0, ge=0, le=256, description="DALI's threads; 0 takes one per core, 8 at most.")
+    processes: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Child processes that decode; 0 takes one per core that the container may use. As many more take "
+        "over while slow images are there.",
+    )
+    timeout_ms: int = Field(
+        default=10_000,
+        ge=100,
+        description="What one image may take, not counting the time that its process waits for a core; then the "
+        "process is ended.",
+    )
+    max_attempts: PositiveInt = Field(
+        default=3,
+        description="Tries for one image that alone ends its process (crash, time-out, memory); then it is rejected as "
+        "corrupt.",
+    )
+    memory_bytes: int = Field(
+        default=2048 * MIB,
+        ge=64 * MIB,
+        description="Memory for images while they are decoded, of all child processes together, and the most that a "
+        "single one may take.",
+    )
 
 
 class LimitSettings(Group):

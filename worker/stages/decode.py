@@ -1,29 +1,33 @@
-"""Encoded image -> pixels. One bad image leaves its batch with a reason; the others go on."""
+"""Encoded image -> pixels, by whoever examines images apart from the worker.
+
+A bad image leaves its batch with a reason, a slow one leaves it and comes later; the others go on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-
-from worker.contract import ImageInfo
-from worker.errors import Rejected
-from worker.examine.headers import check_limits, peek
-from worker.examine.pixels import Decoder
+from worker.examine.findings import Examined, Examiner
 from worker.inflight import UnderWay
 from worker.item import Decoded, DecodedBatch, Encoded, Ended
 from worker.queues import StageQueue
-from worker.settings import LimitSettings
 from worker.stages.stage import Stage, Tools
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """An image that is being examined, and since when (seconds of the monotonic clock)."""
+
+    encoded: Encoded
+    at: float
+
+
 class Decode(Stage):
-    """Checks headers and runs the decoder on each batch. Fetched bytes are released here."""
+    """Hands batches to the examiner and on what comes back. Fetched bytes are released here. One thread."""
 
     def __init__(
         self,
-        limits: LimitSettings,
-        open_decoder: Callable[[], Decoder],
+        examiner: Examiner[Handed],
         tools: Tools,
         under_way: UnderWay,
         *,
@@ -31,53 +35,32 @@ class Decode(Stage):
         decoded: StageQueue[DecodedBatch],
         ended: StageQueue[list[Ended]],
     ) -> None:
-        self._limits = limits
-        self._open_decoder = open_decoder
-        self._decoder: Decoder | None = None  # opened by the thread that uses it
+        self._examiner = examiner
         self._tools = tools
         self._admission = under_way.admission
         self._inbox = inbox
         self._decoded = decoded
         self._ended = ended
+        inbox.listen(examiner.wake)
 
     def step(self, wait_s: float) -> None:
-        """Decode one batch."""
-        if self._decoder is None:
-            self._decoder = self._open_decoder()
-        batch = self._inbox.get(wait_s)
-        if batch is None:
-            return
-        with self._tools.tracing.batch("decode", [encoded.image.item.trace for encoded in batch]):
-            self._decode(self._decoder, batch)
+        """Hand over what waits, as far as there is room; hand on what is done."""
+        while self._examiner.has_room and (batch := self._inbox.get(0)):
+            now = self._tools.clock.monotonic()
+            self._examiner.submit([(Handed(encoded, now), encoded.data) for encoded in batch])
+        for examined in self._examiner.wait(wait_s):
+            self._hand_on(examined)
 
-    def close(self) -> None:
-        if self._decoder is not None:
-            self._decoder.close()
-
-    def _decode(self, decoder: Decoder, batch: list[Encoded]) -> None:
-        started = self._tools.clock.monotonic()
-        bad: list[Ended] = []
-        sound: list[tuple[Encoded, ImageInfo]] = []
-        for encoded in batch:
-            try:
-                sound.append((encoded, self._check(encoded.data)))
-            except Rejected as rejected:
-                bad.append(Ended.of(encoded.image, rejected))
-        decoded = decoder.decode([encoded.data for encoded, _ in sound], [info for _, info in sound])
-        elapsed_ms = (self._tools.clock.monotonic() - started) * 1000
-        bad += [Ended.of(sound[row][0].image, rejected) for row, rejected in decoded.failures.items()]
-        for encoded in batch:
-            encoded.image.item.release_fetched(self._admission)
-        if bad:
+    def _hand_on(self, examined: Examined[Handed]) -> None:
+        now = self._tools.clock.monotonic()
+        handed = [one for one, _ in (*examined.good, *examined.bad)]
+        traces = [one.encoded.image.item.trace for one in handed]
+        with self._tools.tracing.batch("decode", traces, now - min(one.at for one in handed)):
+            for one in handed:
+                one.encoded.image.item.release_fetched(self._admission)
+        if examined.bad:
+            bad = [Ended.of(one.encoded.image, rejected) for one, rejected in examined.bad]
             self._ended.put(bad, self._tools.stop)
-        good = [row for row in range(len(sound)) if row not in decoded.failures]
-        if good:
-            images = [Decoded(sound[row][0].image, sound[row][1], elapsed_ms) for row in good]
-            whole = len(good) == len(sound)
-            pixels = decoded.pixels if whole else np.ascontiguousarray(decoded.pixels[good])
-            self._decoded.put(DecodedBatch(images, pixels), self._tools.stop)
-
-    def _check(self, data: bytes) -> ImageInfo:
-        info = peek(data)
-        check_limits(info, self._limits)
-        return info
+        if examined.good:
+            good = [Decoded(one.encoded.image, found.info, (now - one.at) * 1000) for one, found in examined.good]
+            self._decoded.put(DecodedBatch(good, examined.pixels, examined.lease), self._tools.stop)

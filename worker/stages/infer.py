@@ -12,8 +12,9 @@ import numpy as np
 import structlog
 
 from worker.clients.triton import Inference, InferenceFailed
+from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
-from worker.item import Decoded, DecodedBatch, Ended, Judgement, Outcome, Pixels
+from worker.item import Decoded, DecodedBatch, Ended, Judgement, Outcome
 from worker.model import CANARY, ModelWatch
 from worker.queues import StageQueue
 from worker.retry import Guarded
@@ -55,6 +56,8 @@ class Infer(Stage):
         ended = [Ended.of(decoded.image, outcome) for decoded, outcome in zip(batch.images, outcomes, strict=True)]
         if self._shadow is not None:
             self._shadow.offer(ended, batch.pixels)
+        if batch.lease is not None:
+            batch.lease.release()
         self._ended.put(ended, self._tools.stop)
 
     def _judge(self, images: Sequence[Decoded], pixels: Pixels) -> list[Outcome]:

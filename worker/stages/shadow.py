@@ -15,8 +15,9 @@ import structlog
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.contract import HEADS, Scores
+from worker.crop import Pixels
 from worker.errors import Rejected, Unavailable
-from worker.item import Ended, Judgement, Pixels
+from worker.item import Ended, Judgement
 from worker.queues import StageQueue
 from worker.settings import ShadowSettings
 from worker.stages.decide import facts_of, timestamp, to_scores

@@ -120,6 +120,21 @@ class Metrics:
         self.batch_bytes = self._histogram(
             "batch_bytes", "Encoded size of such a batch.", unit="bytes", buckets=_BYTES_BUCKETS
         )
+        self.decode_attempts = self._counter(
+            "decode_attempts",
+            "Images that a decoding process has answered for (outcome ok), or that alone ended one: by signal, "
+            "timeout, memory, exit or defect.",
+            unit="images",
+            labels=("outcome",),
+        )
+        self.decoder_restarts = self._counter(
+            "decoder_restarts",
+            "Decoding processes that ended, by cause; slow: an image took longer than its header announced, and goes "
+            "on in the slow lane; start: one ended before it could work.",
+            unit="processes",
+            labels=("cause",),
+        )
+        self.slow_images = self._gauge("slow_images", "Images that wait in the slow lane of decoding.", unit="images")
         self.stage_seconds = self._histogram(
             "stage_seconds",
             "Time of one item in a stage; queued runs from the Kafka timestamp to the first touch, total from there "
@@ -322,6 +337,12 @@ class Metrics:
             self.pauses.labels(cause=cause)
         for result in ("hit", "miss"):
             self.cache_lookups.labels(result=result)
+        for cause in ("signal", "exit", "timeout", "memory", "defect"):
+            self.decode_attempts.labels(outcome=cause)
+            self.decoder_restarts.labels(cause=cause)
+        self.decode_attempts.labels(outcome="ok")
+        for cause in ("slow", "start"):
+            self.decoder_restarts.labels(cause=cause)
         for outcome in ("ok", "error"):
             self.triton_calls.labels(outcome=outcome)
         for head in HEADS:

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,9 +136,9 @@ class Tracing:
         return ItemTrace(SpanContext(own.trace_id, own.span_id, int(own.trace_flags)).traceparent(), span)
 
     @contextmanager
-    def batch(self, stage: str, items: Sequence[ItemTrace]) -> Iterator[None]:
-        """A span `assay.<stage>` over the block, linked to its items; an exception that leaves the block is recorded on
-        it.
+    def batch(self, stage: str, items: Sequence[ItemTrace], elapsed_s: float = 0.0) -> Iterator[None]:
+        """A span `assay.<stage>` over the block and what went before it for `elapsed_s`, linked to its items; an
+        exception that leaves the block is recorded on it.
         """
         if not self._enabled:
             yield
@@ -146,7 +147,11 @@ class Tracing:
 
         links = [trace.Link(item._span.get_span_context()) for item in items if item._span is not None]  # noqa: SLF001 - its own class
         with self._tracer.start_as_current_span(
-            f"assay.{stage}", context=context.Context(), links=links, attributes={"assay.batch.items": len(items)}
+            f"assay.{stage}",
+            context=context.Context(),
+            links=links,
+            attributes={"assay.batch.items": len(items)},
+            start_time=time.time_ns() - int(elapsed_s * 1e9),
         ):
             yield
 
