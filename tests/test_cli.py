@@ -162,6 +162,7 @@ def test_check_tells_of_everything_and_exits_3() -> None:
     assert report["ok"] is False
     findings = {finding["name"]: finding for finding in report["findings"]}
     assert findings["policy"]["ok"] is True
+    assert "in force" in findings["confinement"]["detail"]
     for name, variable in (
         ("kafka", "ASSAY_KAFKA__BOOTSTRAP_SERVERS"),
         ("redis", "ASSAY_REDIS__URL"),

@@ -13,6 +13,7 @@ from worker.clients.fetch import Fetcher
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
+from worker.examine import confine
 from worker.model import CANARY
 from worker.policy import load_policy
 from worker.settings import Settings, TritonSettings, variable
@@ -34,6 +35,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     _open_what_run_opens(settings)
     policy = load_policy(settings.policy.path, variable("policy", "path"))
     yield Finding("policy", ok=True, detail=f"{policy.name} {policy.ref.version}: {policy.form.summary()}")
+    yield _confinement()
     yield from _kafka(settings)
     yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
     yield _attempt(
@@ -42,6 +44,14 @@ def check(settings: Settings) -> Iterator[Finding]:
     if settings.shadow.share:
         hint = f"see docs/models.md, or set {variable('shadow', 'share')} to 0; verdicts do not wait for it"
         yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
+
+
+def _confinement() -> Finding:
+    """What keeps a decoder that was taken over from doing harm; what the kernel lacks is told and stops nobody."""
+    refusals = confine.report()
+    missing = "; ".join(f"{measure}: {reason}" for measure, reason in refusals.items())
+    measures = "Landlock, system calls, limits, files"
+    return Finding("confinement", ok=True, detail=f"not in force: {missing}" if missing else f"in force: {measures}")
 
 
 def _open_what_run_opens(settings: Settings) -> None:
