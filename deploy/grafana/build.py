@@ -319,6 +319,51 @@ MODEL: dict[str, list[Panel]] = {
             "ops",
         ),
     ],
+    "Shadow policy": [
+        Panel(
+            "Verdicts that would differ",
+            [
+                (
+                    (
+                        f"{rate('assay_policy_shadow_decisions_total', 'decision, shadow')} / on () group_left () "
+                        f"{rate('assay_policy_shadow_decisions_total')} > 0"
+                    ),
+                    "{{decision}}, shadow {{shadow}}",
+                )
+            ],
+            "percentunit",
+            meaning="Share of the verdicts by what was decided and what would have been; equal ones included.",
+            stacked=True,
+        ),
+        Panel(
+            "Policies in use",
+            [
+                (f"count by (name, version) (assay_policy_info{{{NS}}} == 1)", "{{name}} {{version}}"),
+                (f"count by (name, version) (assay_policy_shadow_info{{{NS}}} == 1)", "shadow {{name}} {{version}}"),
+                (f"sum (assay_policy_reload_failed{{{NS}}})", "workers with a broken file"),
+                (f"count (assay_policy_calibrated{{{NS}}} == 0)", "workers with another model than calibrated"),
+            ],
+        ),
+    ],
+    "Drift from the calibration": [
+        Panel(
+            "Distance",
+            [(f"max by (head, format) (assay_drift_distance{{{NS}}})", "{{head}} {{format}}")],
+            meaning="Population stability index of the latest window against the nearest mixture of the calibration's "
+            "real and generated images. Below 0.1 is usual; whether it is chance, the test beside it says.",
+        ),
+        Panel(
+            "Detected",
+            [(f"max by (head, format) (assay_drift_detected{{{NS}}})", "{{head}} {{format}}")],
+            meaning="1: such scores come by chance in one window of a million.",
+        ),
+        Panel(
+            "Share of generated images",
+            [(f"avg by (head, format) (assay_drift_fake_share{{{NS}}})", "{{head}} {{format}}")],
+            "percentunit",
+            meaning="Of the mixture that is nearest to the latest window.",
+        ),
+    ],
     "Scores": [
         *(
             Panel(f"Scores: {head}", [(rate("assay_scores_bucket", "le", f'head="{head}"'), "{{le}}")], kind="heatmap")
