@@ -166,7 +166,7 @@ def test_a_verdict_of_the_first_version_still_reads() -> None:
 def test_the_redis_hash(verdict: Verdict) -> None:
     """The hash has the fields of the contract as text; its numbers read back exactly and its json is the whole verdict."""
     fields = verdict_hash(verdict, verdict.to_json())
-    names = "decision score_linear score_knn score_svm sha256 model policy source decided_at verdict_id json"
+    names = "decision score_linear score_knn score_svm sha256 model policy source decided_at verdict_id declared json"
     assert set(fields) == set(names.split())
     assert all(isinstance(value, str) for value in fields.values())
     assert [float(fields[f"score_{head}"]) for head in HEADS] == [getattr(verdict.scores, head) for head in HEADS]

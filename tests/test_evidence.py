@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from worker.evidence import C2pa, Evidence, FileMetadata, declare
+from worker.evidence import C2pa, Evidence, FileMetadata, declare, found
 
 GENERATED, EDITED, CAPTURED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "digitalCapture"
 
@@ -61,3 +61,20 @@ def test_the_strongest_claim_wins():
     captured = C2pa(state="valid", source_type=CAPTURED)
     assert declare(captured, FileMetadata(source_type=EDITED), None) == "edited"
     assert declare(captured, FileMetadata(source_type=EDITED), "sdxl") == "generated"
+
+
+def test_what_is_counted_has_few_values():
+    """Labels of a metric must not be a sender's free choice."""
+    metadata = FileMetadata(tool="comfyui", source_type="somebodysOwnWord", aigc="2")
+    evidence = Evidence(
+        declared="generated", c2pa=C2pa(state="invalid", issuer="x"), metadata=metadata, watermark="flux"
+    )
+    assert dict(found(evidence)) == {
+        "declared": "generated",
+        "c2pa": "invalid",
+        "tool": "comfyui",
+        "aigc": "2",
+        "watermark": "flux",
+        "source_type": "other",
+    }
+    assert not list(found(Evidence()))

@@ -87,7 +87,7 @@ class StoreTwin:
     def cached(self, sha256s: Sequence[str], model_version: str) -> list[CacheEntry | None]:
         self._answer()
         found = [self.images.get((sha256, model_version)) for sha256 in sha256s]
-        return [one and CacheEntry(one.scores, one.image.format, one.image.width, one.image.height) for one in found]
+        return [one and _entry(one) for one in found]
 
     def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
         self._answer()
@@ -97,6 +97,12 @@ class StoreTwin:
             self._log.append(("redis", verdict.image_id))
         for image in images:
             self.images[image.sha256, image.model_version] = image
+
+
+def _entry(one: ScoredImage) -> CacheEntry:
+    info = one.image
+    facts = (info.format, info.width, info.height, info.jpeg_quality, info.frames)
+    return CacheEntry(one.scores, *facts, one.evidence, one.reader)
 
 
 class ProducerTwin:

@@ -14,6 +14,7 @@ from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
 from worker.examine import confine
+from worker.examine.provenance.trust import load_anchors
 from worker.model import CANARY
 from worker.policy import load_policy
 from worker.settings import Settings, TritonSettings, variable
@@ -61,6 +62,7 @@ def _open_what_run_opens(settings: Settings) -> None:
     problems: list[str] = []
     opens: tuple[Callable[[], object], ...] = (
         lambda: load_policy(settings.policy.path, variable("policy", "path")),
+        lambda: load_anchors(settings.evidence.c2pa_trust_path),
         lambda: Fetcher(settings.references, settings.limits).close(),
         lambda: Tracing(settings.tracing, __version__).close(),
     )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from worker.errors import Rejected, RejectReason
-from worker.evidence import Evidence
+from worker.evidence import Evidence, Nearest
 
 VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
@@ -239,6 +239,7 @@ def verdict_hash(verdict: Verdict, as_json: str) -> dict[str, str]:
         "source": verdict.source,
         "decided_at": verdict.decided_at,
         "verdict_id": str(verdict.verdict_id),
+        "declared": verdict.evidence.declared or "",
         "json": as_json,
     }
 
@@ -385,6 +386,16 @@ def parse_cached_scores(text: str | bytes) -> Scores | None:
         return Scores.model_validate_json(text)
     except ValidationError:
         return None
+
+
+def parse_cached_evidence(text: str, nearest: str | None) -> Evidence | None:
+    """The evidence of a cache entry with the neighbours that one model found, or None where it is not readable."""
+    try:
+        found = Evidence.model_validate_json(text)
+        neighbours = Nearest.model_validate_json(nearest) if nearest else Nearest()
+    except ValidationError:
+        return None
+    return found.model_copy(update={"nearest": neighbours})
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:

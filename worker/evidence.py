@@ -6,6 +6,7 @@ the others by `declare`; which claim counts for what is said there and nowhere e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,3 +101,18 @@ def declare(c2pa: C2pa, metadata: FileMetadata, watermark: Watermark | None) -> 
     if types & EDITED_TYPES:
         return "edited"
     return "captured" if signed in CAPTURED_TYPES else None
+
+
+def found(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """(kind, value) of what was found, for counting: few values, whatever a file says."""
+    facts = (
+        ("declared", evidence.declared),
+        ("c2pa", evidence.c2pa.state),
+        ("tool", evidence.metadata.tool),
+        ("aigc", evidence.metadata.aigc),
+        ("watermark", evidence.watermark),
+    )
+    yield from ((kind, value) for kind, value in facts if value)
+    if source_type := evidence.metadata.source_type:
+        named = GENERATED_TYPES | EDITED_TYPES | CAPTURED_TYPES
+        yield "source_type", source_type if source_type in named else "other"

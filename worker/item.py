@@ -76,10 +76,14 @@ class Identified:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """An image as it was sent, or as a reference led to it."""
+    """An image as it was sent, or as a reference led to it.
+
+    `known`: what the cache knows of it, where its evidence alone is to be read anew; such images are batched apart.
+    """
 
     image: Identified
     data: bytes
+    known: Judgement | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +93,8 @@ class Decoded:
     image: Identified
     info: ImageInfo
     decode_ms: float
+    evidence: Evidence = field(default_factory=Evidence)
+    reader: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,10 @@ class DecodedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a verdict is made of. `decode_ms` and `infer_ms` are None where the stage was skipped."""
+    """What a verdict is made of. `decode_ms` and `infer_ms` are None where the stage was skipped.
+
+    `reader`: the version of what read the evidence; it stands beside it in the cache.
+    """
 
     info: ImageInfo
     scores: Scores
@@ -111,6 +120,7 @@ class Judgement:
     decode_ms: float | None = None
     infer_ms: float | None = None
     evidence: Evidence = field(default_factory=Evidence)
+    reader: str = ""
 
     def shared(self) -> Judgement:
         """The same, for an image with equal bytes that did none of the work."""

@@ -70,9 +70,15 @@ class ModelWatch:
 
 
 class HashCache:
-    """Scores of bytes that this version of the model has seen before."""
+    """Scores of bytes that this version of the model has seen before.
 
-    def __init__(self, store: Guarded[Store], model: ModelWatch, metrics: Metrics, *, enabled: bool) -> None:
+    `reader`: the version of what reads evidence now; that of another one is not used again.
+    """
+
+    def __init__(
+        self, store: Guarded[Store], model: ModelWatch, metrics: Metrics, *, enabled: bool, reader: str = ""
+    ) -> None:
+        self.reader = reader
         self._store = store
         self._model = model
         self._metrics = metrics

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -22,8 +22,17 @@ from redis.exceptions import NoPermissionError, RedisClusterException, RedisErro
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from worker.contract import ImageInfo, Scores, Verdict, cached_scores_json, parse_cached_scores, verdict_hash
+from worker.contract import (
+    ImageInfo,
+    Scores,
+    Verdict,
+    cached_scores_json,
+    parse_cached_evidence,
+    parse_cached_scores,
+    verdict_hash,
+)
 from worker.errors import Unavailable
+from worker.evidence import Evidence
 from worker.settings import RedisSettings, variable
 
 log = structlog.get_logger(__name__)
@@ -41,15 +50,37 @@ _SIGNS: dict[str, tuple[str, ...]] = {
     "Authentication required": ("username", "password", "url"),
 }
 
+# Fields of a cached image beside those named by model versions; neighbours are a model version's, like scores.
+_IMAGE_FIELDS = ("format", "width", "height", "jpeg_quality", "frames", "reader", "evidence")
+_NEAREST = "nearest:"
+
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """Scores of these bytes by one model version, and what their header says."""
+    """Scores of these bytes by one model version, and what their header and the rest of the file say.
+
+    `evidence` was read by the version `reader`; its neighbours are the model version's.
+    """
 
     scores: Scores
     format: str
     width: int
     height: int
+    jpeg_quality: int | None = None
+    frames: int | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    reader: str = ""
+
+    def info(self, size_bytes: int) -> ImageInfo:
+        """The header's facts, of an encoded image of this size."""
+        return ImageInfo(
+            format=self.format,
+            width=self.width,
+            height=self.height,
+            bytes=size_bytes,
+            jpeg_quality=self.jpeg_quality,
+            frames=self.frames,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +92,8 @@ class ScoredImage:
     model_version: str
     scores: Scores
     image: ImageInfo
+    evidence: Evidence = field(default_factory=Evidence)
+    reader: str = ""
 
 
 def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
@@ -124,11 +157,11 @@ def _explain(settings: RedisSettings, error: BaseException) -> str:
             or "they watch no master of this name that is up"
         )
         suspects = ["sentinels", "sentinel_service", "sentinel_password", "url", "ssl_ca_path"]
-        return f"{settings.sentinel_service!r}: {said}: check {', '.join(names[field] for field in suspects)}"
-    for field in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
-        path = getattr(settings, field)
+        return f"{settings.sentinel_service!r}: {said}: check {', '.join(names[suspect] for suspect in suspects)}"
+    for option in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
+        path = getattr(settings, option)
         if path is not None and not os.access(path, os.R_OK):
-            return f"{names[field]}={path} is not there or cannot be read"
+            return f"{names[option]}={path} is not there or cannot be read"
     if isinstance(error, NoPermissionError):
         return f"{text}: docs/deploy.md lists the permissions that the worker's user needs"
     for sign, fields in _SIGNS.items():
@@ -161,7 +194,8 @@ class Store:
         with self._unavailable():
             pipeline = self._connected().pipeline(transaction=False)
             for sha256 in sha256s:
-                pipeline.hmget(self.image_key(sha256), [model_version, "format", "width", "height"])
+                fields = [model_version, f"{_NEAREST}{model_version}", *_IMAGE_FIELDS]
+                pipeline.hmget(self.image_key(sha256), fields)
             rows = pipeline.execute(raise_on_error=False)
         return [self._entry(row) for row in rows]
 
@@ -170,11 +204,21 @@ class Store:
             return None  # somebody else's key: `save` will replace it
         if isinstance(row, Exception):
             raise Unavailable("redis", str(row)) from row
-        scores_json, image_format, width, height = row
+        scores_json, nearest, image_format, width, height, jpeg_quality, frames, reader, evidence_json = row
         scores = parse_cached_scores(scores_json) if scores_json else None
-        if scores is None or not image_format or not (width or "").isdigit() or not (height or "").isdigit():
+        if scores is None or not image_format or not _number(width) or not _number(height):
             return None
-        return CacheEntry(scores, image_format, int(width), int(height))
+        evidence = parse_cached_evidence(evidence_json, nearest) if evidence_json else None
+        return CacheEntry(
+            scores,
+            image_format,
+            int(width),
+            int(height),
+            jpeg_quality=_number(jpeg_quality),
+            frames=_number(frames),
+            evidence=evidence or Evidence(),
+            reader=(reader or "") if evidence else "",
+        )
 
     def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
         """Write verdicts (each with its JSON) and cache entries, with their lifetimes."""
@@ -267,10 +311,20 @@ class Store:
 
 
 def _image_hash(image: ScoredImage) -> dict[str, str]:
+    info = image.image
     return {
         image.model_version: cached_scores_json(image.scores),
-        "format": image.image.format,
-        "width": str(image.image.width),
-        "height": str(image.image.height),
+        f"{_NEAREST}{image.model_version}": image.evidence.nearest.model_dump_json(),
+        "format": info.format,
+        "width": str(info.width),
+        "height": str(info.height),
+        "jpeg_quality": str(info.jpeg_quality or ""),
+        "frames": str(info.frames or ""),
+        "reader": image.reader,
+        "evidence": image.evidence.model_dump_json(exclude={"nearest"}),
         "image_id": image.image_id,
     }
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None

@@ -69,6 +69,16 @@ class DecodeSettings(Group):
     )
 
 
+class EvidenceSettings(Group):
+    """What a file says about its origin."""
+
+    c2pa_trust_path: Path | None = Field(
+        default=None,
+        description="Authorities whose signers' C2PA manifests count, as PEM certificates (docs/evidence.md says where "
+        "lists come from); without one every sound manifest is `untrusted`. Read at start.",
+    )
+
+
 class LimitSettings(Group):
     """What is too large, checked before anything is decoded."""
 

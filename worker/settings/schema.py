@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from worker.settings.images import (
     CacheSettings,
     DecodeSettings,
+    EvidenceSettings,
     FlowSettings,
     IntakeSettings,
     LimitSettings,
@@ -43,6 +44,7 @@ class Settings(Group):
     intake: IntakeSettings = IntakeSettings()
     flow: FlowSettings = FlowSettings()
     decode: DecodeSettings = DecodeSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
     limits: LimitSettings = LimitSettings()
     references: ReferenceSettings = ReferenceSettings()
     cache: CacheSettings = CacheSettings()

@@ -85,7 +85,15 @@ class Infer(Stage):
             break
         elapsed_ms = (self._tools.clock.monotonic() - started) * 1000
         return [
-            Judgement(decoded.info, score, version, decode_ms=decoded.decode_ms, infer_ms=elapsed_ms)
+            Judgement(
+                decoded.info,
+                score,
+                version,
+                decode_ms=decoded.decode_ms,
+                infer_ms=elapsed_ms,
+                evidence=decoded.evidence,
+                reader=decoded.reader,
+            )
             for decoded, score in zip(images, scores, strict=True)
         ]
 

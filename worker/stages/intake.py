@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-from worker.contract import REFERENCE_CONTENT_TYPE, ImageInfo, ImageReference, Record, resolve_image_id
+from worker.contract import REFERENCE_CONTENT_TYPE, ImageReference, Record, resolve_image_id
 from worker.errors import Rejected, RejectReason
 from worker.inflight import UnderWay
 from worker.item import Encoded, Ended, Identified, Item, Judgement, Referenced
@@ -60,6 +61,7 @@ class Intake(Stage):
         """Identify the arrivals, look the images among them up, and send each on its way."""
         ended: list[Ended] = []
         leaders: list[Encoded] = []
+        to_read: list[Encoded] = []  # scores are known, the evidence is another reader's
         followers = 0
         for arrival in arrivals:
             identified = self._identify(arrival) if isinstance(arrival, Item) else arrival
@@ -78,11 +80,19 @@ class Intake(Stage):
             if entry is None:
                 self._add(leader)
                 continue
-            info = ImageInfo(format=entry.format, width=entry.width, height=entry.height, bytes=len(leader.data))
+            info = entry.info(len(leader.data))
+            known = Judgement(
+                info, entry.scores, version, from_cache=True, evidence=entry.evidence, reader=entry.reader
+            )
+            if entry.reader != self._cache.reader:
+                to_read.append(replace(leader, known=known))
+                continue
             leader.image.item.release_fetched(self._under_way.admission)
-            ended.append(Ended.of(leader.image, Judgement(info, entry.scores, version, from_cache=True)))
+            ended.append(Ended.of(leader.image, known))
         if ended:
             self._ended.put(ended, self._tools.stop)
+        for at in range(0, len(to_read), self._settings.batch_max_items):
+            self._encoded.put(to_read[at : at + self._settings.batch_max_items], self._tools.stop)
 
     def _identify(self, item: Item) -> Encoded | Referenced | Ended:
         """Find out id and hash of a record, and whether its image is here."""

@@ -16,6 +16,7 @@ import structlog
 
 from worker.contract import Verdict
 from worker.errors import SettingsError
+from worker.examine.provenance.trust import load_anchors, reader_version
 from worker.policy import Policy, load_policy
 from worker.policy.drift import DriftDetector
 from worker.settings import Settings, variable
@@ -24,6 +25,12 @@ from worker.stages.stage import Stage, Tools
 log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 2.0
 NOT_CALIBRATED = "thresholds were found with another model: calibrate anew (docs/policy.md)"
+
+
+def also_decides(settings: Settings) -> dict[str, str]:
+    """What beside the file changes decisions: whose signatures count. Raises SettingsError for a list that is none."""
+    anchors = load_anchors(settings.evidence.c2pa_trust_path)
+    return {variable("evidence", "c2pa_trust_path"): reader_version(anchors)} if anchors else {}
 
 
 @dataclass(slots=True)
@@ -46,6 +53,7 @@ class PolicyWatch(Stage):
         self._settings = settings
         self._tools = tools
         self._model_version = model_version
+        self._also_decides = also_decides(settings)
         self._deciding = self._open("path", settings.policy.path)
         self._shadow = self._open("shadow_path", settings.policy.shadow_path) if settings.policy.shadow_path else None
         self._reload_requested = False
@@ -98,7 +106,7 @@ class PolicyWatch(Stage):
     def _reload(self) -> None:
         for file in self._files():
             try:
-                found = load_policy(file.path, file.variable)
+                found = load_policy(file.path, file.variable, self._also_decides)
             except SettingsError as error:
                 if tuple(error.problems) != file.problems:
                     kept = file.policy.ref.version
@@ -131,7 +139,7 @@ class PolicyWatch(Stage):
 
     def _open(self, field: str, path: Path | None) -> _File:
         name = variable("policy", field)
-        return _File(name, path, load_policy(path, name))
+        return _File(name, path, load_policy(path, name, self._also_decides))
 
     def _files(self) -> list[_File]:
         return [self._deciding, *([self._shadow] if self._shadow else [])]

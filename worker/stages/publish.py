@@ -25,6 +25,7 @@ from worker.contract import (
     without_rejection_headers,
 )
 from worker.errors import Rejected
+from worker.evidence import found
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
 from worker.queues import StageQueue
@@ -198,6 +199,8 @@ class Publish(Stage):
         metrics.verdicts.labels(decision=verdict.decision, source=verdict.source).inc()
         for head, score in verdict.scores:
             metrics.scores.labels(head=head).observe(score)
+        for kind, value in found(verdict.evidence):
+            metrics.evidence.labels(kind=kind, value=value).inc()
         self._policies.observe(verdict)
         if (shadow := self._policies.shadow) is not None:
             would_be = shadow.decide(facts_of(ended, judgement, shadow.headers)).decision
@@ -223,4 +226,12 @@ def _scored_image(ended: Ended) -> ScoredImage | None:
     judgement = ended.outcome
     if isinstance(judgement, Rejected) or ended.sha256 is None or ended.image_id is None:
         return None
-    return ScoredImage(ended.sha256, ended.image_id, judgement.model_version, judgement.scores, judgement.info)
+    return ScoredImage(
+        ended.sha256,
+        ended.image_id,
+        judgement.model_version,
+        judgement.scores,
+        judgement.info,
+        judgement.evidence,
+        judgement.reader,
+    )

@@ -101,6 +101,14 @@ class Metrics:
             labels=("head",),
         )
 
+        self.evidence = self._counter(
+            "evidence",
+            "Verdicts whose image carried such evidence of its origin (docs/evidence.md): what it declares, the state "
+            "of a C2PA manifest, tool, source_type, aigc or watermark.",
+            unit="verdicts",
+            labels=("kind", "value"),
+        )
+
     def _cache(self) -> None:
         """Cache and coalescing."""
         self.cache_lookups = self._counter(

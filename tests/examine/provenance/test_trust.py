@@ -6,8 +6,7 @@ import pytest
 
 from tests.examine.provenance import made
 from worker.errors import SettingsError
-from worker.examine.provenance.reader import reader_version
-from worker.examine.provenance.trust import load_anchors
+from worker.examine.provenance.trust import load_anchors, reader_version
 
 
 def test_a_list_of_authorities_is_handed_on(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,9 +9,6 @@ from worker.evidence import C2pa, Evidence, FileMetadata, Watermark, declare
 from worker.examine.provenance import aigc, exif, tools, watermark, xmp
 from worker.examine.provenance.manifest import ManifestReader
 from worker.examine.provenance.marks import MAX_MARK_BYTES, Marks, find_marks
-
-# Raised by whoever changes what is found in the same bytes: evidence cached by another number is read anew.
-READER = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +38,6 @@ class ProvenanceReader:
                 c2pa = self._manifests.read(data, image_format)
         found = _watermark(crop) if crop is not None else None
         return Evidence(declared=declare(c2pa, metadata, found), c2pa=c2pa, metadata=metadata, watermark=found)
-
-
-def reader_version(anchors_pem: str | None) -> str:
-    """12 hex digits: which reader, and which trust list. Evidence of another version is not used again."""
-    anchors = "".join((anchors_pem or "").split())
-    return hashlib.sha256(f"{READER}\n{anchors}".encode()).hexdigest()[:12]
 
 
 def _metadata(marks: Marks) -> FileMetadata:
