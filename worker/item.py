@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from worker.admission import Admission
 from worker.contract import ImageInfo, ImageReference, Record, Scores
-from worker.crop import Pixels
+from worker.crop import Lease, Pixels
 from worker.errors import Rejected
 from worker.evidence import Evidence
-from worker.examine.findings import Lease
 from worker.telemetry.tracing import ItemTrace
 
 

@@ -21,6 +21,7 @@ from worker.crop import CROP_BYTES, CROP_PX, Pixels
 from worker.errors import Rejected, SettingsError
 from worker.examine.block import Block
 from worker.examine.body import Body, Header
+from worker.examine.confine import confine
 from worker.examine.findings import Cost
 from worker.examine.wire import Failed, ForDevice, Job, Outcome, TooDear, to_json
 
@@ -51,9 +52,11 @@ def run(config: dict[str, Any], channel: socket.socket, block_file: int, regions
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(config["nice"])
     block = Block(block_file, config["capacity_bytes"])
-    _close_all_but(channel.fileno())
     if config["device"] == "cpu":
         _limit_memory(config["memory_bytes"])
+    # What is mapped stays so. Its descriptors are closed, an mmap object's too: through one, the memory could be cut
+    # short under the worker.
+    confine(config["device"], keep_files=[channel.fileno()])
     try:
         body = Body(device=config["device"])
     except SettingsError:
@@ -66,14 +69,6 @@ def run(config: dict[str, Any], channel: socket.socket, block_file: int, regions
         answer = to_json(worker.do(Job.parse(message)))
         block.store(answer)
         channel.send(DONE + b"%d" % len(answer))
-
-
-def _close_all_but(kept: int) -> None:
-    """Behind the standard three. What is mapped stays so; with its descriptor it could be cut short under the worker,
-    and an mmap object keeps one (it is not closed here, so that it never closes another's).
-    """
-    os.closerange(3, kept)
-    os.closerange(kept + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _limit_memory(memory_bytes: int) -> None:

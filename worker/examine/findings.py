@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from worker.contract import ImageInfo
-from worker.crop import Pixels
+from worker.crop import Lease, Pixels
 from worker.errors import Rejected
 
 T = TypeVar("T")
@@ -33,12 +33,6 @@ class Findings:
 
     info: ImageInfo
     evidence: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Lease(Protocol):
-    """Memory that somebody reads: given back once, when nobody does any more."""
-
-    def release(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,22 +18,19 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 from PIL import Image, UnidentifiedImageError
 
 from worker.contract import ImageInfo
+from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, RejectReason, SettingsError
 from worker.examine import headers, rle, tiff
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 from worker.settings import DecodeSettings
 
-CROP_PX = 224
 # Pixels decoded whole at the same time; a larger image is decoded alone. Pillow holds up to 4 bytes for each.
 WHOLE_AT_ONCE_PX = 32_000_000
 _MAX_THREADS = 8
-
-Pixels = npt.NDArray[np.uint8]
 
 _log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -341,32 +341,27 @@ class Metrics:
             self.dependency_failures.labels(dependency=dependency)
             self.retries.labels(dependency=dependency)
             self.breaker_state.labels(dependency=dependency)
-        for cause in ("flow", *DEPENDENCIES):
-            self.pauses.labels(cause=cause)
-        for result in ("hit", "miss"):
-            self.cache_lookups.labels(result=result)
-        for cause in ("signal", "exit", "timeout", "memory", "defect"):
-            self.decode_attempts.labels(outcome=cause)
-            self.decoder_restarts.labels(cause=cause)
-        self.decode_attempts.labels(outcome="ok")
-        for cause in ("slow", "start"):
-            self.decoder_restarts.labels(cause=cause)
-        for outcome in ("ok", "error"):
-            self.triton_calls.labels(outcome=outcome)
-        for head in HEADS:
-            self.scores.labels(head=head)
-            self.shadow_score_difference.labels(head=head)
-        for outcome in ("compared", "dropped", "failed"):
-            self.shadow_images.labels(outcome=outcome)
+        deaths = ("signal", "exit", "timeout", "memory", "defect")
+        expected: list[tuple[Any, Sequence[str]]] = [
+            (self.pauses, ("flow", *DEPENDENCIES)),
+            (self.cache_lookups, ("hit", "miss")),
+            (self.decode_attempts, ("ok", *deaths)),
+            (self.decoder_restarts, (*deaths, "slow", "start")),
+            (self.triton_calls, ("ok", "error")),
+            (self.scores, HEADS),
+            (self.shadow_score_difference, HEADS),
+            (self.shadow_images, ("compared", "dropped", "failed")),
+            (self.stage_seconds, STAGES),
+            (self.fetched_bytes, ("file", "https", "s3")),
+        ]
+        for metric, values in expected:
+            for value in values:
+                metric.labels(value)
         for decision, shadow in itertools.product(("real", "fake", "review"), repeat=2):
             self.shadow_decisions.labels(decision=decision, shadow=shadow)
             self.policy_shadow_decisions.labels(decision=decision, shadow=shadow)
-        for stage in STAGES:
-            self.stage_seconds.labels(stage=stage)
-        for scheme in ("file", "https", "s3"):
-            self.fetched_bytes.labels(scheme=scheme)
-            for outcome in ("ok", "rejected"):
-                self.fetches.labels(scheme=scheme, outcome=outcome)
+        for scheme, outcome in itertools.product(("file", "https", "s3"), ("ok", "rejected")):
+            self.fetches.labels(scheme=scheme, outcome=outcome)
 
     def _counter(self, name: str, meaning: str, *, unit: str, labels: tuple[str, ...] = ()) -> Counter:
         self.docs.append(MetricDoc(f"{PREFIX}{name}_total", "counter", labels, unit, meaning))
