@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 from tests.simulation.audit import Auditor, Finding
 from tests.simulation.clock import on_hub
@@ -17,12 +16,12 @@ from tests.simulation.instance import Worker
 from tests.simulation.kafka import SESSION_S, Broker
 from tests.simulation.plan import Blow, Move, Plan, draw, trace_id
 from tests.simulation.rival import Rival
-from tests.simulation.servers import RedisServer, TritonServer, peek
+from tests.simulation.servers import RedisServer, TritonServer
 from tests.simulation.world import Event, World
 from worker.policy import load_policy
 
 PATIENCE_S = 40.0  # of simulated time, once everything is healed
-SETTLED_S = 0.2  # after the last release: the books are closed one after the other
+SETTLED_S = 0.2  # so long nothing may be under way: books are closed one after the other
 MAX_STEPS = 60_000
 POLICY_VERSION = load_policy(None).ref.version
 
@@ -69,6 +68,7 @@ class _Course:
         self.rival = Rival(self.world, self.broker, self.redis, self.triton, POLICY_VERSION)
         self.workers: list[Worker] = []
         self.starting = 0
+        self._still_since: float | None = None
         self._blows = list(plan.blows)
         times = [*plan.reloads, *plan.failovers, *(one.at_s for one in plan.moves), *(one.at_s for one in plan.sent)]
         self._last_s = max(times)  # when the last thing happens that nobody waits for
@@ -105,11 +105,19 @@ class _Course:
             return self.world.is_broken
         if now > self.world.plan.healed_s + PATIENCE_S:
             return True
+        if not self._is_still():
+            self._still_since = None
+        elif self._still_since is None:
+            self._still_since = now
+        return self._still_since is not None and now >= self._still_since + SETTLED_S
+
+    def _is_still(self) -> bool:
+        broker = self.broker
         return (
             not self.starting
-            and self.broker.is_done
-            and sum(map(len, self.broker.log.values())) == len(self.world.plan.sent)
-            and all(worker.under_way.admission.items == 0 and not worker.poll._paused for worker in self.alive())
+            and broker.is_done
+            and sum(map(len, broker.log.values())) == len(self.world.plan.sent)
+            and all(worker.is_idle for worker in self.alive())
         )
 
     def _at(self, at_s: float, name: str, act: Callable[[], None]) -> None:
@@ -183,7 +191,6 @@ def run_plan(plan: Plan) -> History:
     findings: list[Finding] = []
     with ExitStack() as stack:
         stack.enter_context(on_hub(course.hub))
-        stack.enter_context(mock.patch("worker.stages.decode.peek", peek))
         stack.callback(course.hub.close)
         try:
             course.begin()
@@ -225,8 +232,6 @@ def _farewell(course: _Course) -> list[Finding]:
     findings = []
     hub = course.hub
     hub.alarm_step = NEVER
-    settled_s = hub.now + SETTLED_S
-    hub.run(lambda: hub.now >= settled_s, hub.steps + MAX_STEPS)
     for worker in course.alive():
         if left := worker.leftovers():
             findings.append(Finding("leak", f"{worker.name} has done everything and still holds {left}"))

@@ -14,7 +14,7 @@ from tests.simulation.clock import VirtualClock, VirtualStop
 from tests.simulation.hub import Process, Task
 from tests.simulation.kafka import Broker, ConsumerTwin, ProducerTwin
 from tests.simulation.plan import BATCH_ITEMS, HOSTS, MAX_IMAGE_BYTES
-from tests.simulation.servers import DecoderTwin, FetcherTwin, RedisServer, StoreTwin, TritonServer, TritonTwin
+from tests.simulation.servers import ExaminerTwin, FetcherTwin, RedisServer, StoreTwin, TritonServer, TritonTwin
 from tests.simulation.world import World
 from worker.admission import Admission
 from worker.errors import Stopping, Unavailable
@@ -106,6 +106,7 @@ class Worker:
         self._kafka, self._redis, self._triton = (self._breaker(one) for one in ("kafka", "redis", "triton"))
         self._storages = Storages(lambda: self._breaker("storage"))
         self._store = StoreTwin(world, self.process, redis)
+        self._examiner = ExaminerTwin(world, self.process)
         model = TritonTwin(world, self.process, triton)
         self._model = ModelWatch(model, "code", METRICS, self._clock)  # type: ignore[arg-type]
         self._policies = PolicyWatch(self.settings, self._tools, lambda: self._model.version)
@@ -128,6 +129,12 @@ class Worker:
     def is_alive(self) -> bool:
         return not self.process.is_dead and self.main.is_alive
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way here, and nothing waits to be polled."""
+        waits = self.consumer is not None and any(self.consumer.waiting().values())
+        return self.under_way.admission.items == 0 and not self.poll._paused and not waits
+
     def request_stop(self) -> None:
         """What SIGTERM does."""
         self._drain.set()
@@ -146,6 +153,7 @@ class Worker:
             "unfinished": self.under_way.tracker.unfinished(),
             "lines of ids": len(self.under_way.order),
             "flights": len(self.under_way.single_flight),
+            "leases": len(self._examiner.leases),
             "held by publish": len(self.publish._held) if self.publish else 0,
             "paused": self.poll._paused,
         }
@@ -184,7 +192,7 @@ class Worker:
             model=Guarded(self._model, self._triton),
             fetcher=FetcherTwin(self._world, self.process),  # type: ignore[arg-type]
             storages=self._storages,
-            open_decoder=lambda: DecoderTwin(self._world, self.process),  # type: ignore[arg-type,return-value]
+            examiner=self._examiner,
         )
         for driven in wire(self.settings, self._policies, self._tools, self.under_way, self.queues, clients):
             if isinstance(driven.stage, Publish):

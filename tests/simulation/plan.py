@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BATCH_ITEMS = (1, 2, 3, 8)
-THEME = 0.1  # of the histories have faults that were put where they meet
+THEMES = (0.08, 0.12)  # so many of the histories have faults that were put where they meet
 PERIOD_S = 3.0  # faults begin within it
 MAX_IMAGE_BYTES = 64
 REFERENCE_TYPE = b"application/vnd.assay.image-ref+json"
@@ -165,12 +165,15 @@ def draw(seed: int) -> Plan:
             what = rng.choice(("shuffle", "rival", "rival", "rival", "expel", "rewind"))
             moves.append(Move(rng.uniform(0, healed_s), what, rng.randrange(partitions), rng.choice((0.01, 0.3, 1.5))))
     redis = _server(rng, healed_s, ("away", "lost", "late", "oom", "slow"), 0.55)
-    if chance() < THEME:  # a partition goes to another while what was read of it waits for Redis
+    theme = chance()
+    if theme < THEMES[0]:  # a partition goes to another while what was read of it waits for Redis
         start = rng.uniform(0.02, 0.2)
         healed_s = max(healed_s, start + 1.5)
         kind = rng.choice(("away", "lost", "late", "oom"))
         redis = Server((Window(start, start + rng.uniform(1.0, 2.5), kind),), 0.0, redis.latency_s)
         moves = [Move(start + rng.uniform(0.02, 0.2), "rival", partition, 2.0) for partition in range(partitions)]
+    elif theme < THEMES[1]:  # what is on its way is read again
+        moves = [Move(rng.uniform(0.02, 0.5), "rewind", partition, 0.0) for partition in range(partitions)]
     return Plan(
         seed=seed,
         partitions=partitions,

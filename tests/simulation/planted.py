@@ -15,7 +15,7 @@ from worker.admission import Admission
 from worker.clients.triton import InferenceFailed
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.inflight import PublishOrder, SingleFlight
-from worker.item import Ended, Item
+from worker.item import Decoded, DecodedBatch, Ended, Item
 from worker.model import HashCache
 from worker.offsets import OffsetTracker
 from worker.queues import StageQueue
@@ -215,14 +215,26 @@ def rejects_for_a_storage_that_is_away(real: Any, self: Any, reference: Any) -> 
     return data
 
 
-@plant_around(Decode, "_decode")
-def gives_the_scores_of_another_image(real: Any, self: Any, decoder: Any, batch: Any) -> None:
-    class Shifted:
-        def decode(self, datas: Any, infos: Any) -> Any:
-            decoded = decoder.decode(datas, infos)
-            return replace(decoded, pixels=decoded.pixels[::-1].copy())
+@plant_around(Decode, "_hand_on")
+def gives_the_scores_of_another_image(real: Any, self: Any, examined: Any) -> None:
+    real(self, replace(examined, pixels=examined.pixels[::-1].copy()))
 
-    real(self, Shifted(), batch)
+
+@plant_around(Decode, "_hand_on")
+def gives_the_pixels_back_before_they_are_read(real: Any, self: Any, examined: Any) -> None:
+    real(self, examined)
+    if examined.lease is not None:
+        examined.lease.release()
+
+
+@plant(Decode, "_hand_on")
+def forgets_the_bad_images_of_a_batch(self: Any, examined: Any) -> None:
+    now = self._tools.clock.monotonic()
+    for one, _ in (*examined.good, *examined.bad):
+        one.encoded.image.item.release_fetched(self._admission)
+    good = [Decoded(one.encoded.image, found.info, (now - one.at) * 1000) for one, found in examined.good]
+    if good:
+        self._decoded.put(DecodedBatch(good, examined.pixels, examined.lease), self._tools.stop)
 
 
 # -- infer

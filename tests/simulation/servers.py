@@ -1,4 +1,4 @@
-"""Redis, Triton, the storages and the decoder in memory, and what only a simulation makes happen every second.
+"""Redis, Triton, the storages and the examiner in memory, and what only a simulation makes happen every second.
 
 Redis loses answers, answers when nobody listens any more, runs out of memory, fails over and forgets the last writes.
 Triton is reloaded inside a call and fails on some images always. Images are texts (plan.image_bytes); their pixels are
@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from tests.simulation.hub import Process
+from tests.simulation.hub import Process, Signal
 from tests.simulation.plan import HOSTS, image_bytes
 from tests.simulation.world import Twin, World
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.contract import ImageInfo, ImageReference, Verdict
+from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
-from worker.examine.pixels import Decoded as DecodedPixels
-from worker.item import Pixels
+from worker.examine.findings import Examined, Findings
 
 VERSIONS = ("000000000001", "000000000002", "000000000003", "000000000004")
 GROUND = {"good": 0, "poison": 1, "nan": 2}  # the second channel of the pixel
-LATE_S = 0.4
+MOST_EXAMINED = 3  # batches at once
+SLOW_SHARE = 0.1  # of the images are examined for longer than the others of their batch
 
 
 @dataclass(slots=True)
@@ -213,34 +215,75 @@ class FetcherTwin:
         """Nothing is held."""
 
 
-def peek(data: bytes) -> ImageInfo:
-    """What the header of a simulated image says."""
-    kind = data.split(b":")[0]
-    if kind == b"text":
-        raise Rejected(RejectReason.UNSUPPORTED_FORMAT, "simulated: no image", stage="decode")
-    return ImageInfo(format="png", width=8, height=8, bytes=len(data))
+class LeaseTwin:
+    """Memory that is given back once; whoever reads it afterwards reads somebody else's pixels."""
+
+    def __init__(self, pixels: Pixels, held: set[LeaseTwin]) -> None:
+        self._pixels = pixels
+        self._held = held
+        held.add(self)
+
+    def release(self) -> None:
+        """Raises KeyError the second time."""
+        self._held.remove(self)
+        self._pixels[:] = 255
 
 
-class DecoderTwin(Twin):
-    """worker.examine.pixels.Decoder: takes a while; cut images fail."""
+class ExaminerTwin(Twin):
+    """worker.examine.pool.Pool: batches come back in any order, slow images apart from the others."""
 
     def __init__(self, world: World, process: Process) -> None:
         super().__init__(world, world.plan.triton, process)
+        self._done: list[Examined[Any]] = []
+        self._under_way = 0
+        self._woken = False
+        self._changed = Signal(world.hub)
+        self.leases: set[LeaseTwin] = set()
 
-    def decode(self, datas: Sequence[bytes], infos: Sequence[ImageInfo]) -> DecodedPixels:
-        """One pixel for each image."""
-        del infos
-        self._enter()
-        pixels = np.zeros((len(datas), 1, 1, 3), np.uint8)
-        failures: dict[int, Rejected] = {}
-        for row, data in enumerate(datas):
-            kind, number = data.decode().rstrip("\0").split(":")
-            if kind == "cut":
-                failures[row] = Rejected(RejectReason.CORRUPT, "simulated: cut off", stage="decode")
-            else:
-                pixels[row, 0, 0] = (int(number), GROUND[kind], 0)
-        self._leave()
-        return DecodedPixels(pixels, failures)
+    @property
+    def has_room(self) -> bool:
+        """May another batch be submitted now?"""
+        return self._under_way < MOST_EXAMINED
+
+    def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
+        """Examine these images."""
+        slow = [one for one in batch if self._random() < SLOW_SHARE]
+        for part in (slow, [one for one in batch if one not in slow]):
+            if part:
+                self._under_way += 1
+                self._hub.spawn(f"{self._process.name}.child", lambda part=part: self._examine(part), self._process)  # type: ignore[misc]
+
+    def wait(self, timeout_s: float) -> list[Examined[Any]]:
+        """What is done."""
+        if not self._done and not self._woken:
+            self._changed.wait(timeout_s)
+        self._woken = False
+        done, self._done = self._done, []
+        return done
+
+    def wake(self) -> None:
+        """End a wait."""
+        self._woken = True
+        self._changed.fire()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """What is under way does not come back."""
+
+    def _examine(self, batch: Sequence[tuple[Any, bytes]]) -> None:
+        self._enter()
+        self._leave()
+        good: list[tuple[Any, Findings]] = []
+        bad: list[tuple[Any, Rejected]] = []
+        pixels = np.zeros((len(batch), 1, 1, 3), np.uint8)
+        for token, data in batch:
+            kind, number = data.decode().rstrip("\0").split(":")
+            if kind in GROUND:
+                pixels[len(good), 0, 0] = (int(number), GROUND[kind], 0)
+                good.append((token, Findings(ImageInfo(format="png", width=8, height=8, bytes=len(data)))))
+            else:
+                reason = RejectReason.CORRUPT if kind == "cut" else RejectReason.UNSUPPORTED_FORMAT
+                bad.append((token, Rejected(reason, "simulated: cannot be read", stage="decode")))
+        pixels = pixels[: len(good)]
+        self._done.append(Examined(good, bad, pixels, LeaseTwin(pixels, self.leases) if good else None))
+        self._under_way -= 1
+        self._changed.fire()
