@@ -31,7 +31,7 @@ def test_a_join_that_outlives_its_poll_is_collected(worker_env: dict[str, str]) 
         return False
 
     def is_settled() -> bool:
-        return consumer.is_joined and len(consumer.assignment) == PARTITIONS
+        return consumer.is_joined and len(consumer.waiting()) == PARTITIONS
 
     try:
         assert poll_until(is_settled, 30)
@@ -49,11 +49,11 @@ def test_several_consumers_starting_at_once_share_the_partitions(worker_env: dic
     def assignments() -> list[int]:
         with ThreadPoolExecutor(PARTITIONS) as pool:
             list(pool.map(lambda consumer: consumer.poll(20, 1), consumers))
-        return sorted(partition for consumer in consumers for partition in consumer.assignment)
+        return sorted(partition for consumer in consumers for partition in consumer.waiting())
 
     try:
         wait_until(
-            lambda: assignments() == [0, 1, 2] and all(len(c.assignment) == 1 for c in consumers),
+            lambda: assignments() == [0, 1, 2] and all(len(c.waiting()) == 1 for c in consumers),
             "one partition each",
             60,
         )

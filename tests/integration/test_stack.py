@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -93,6 +95,30 @@ def test_everything_serves_when_up_returns_and_a_second_up_changes_nothing(priva
     assert redis.Redis.from_url(first.env["ASSAY_REDIS__URL"]).ping()
     assert stack.up(private_stack, models=models) == first
     assert stack.discover(private_stack) == first.env
+
+
+def test_only_the_stack_itself_loads_models(private_stack, models):
+    """Loading a model runs its code: a web page's request to the local port, which needs no answer, loads nothing."""
+    stack.up(private_stack, services=["triton"], models=models)
+    ports = json.loads((private_stack / "stack.json").read_text())["ports"]
+    address = f"http://127.0.0.1:{ports['triton_http']}/v2"
+    page = {"Origin": "https://elsewhere.example", "Content-Type": "text/plain"}
+    code = "raise SystemExit(1)"
+    planted = {"parameters": {"config": '{"backend": "python"}', "file:1/model.py": b64encode(code.encode()).decode()}}
+    for path, body in (
+        ("repository/index", {}),
+        ("repository/models/code/unload", {}),
+        ("repository/models/planted/load", planted),
+        ("systemsharedmemory/region/x/register", {"key": "/x", "offset": 0, "byte_size": 1}),
+    ):
+        answer = httpx.post(f"{address}/{path}", headers=page, content=json.dumps(body), trust_env=False)
+        assert answer.status_code == 403, f"{path}: {answer.status_code} {answer.text}"
+        assert "restricted" in answer.text
+    server = TritonServer(private_stack, ports, models)
+    server.check()
+    server.heal()  # the stack has the key
+    assert server.control_key not in json.dumps(stack.status(private_stack).env)
+    assert (private_stack / "triton" / "control.key").stat().st_mode & 0o077 == 0
 
 
 def test_concurrent_ups_start_one_stack(private_stack):

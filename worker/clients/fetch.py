@@ -24,7 +24,6 @@ One try, redirects included, has references.timeout_ms; only the system's resolv
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Callable
 
@@ -36,10 +35,10 @@ from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import FileTarget, HttpsTarget, Rules, Target
 from worker.contract import ImageReference
 from worker.errors import Rejected, RejectReason
+from worker.retry import backoff_s
 from worker.settings import LimitSettings, ReferenceSettings
 
-_BACKOFF_BASE_S = 0.1
-_BACKOFF_MAX_S = 2.0
+_BACKOFF_BASE_MS, _BACKOFF_MAX_MS = 200, 2_000
 
 
 class Fetcher:
@@ -93,7 +92,7 @@ class Fetcher:
             except Broken as error:
                 if attempt >= self._settings.max_attempts:
                     raise Rejected(RejectReason.FETCH_FAILED, str(error), stage="intake", attempts=attempt) from error
-            self._sleep(random.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_BASE_S * 2**attempt)))
+            self._sleep(backoff_s(attempt, _BACKOFF_BASE_MS, _BACKOFF_MAX_MS))
             attempt += 1
 
     def _read(self, target: Target) -> bytes:

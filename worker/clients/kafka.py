@@ -200,10 +200,6 @@ class Consumer:
         if assigned:
             (self._consumer.pause if paused else self._consumer.resume)(*assigned)
 
-    @property
-    def assignment(self) -> list[int]:
-        return sorted(tp.partition for tp in self._consumer.assignment())
-
     def waiting(self) -> dict[int, int]:
         """Records of each assigned partition that have not been polled yet, as far as the last fetch told."""
         waiting = {}

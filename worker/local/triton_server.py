@@ -12,6 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from worker.local import install
+from worker.local.files import replace_text
 from worker.local.server import HOST, NotServing, Server
 
 MODEL = "code"
 SHADOW = "code_shadow"
 _CANARY_SHAPE = (1, 224, 224, 3)
 _CANARIES = 4
+_CONTROL_HEADER = "assay-control-key"
 _CANARY_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 60.0
 _STUBS_GONE_S = 10.0
@@ -54,6 +57,15 @@ class TritonServer(Server):
         return self.backends / "python" / "triton_python_backend_stub"
 
     @property
+    def control_key(self) -> str:
+        """What a request that loads or unloads models must bring; made once for the run directory."""
+        path = self.directory / "control.key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, secrets.token_hex(16), mode=0o600)
+        return path.read_text(encoding="ascii")
+
+    @property
     def env(self) -> dict[str, str]:
         return {"ASSAY_TRITON__URL": self.address}
 
@@ -75,6 +87,8 @@ class TritonServer(Server):
             ),
             "--disable-auto-complete-config",
             "--exit-timeout-secs=5",
+            # Loading a model runs its code, and any web page may send a request to a port of this machine.
+            f"--http-restricted-api=model-repository,shared-memory,trace,logging:{_CONTROL_HEADER}={self.control_key}",
             "--allow-gpu-metrics=false",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             f"--backend-config=python,shm-default-byte-size={64 * 1024 * 1024}",
@@ -189,7 +203,7 @@ class TritonServer(Server):
     ) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(HOST, self.ports["triton_http"], timeout=timeout_s)
         try:
-            connection.request("POST", f"/v2/{path}", body, dict(headers or {}))
+            connection.request("POST", f"/v2/{path}", body, {_CONTROL_HEADER: self.control_key} | dict(headers or {}))
             response = connection.getresponse()
             text = response.read()
             return response.status, json.loads(text) if text else {}
