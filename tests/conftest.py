@@ -73,7 +73,7 @@ def _count(users: Path) -> int:
 def worker_env(stack: dict[str, str]) -> dict[str, str]:
     """A process environment on the shared stack with topics (3 partitions each), group, key prefix and HTTP port of its own."""
     unique = uuid.uuid4().hex[:8]
-    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected", "retry")}
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
     kafka_topics.create_topics(settings, topics.values(), PARTITIONS)
     return {

@@ -58,7 +58,7 @@ def breaker() -> CircuitBreaker:
 @pytest.fixture
 def poll() -> SimpleNamespace:
     """A poll loop that moves for ever, with one partition."""
-    return SimpleNamespace(assigned=[0], heartbeat_at=float("inf"), joined_at=float("inf"))
+    return SimpleNamespace(assigned=[("images.incoming", 0)], heartbeat_at=float("inf"), joined_at=float("inf"))
 
 
 @pytest.fixture

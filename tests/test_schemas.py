@@ -10,8 +10,9 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from tests.properties import given
 from tests.test_contract import verdicts
-from worker.contract import REFERENCE_CONTENT_TYPE, REJECTION_HEADERS, VERDICT_TYPE, Verdict
+from worker.contract import OMISSION_HEADERS, REFERENCE_CONTENT_TYPE, REJECTION_HEADERS, VERDICT_TYPE, Verdict
 from worker.errors import RejectReason
+from worker.parking import RETRY_HEADERS
 from worker.schemas import SCHEMAS, asyncapi
 
 VERDICT = SCHEMAS["verdict"]()
@@ -107,7 +108,7 @@ def test_every_reference_in_the_asyncapi_document_resolves() -> None:
             node = node[part]
 
 
-def test_the_asyncapi_document_tells_of_the_three_topics() -> None:
+def test_the_asyncapi_document_tells_of_the_topics() -> None:
     """Topics, who sends what, the content type that switches to references, every reason and every header."""
     document = asyncapi()
     assert document["asyncapi"] == "3.0.0"
@@ -115,17 +116,21 @@ def test_the_asyncapi_document_tells_of_the_three_topics() -> None:
         "images.incoming",
         "images.verdicts",
         "images.rejected",
+        "images.retry",
     }
     assert {name: operation["action"] for name, operation in document["operations"].items()} == {
         "judge": "receive",
         "publishVerdict": "send",
         "reject": "send",
+        "park": "send",
+        "tryAgain": "receive",
     }
     messages = document["components"]["messages"]
     assert messages["imageReference"]["contentType"] == REFERENCE_CONTENT_TYPE
     assert messages["verdict"]["headers"]["properties"]["ce_type"] == {"const": VERDICT_TYPE}
     rejection = messages["rejection"]["headers"]["properties"]
-    assert set(rejection) == REJECTION_HEADERS
+    assert set(rejection) == REJECTION_HEADERS | OMISSION_HEADERS
+    assert messages["parked"]["headers"]["required"] == list(RETRY_HEADERS)
     assert rejection["reject_reason"]["enum"] == [reason.value for reason in RejectReason]
 
 

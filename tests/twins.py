@@ -21,7 +21,7 @@ from worker.clients.kafka_producer import Outgoing
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import SYSTEM_CLOCK, Clock, StopFlag
-from worker.contract import Headers, ImageInfo, Record, Scores, Verdict
+from worker.contract import Headers, ImageInfo, Partition, Record, Scores, Verdict
 from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, Unavailable
 from worker.examine.body import Body
@@ -33,15 +33,16 @@ from worker.pipeline import Clients, Driven, Queues, wire
 from worker.queues import StageQueue
 from worker.retry import CircuitBreaker, Guarded
 from worker.settings import Settings
-from worker.stages.fetch import Storages
 from worker.stages.policy_watch import PolicyWatch
 from worker.stages.stage import Stage, Tools, drive
+from worker.storages import Storages
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import ItemTrace, Tracing
 
 PATIENCE_S = 30.0
 VERSION = "0123456789ab"
 TOPIC = "images.incoming"
+P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
 QUICK = {"retry": {"base_ms": 1, "max_ms": 5}, "intake": {"batch_max_wait_ms": 5}}
 
 
@@ -226,14 +227,19 @@ class Workbench:
         self.under_way = UnderWay(Admission(self.settings.flow))
         self.admission, self.tracker = self.under_way.admission, self.under_way.tracker
         self.order, self.single_flight = self.under_way.order, self.under_way.single_flight
-        self.tracker.assign([0, 1])
+        self.tracker.assign([P0, P1])
         self.queues = Queues(
             encoded=StageQueue(capacity=encoded_capacity), decoded=StageQueue(capacity=decoded_capacity)
         )
         self.redis, self.kafka, self.triton_server = (
             CircuitBreaker(name, self.settings.retry) for name in ("redis", "kafka", "triton")
         )
-        self.storages = Storages(lambda: CircuitBreaker("storage", self.settings.retry))
+        self.can_park = True
+        self.storages = Storages(
+            self.settings.references,
+            lambda address: CircuitBreaker(address.host, self.settings.retry),
+            crowded=self.settings.flow.max_references // 2,
+        )
         watched: Any = self.triton
         self.model = ModelWatch(watched, self.settings.triton.model_name, self.metrics)
         self.model.refresh()
@@ -246,6 +252,7 @@ class Workbench:
             model=Guarded(self.model, self.triton_server),
             fetcher=fetcher or Fetcher(self.settings.references, self.settings.limits),
             storages=self.storages,
+            can_park=lambda: self.can_park,
             examiner=self.examiner,
         )
         self.policies = PolicyWatch(self.settings, self.tools, lambda: self.model.version)
@@ -259,7 +266,7 @@ class Workbench:
         """What Poll does with records."""
         items = []
         for one in records:
-            epoch = self.tracker.deliver(one.partition, one.offset)
+            epoch = self.tracker.deliver(one.place, one.offset)
             assert epoch is not None
             trace = ItemTrace(one.header("traceparent"))
             items.append(Item(one, epoch, touched_at=time.monotonic(), queued_ms=1.0, trace=trace))

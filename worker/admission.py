@@ -15,14 +15,16 @@ _LISTEN_S = 0.1  # how long a fetch waits before it looks at the stop
 
 
 class Admission:
-    """Counts what is under way. `is_full` has hysteresis: true from a high mark on until both counts are below the low
+    """Counts what is under way. `is_full` has hysteresis: true from a high mark on until all counts are below the low
     marks.
     """
 
     def __init__(self, settings: FlowSettings, clock: Clock = SYSTEM_CLOCK) -> None:
         self.max_items = settings.max_items
         self.max_bytes = settings.max_bytes
+        self.max_references = settings.max_references
         self._low_items = max(1, int(settings.max_items * settings.low_water))
+        self._low_references = max(1, int(settings.max_references * settings.low_water))
         self._low_bytes = max(1, int(settings.max_bytes * settings.low_water))
         self._clock = clock
         self._changed = threading.Condition()
@@ -30,12 +32,25 @@ class Admission:
         self._fetched_bytes = 0
         self.items = 0
         self.bytes = 0
+        self.references = 0
 
     def admit(self, size_bytes: int) -> None:
         """Count one record of `size_bytes`. Never blocks: whoever admits looks at `is_full` and `free_items` first."""
         with self._changed:
             self.items += 1
             self._add_bytes(size_bytes)
+
+    def admit_reference(self) -> None:
+        """Count one more item that waits for its image, or is fetching it."""
+        with self._changed:
+            self.references += 1
+            self._update()
+
+    def release_reference(self) -> None:
+        """Its image is here, or it has ended."""
+        with self._changed:
+            self.references -= 1
+            self._update()
 
     def hold_fetched(self, size_bytes: int) -> None:
         """Count the bytes that a reference led to. They are released once decoded, whatever else waits."""
@@ -85,8 +100,13 @@ class Admission:
         self._update()
 
     def _update(self) -> None:
-        if self.items >= self.max_items or self.bytes >= self.max_bytes:
+        held = (
+            (self.items, self.max_items, self._low_items),
+            (self.bytes, self.max_bytes, self._low_bytes),
+            (self.references, self.max_references, self._low_references),
+        )
+        if any(count >= high for count, high, _ in held):
             self._full = True
-        elif self.items <= self._low_items and self.bytes <= self._low_bytes:
+        elif all(count <= low for count, _, low in held):
             self._full = False
         self._changed.notify_all()

@@ -92,7 +92,10 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         )
         return
     yield Finding("kafka", ok=True, detail=f"{', '.join(settings.kafka.bootstrap_servers)}, {len(found)} topics")
-    for field in ("incoming_topic", "verdicts_topic", "rejected_topic"):
+    wanted = ["incoming_topic", "verdicts_topic", "rejected_topic"]
+    if settings.references.schemes:
+        wanted.append("retry_topic")
+    for field in wanted:
         name = getattr(settings.kafka, field)
         there = name in found
         detail = f"{found[name]} partitions" if there else "not there, or hidden by ACLs"

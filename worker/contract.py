@@ -10,7 +10,7 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -39,6 +39,33 @@ class Omitted:
     sha256: str
 
 
+class Partition(NamedTuple):
+    """A partition of one of the topics that are consumed."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a record first came from."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What the retry topic says of a record: tried `attempt` times since `since_ms`, not again before `retry_at_ms`."""
+
+    source: Source
+    attempt: int
+    since_ms: int
+    retry_at_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One Kafka record as received. `timestamp_ms`: milliseconds since the epoch, of the record in Kafka; -1 is none.
@@ -56,6 +83,18 @@ class Record:
     headers: Headers
     unreadable: str = ""
     omitted: Omitted | None = None
+    parked: Parked | None = None
+
+    @property
+    def place(self) -> Partition:
+        """The partition that it is read from."""
+        return Partition(self.topic, self.partition)
+
+    @property
+    def source(self) -> Source:
+        """Where it first came from: for one from the retry topic not that topic."""
+        own = Source(self.topic, self.partition, self.offset, self.timestamp_ms)
+        return self.parked.source if self.parked else own
 
     @property
     def size_bytes(self) -> int:
@@ -361,10 +400,10 @@ def rejection_headers(
         "reject_stage": rejected.stage,
         "reject_detail": rejected.detail[:1024],
         "reject_attempts": str(rejected.attempts),
-        "original_topic": record.topic,
-        "original_partition": str(record.partition),
-        "original_offset": str(record.offset),
-        "original_timestamp": str(record.timestamp_ms),
+        "original_topic": record.source.topic,
+        "original_partition": str(record.source.partition),
+        "original_offset": str(record.source.offset),
+        "original_timestamp": str(record.source.timestamp_ms),
         "image_id": image_id,
         "sha256": sha256,
         "worker_version": worker_version,

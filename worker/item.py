@@ -4,7 +4,7 @@
       └───────────────────────┘ └───────────────────┘ a rejection, or scores from the cache
 
 `Item` is the admitted record and stays the same object on its whole way; the others say what has been found out, and
-are never changed. `Ended` is all that publishing needs: an outcome that is a judgement or a rejection, never both.
+are never changed. `Ended` is all that publishing needs: an outcome that is a judgement, a rejection, or to be parked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from worker.contract import ImageInfo, ImageReference, Record, Scores
 from worker.crop import Lease, Pixels
 from worker.errors import Rejected
 from worker.evidence import Evidence
+from worker.parking import Parking
 from worker.telemetry.tracing import ItemTrace
 
 
@@ -52,7 +53,16 @@ class Item:
     @property
     def origin(self) -> str:
         """Where it came from, for logs."""
-        return f"{self.record.topic}/{self.record.partition}/{self.record.offset}"
+        source = self.record.source
+        return f"{source.topic}/{source.partition}/{source.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a reference leads: `host` is what is asked, `allowed` the entry of the settings that allows it."""
+
+    host: str
+    allowed: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +136,7 @@ class Judgement:
         return replace(self, from_cache=True, decode_ms=None, infer_ms=None)
 
 
-Outcome = Judgement | Rejected
+Outcome = Judgement | Rejected | Parking
 
 
 @dataclass(frozen=True, slots=True, eq=False)

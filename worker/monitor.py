@@ -97,7 +97,8 @@ class Monitor:
         now = time.monotonic()
         seen = self._seen
         assigned = self._poll.assigned
-        checks: dict[str, Any] = {"partitions": assigned} | {name: look.detail for name, look in seen.items()}
+        names = [f"{topic}/{number}" for topic, number in assigned]
+        checks: dict[str, Any] = {"partitions": names} | {name: look.detail for name, look in seen.items()}
         obstacles: dict[str, Any] = {}
         if away := [breaker.name for breaker in self._breakers if breaker.is_away]:
             obstacles["breakers_open"] = away

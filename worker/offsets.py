@@ -12,9 +12,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from worker.contract import Partition
+
 
 @dataclass(slots=True)
-class _Partition:
+class _State:
     epoch: int
     delivered: deque[int] = field(
         default_factory=deque
@@ -26,30 +28,29 @@ class _Partition:
 
 
 class OffsetTracker:
-    """Contiguous-offset tracker per (partition, epoch). A partition is named by its number: there is one incoming
-    topic.
+    """Contiguous-offset tracker per (partition, epoch).
 
     Offsets need not be dense (compaction and transactions leave gaps): contiguous means in the order of delivery.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._partitions: dict[int, _Partition] = {}
+        self._partitions: dict[Partition, _State] = {}
         self._epochs = 0
 
-    def assign(self, partitions: Iterable[int]) -> None:
+    def assign(self, partitions: Iterable[Partition]) -> None:
         """Begin a new epoch for each of `partitions`."""
         with self._lock:
             for partition in partitions:
                 self._begin(partition)
 
-    def revoke(self, partitions: Iterable[int]) -> int:
+    def revoke(self, partitions: Iterable[Partition]) -> int:
         """End the epochs of `partitions`; returns how many deliveries are fenced off by it."""
         with self._lock:
             ended = [self._partitions.pop(partition, None) for partition in partitions]
             return sum(len(state.delivered) - len(state.finished) for state in ended if state)
 
-    def deliver(self, partition: int, offset: int) -> int | None:
+    def deliver(self, partition: Partition, offset: int) -> int | None:
         """Note that `offset` is on its way. Returns its epoch, or None where it is on its way already or not ours.
 
         An offset behind what was delivered before means that the log was read again from an earlier place (a reset
@@ -67,13 +68,13 @@ class OffsetTracker:
             state.last_delivered = offset
             return state.epoch
 
-    def is_current(self, partition: int, epoch: int) -> bool:
+    def is_current(self, partition: Partition, epoch: int) -> bool:
         """Does `epoch` still own `partition`?"""
         with self._lock:
             state = self._partitions.get(partition)
             return state is not None and state.epoch == epoch
 
-    def finish(self, partition: int, epoch: int, offset: int) -> bool:
+    def finish(self, partition: Partition, epoch: int, offset: int) -> bool:
         """Note that the record's verdict or rejection is acknowledged. False where the epoch is over."""
         with self._lock:
             state = self._partitions.get(partition)
@@ -86,7 +87,7 @@ class OffsetTracker:
                 state.next_offset = first + 1
             return True
 
-    def committable(self) -> dict[int, int]:
+    def committable(self) -> dict[Partition, int]:
         """Per partition the offset to commit (one past the finished prefix), where it moved since the last commit."""
         with self._lock:
             return {
@@ -95,14 +96,14 @@ class OffsetTracker:
                 if state.next_offset is not None and state.next_offset != state.committed
             }
 
-    def committed(self, offsets: dict[int, int]) -> None:
+    def committed(self, offsets: dict[Partition, int]) -> None:
         """Note that the broker acknowledged the commit of `offsets`."""
         with self._lock:
             for partition, offset in offsets.items():
                 if (state := self._partitions.get(partition)) is not None:
                     state.committed = offset
 
-    def unfinished(self, partitions: Iterable[int] | None = None) -> int:
+    def unfinished(self, partitions: Iterable[Partition] | None = None) -> int:
         """How many delivered records of current epochs are not finished, of all partitions or of these."""
         with self._lock:
             states = (
@@ -112,8 +113,8 @@ class OffsetTracker:
             )
             return sum(len(state.delivered) - len(state.finished) for state in states)
 
-    def _begin(self, partition: int) -> _Partition:
+    def _begin(self, partition: Partition) -> _State:
         self._epochs += 1
-        state = _Partition(epoch=self._epochs)
+        state = _State(epoch=self._epochs)
         self._partitions[partition] = state
         return state

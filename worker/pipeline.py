@@ -27,7 +27,7 @@ import structlog
 from worker import __version__
 from worker.admission import Admission
 from worker.clients.fetch import Fetcher
-from worker.clients.kafka import Consumer
+from worker.clients.kafka_consumer import Consumer
 from worker.clients.kafka_producer import Producer
 from worker.clients.redis import Store
 from worker.clients.triton import Triton, pixel_regions
@@ -36,14 +36,14 @@ from worker.errors import Stopping, Unavailable
 from worker.examine.findings import Examiner
 from worker.examine.pool import BATCHES, Pool
 from worker.inflight import UnderWay
-from worker.item import DecodedBatch, Encoded, Ended, Referenced
+from worker.item import Address, DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch
 from worker.monitor import Monitor
 from worker.queues import StageQueue
 from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
 from worker.stages.decode import Decode, Handed
-from worker.stages.fetch import Fetch, Storages
+from worker.stages.fetch import Fetch
 from worker.stages.infer import Infer
 from worker.stages.intake import Arrival, Intake
 from worker.stages.policy_watch import PolicyWatch
@@ -51,10 +51,12 @@ from worker.stages.poll import POLL_S, Poll
 from worker.stages.publish import Publish
 from worker.stages.shadow import Shadow
 from worker.stages.stage import Stage, Tools, drive
+from worker.storages import Storages
 from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
+from worker.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 # For all stages together: a call that hangs is cut off, so that the group is left before the grace period ends.
@@ -82,6 +84,7 @@ class Clients:
     model: Guarded[ModelWatch]
     fetcher: Fetcher
     storages: Storages
+    can_park: Callable[[], bool]
     examiner: Examiner[Handed]
     shadow: Shadow | None = None
 
@@ -121,10 +124,12 @@ def wire(
         ended=queues.ended,
     )
     fetch = Fetch(
+        settings.references,
         clients.fetcher,
         clients.storages,
         tools,
         under_way,
+        can_park=clients.can_park,
         inbox=queues.references,
         arrivals=queues.arrivals,
         ended=queues.ended,
@@ -172,7 +177,7 @@ class Pipeline:
         self._under_way = UnderWay(Admission(settings.flow))
         self._queues = Queues()
         self._kafka, self._redis, self._triton = (self._breaker(name) for name in ("kafka", "redis", "triton"))
-        self._storages = Storages(lambda: self._breaker("storage"))
+        self._storages = Storages(settings.references, self._storage_breaker, crowded=settings.flow.max_references // 2)
         self._store = Store(settings.redis)
         # In decoding, handed on, waiting for a call, in calls: no batch waits for a region.
         self._regions = pixel_regions(
@@ -187,8 +192,14 @@ class Pipeline:
             self._tools,
             self._under_way,
             drain=self._drain,
-            breakers=lambda: (self._redis, self._triton, self._kafka, *self._storages.breakers().values()),
+            breakers=(self._redis, self._triton, self._kafka),
             arrivals=self._queues.arrivals,
+        )
+        self._watchdog = Watchdog(
+            lambda: self._poll.heartbeat_at,
+            self._drain,
+            stall_s=settings.run.stall_timeout_s,
+            drain_s=settings.run.drain_timeout_s,
         )
         self._monitor = Monitor(
             settings,
@@ -205,6 +216,7 @@ class Pipeline:
         settings, monitor = self.settings, self._monitor
         server = HealthServer(settings.http.host, settings.http.port, self.metrics, monitor.livez, monitor.readyz)
         server.start()
+        self._watchdog.start()
         self._describe()
         self._closes += [
             monitor.stop,
@@ -223,6 +235,7 @@ class Pipeline:
         finally:
             self._halt()
             server.stop()
+            self._watchdog.stop()
         if self._broken is not None:
             raise self._broken
 
@@ -263,6 +276,7 @@ class Pipeline:
             model=Guarded(self._model, self._triton),
             fetcher=fetcher,
             storages=self._storages,
+            can_park=self._poll.can_park,
             examiner=self._pool,
             shadow=self._open_shadow(),
         )
@@ -284,6 +298,7 @@ class Pipeline:
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - self._tools.clock.monotonic()))
         for close in self._closes:
+            self._poll.record_heartbeat()  # still moving
             try:
                 close()
             except Exception as error:  # noqa: BLE001  # the others are closed all the same
@@ -339,6 +354,11 @@ class Pipeline:
             else:
                 breaker.succeeded()
                 return result
+
+    def _storage_breaker(self, address: Address) -> CircuitBreaker:
+        """Its state is told by Fetch, for each entry of the settings; its failures count together."""
+        failures = self.metrics.dependency_failures.labels(dependency="storage")
+        return CircuitBreaker(address.host, self.settings.retry, on_retry=lambda _host: failures.inc())
 
     def _breaker(self, name: str) -> CircuitBreaker:
         def on_change(name: str, state: BreakerState) -> None:

@@ -88,7 +88,7 @@ class CircuitBreaker:
                 try:
                     result = operation()
                 except Unavailable as error:
-                    self._failed(error)
+                    self.failed(error)
                 except Stopping:
                     raise
                 except AssayError:
@@ -130,18 +130,28 @@ class CircuitBreaker:
         while True:
             if stop.is_set():
                 raise Stopping(f"stopped while waiting for {self.name}")
-            with self._lock:
-                wait_s = self._not_before - self._clock.monotonic()
-                if self._state is BreakerState.HALF_OPEN and wait_s > 0:
-                    pass  # another thread is trying; wait for its result
-                elif wait_s <= 0:
-                    if self._state is not BreakerState.CLOSED:
-                        self._set_state(BreakerState.HALF_OPEN)
-                        self._not_before = self._clock.monotonic() + self._settings.max_ms / 1000
-                    return
+            wait_s = self.take_turn()
+            if wait_s <= 0:
+                return
             stop.wait(min(max(wait_s, 0.001), 0.25))
 
-    def _failed(self, error: Unavailable) -> None:
+    def take_turn(self) -> float:
+        """0 where a call may go out now; then `succeeded` or `failed` is owed. Else how many seconds to wait, about.
+
+        An open breaker lets one call through; the others wait for its result.
+        """
+        with self._lock:
+            now = self._clock.monotonic()
+            wait_s = self._not_before - now
+            if wait_s > 0:
+                return wait_s
+            if self._state is not BreakerState.CLOSED:
+                self._set_state(BreakerState.HALF_OPEN)
+                self._not_before = now + self._settings.max_ms / 1000
+            return 0.0
+
+    def failed(self, error: Unavailable) -> None:
+        """Note that a call found nobody: the next waits, after some in a row behind an open breaker."""
         with self._lock:
             self._failures += 1
             self.last_error = error.detail

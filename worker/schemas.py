@@ -10,6 +10,7 @@ from typing import Any
 
 from worker import __version__
 from worker.contract import (
+    OMISSION_HEADERS,
     REFERENCE_CONTENT_TYPE,
     REJECTION_HEADERS,
     VERDICT_TYPE,
@@ -18,6 +19,7 @@ from worker.contract import (
     json_schema,
 )
 from worker.errors import RejectReason
+from worker.parking import RETRY_HEADERS
 from worker.settings import KafkaSettings
 
 _TEXT = {"type": "string"}
@@ -34,7 +36,7 @@ def _messages() -> dict[str, Any]:
     """What travels on the topics, by name."""
     cloud_events = ["ce_id", "ce_source", "ce_type", "ce_specversion", "ce_time"]
     image_bytes = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"}
-    rejection_names = sorted(REJECTION_HEADERS - {"reject_reason"})
+    rejection_names = sorted((REJECTION_HEADERS | OMISSION_HEADERS) - {"reject_reason"})
     return {
         "image": {
             "title": "An encoded image",
@@ -73,6 +75,11 @@ def _messages() -> dict[str, Any]:
             ),
             "payload": {},
         },
+        "parked": {
+            "title": "A reference whose storage is away, byte for byte, with all its headers and these",
+            "headers": _header_schema(list(RETRY_HEADERS), {}, list(RETRY_HEADERS)),
+            "payload": {"$ref": "#/components/schemas/reference"},
+        },
     }
 
 
@@ -83,6 +90,7 @@ def asyncapi() -> dict[str, Any]:
         "incoming": (kafka.incoming_topic, ["image", "imageReference"], "Images to judge; the key is optional."),
         "verdicts": (kafka.verdicts_topic, ["verdict"], "One record for each verdict, keyed by image id."),
         "rejected": (kafka.rejected_topic, ["rejection"], "Records with a reason; `replay` puts them back."),
+        "retry": (kafka.retry_topic, ["parked"], "References whose storage is away; workers take them up again."),
     }
     return {
         "asyncapi": "3.0.0",
@@ -104,6 +112,8 @@ def asyncapi() -> dict[str, Any]:
             "judge": {"action": "receive", "channel": {"$ref": "#/channels/incoming"}},
             "publishVerdict": {"action": "send", "channel": {"$ref": "#/channels/verdicts"}},
             "reject": {"action": "send", "channel": {"$ref": "#/channels/rejected"}},
+            "park": {"action": "send", "channel": {"$ref": "#/channels/retry"}},
+            "tryAgain": {"action": "receive", "channel": {"$ref": "#/channels/retry"}},
         },
         "components": {
             "messages": _messages(),

@@ -165,6 +165,14 @@ OVERVIEW: dict[str, list[Panel]] = {
             meaning="0 closed, 1 half-open, 2 open.",
         ),
         Panel(
+            "Storages",
+            [
+                (f"max by (storage) (assay_storage_state{{{NS}}})", "{{storage}}"),
+                (rate("assay_records_parked_total"), "parked/s"),
+            ],
+            meaning="Breaker of each: 0 closed, 1 half-open, 2 open; references to one that is away are parked.",
+        ),
+        Panel(
             "Failures and retries",
             [
                 (rate("assay_dependency_failures_total", "dependency"), "{{dependency}} failed"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -194,6 +197,40 @@ def test_a_body_that_breaks_off_is_tried_again(make: Make) -> None:
     with Sick(200, "-") as server:
         found = refusal(make(s3_endpoint_url=server.url), "s3://photos/a")
     assert (found.reason, found.attempts, server.requests) == (RejectReason.FETCH_FAILED, 3, 3)
+
+
+class Dripping:
+    """Sends `lead` at once and then a byte every 20 ms, for ever; counts them."""
+
+    def __init__(self, lead: bytes) -> None:
+        self.sent = 0
+        self._lead = lead
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(self._lead)
+            while True:
+                connection.sendall(b"x")
+                self.sent += 1
+                time.sleep(0.02)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.mark.parametrize(
+    "lead", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Slow: ", b""]
+)
+def test_a_dripping_storage_meets_the_deadline(make: Make, lead: bytes) -> None:
+    """In the body, the headers or the first line: the deadline is for all of it, and the storage counts as away."""
+    with contextlib.closing(Dripping(lead)) as server, pytest.raises(Unavailable, match="http"):
+        make(s3_endpoint_url=server.url, timeout_ms=300).fetch(ImageReference(uri="s3://photos/a"))
+    assert server.sent < 100
 
 
 def test_nobody_there_is_waited_for(make: Make) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from worker.clients.fetch_uri import FileTarget, HttpsTarget, Rules, S3Target
 from worker.errors import Rejected, RejectReason, SettingsError
+from worker.item import Address
 from worker.settings import ReferenceSettings
 
 RULES = Rules(
@@ -26,6 +27,8 @@ RULES = Rules(
         s3_buckets=["photos"],
     )
 )
+
+ROOT = Address("file:///srv/images", "file:///srv/images")
 
 
 def refusal(uri: str, rules: Rules = RULES) -> RejectReason:
@@ -50,7 +53,7 @@ def refusal(uri: str, rules: Rules = RULES) -> RejectReason:
 )
 def test_allowed_hosts(uri: str, host: str, port: int, target: bytes, exact: bool) -> None:
     """Hosts are compared in one form: lower case, IDNA, no trailing dot, short IPv6; the port is part of the entry."""
-    assert RULES.parse(uri) == HttpsTarget(host, port, target, exact)
+    assert RULES.parse(uri) == HttpsTarget(host, port, target, exact, allowed="")
 
 
 @pytest.mark.parametrize(
@@ -132,14 +135,58 @@ def test_malformed(uri: str) -> None:
         ("s3://photos/a/b%20c+d.jpg", S3Target("photos", "a/b c+d.jpg", None)),
         ("s3://photos//a", S3Target("photos", "/a", None)),
         ("S3://photos/ä?versionId=v%2F1", S3Target("photos", "ä", "v/1")),
-        ("file:///srv/images/a%20b%3F.jpg", FileTarget(b"/srv/images/a b?.jpg")),
-        ("file://LOCALHOST/srv/images/%FF", FileTarget(b"/srv/images/\xff")),
-        ("file:/srv/images/a", FileTarget(b"/srv/images/a")),
+        ("file:///srv/images/a%20b%3F.jpg", FileTarget(b"/srv/images/a b?.jpg", ROOT)),
+        ("file://LOCALHOST/srv/images/%FF", FileTarget(b"/srv/images/\xff", ROOT)),
+        ("file:/srv/images/a", FileTarget(b"/srv/images/a", ROOT)),
     ],
 )
 def test_buckets_and_paths(uri: str, target: FileTarget | S3Target) -> None:
     """Keys and paths are percent-decoded once; a path may hold bytes that are no text."""
     assert RULES.parse(uri) == target
+
+
+@pytest.mark.parametrize(
+    "key", ["../other/a", "a/../../other/a", "a/./b", "..", ".", "a/..", "%2e%2e/other", "a/%2E/b"]
+)
+def test_a_key_that_a_proxy_might_shorten_is_denied(key: str) -> None:
+    """What normalises paths before the storage would read it as another bucket's key."""
+    assert refusal(f"s3://photos/{key}") is RejectReason.FETCH_DENIED
+    assert RULES.parse("s3://photos/a..b/.c/d.") == S3Target("photos", "a..b/.c/d.", None)
+
+
+def test_each_reference_says_which_storage_it_leads_to() -> None:
+    """The host that is asked, and the entry of the settings that allows it."""
+    rules = Rules(
+        ReferenceSettings(
+            schemes=["file", "https", "s3"],
+            file_roots=["/srv/images"],
+            https_hosts=["img.example.org:8443", "*.example.com"],
+            s3_buckets=["photos"],
+        )
+    )
+    found = [
+        rules.parse(uri).address
+        for uri in (
+            "https://IMG.example.org:8443/a",
+            "https://a.example.com/a",
+            "s3://photos/a",
+            "file:///srv/images/a",
+            "file:///elsewhere/a",
+        )
+    ]
+    assert [(address.host, address.allowed) for address in found] == [
+        ("https://img.example.org:8443", "https://img.example.org:8443"),
+        ("https://a.example.com", "https://*.example.com"),
+        ("s3://photos", "s3://photos"),
+        ("file:///srv/images", "file:///srv/images"),
+        ("file://", "file://"),
+    ]
+    assert rules.allowed == [
+        "file:///srv/images",
+        "https://img.example.org:8443",
+        "https://*.example.com",
+        "s3://photos",
+    ]
 
 
 @pytest.mark.parametrize("uri", ["file:///srv/images/a", "https://img.example.org/", "s3://photos/a"])

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.integration.harness import wait_until
-from worker.clients.kafka import Consumer
+from worker.clients.kafka_consumer import Consumer
 from worker.settings import load
 
 pytestmark = pytest.mark.integration

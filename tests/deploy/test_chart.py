@@ -265,7 +265,8 @@ def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
     name = chart.of_kind(kafka, "Kafka")[0]["metadata"]["name"]
     assert found.kafka.bootstrap_servers == [f"{name}-kafka-bootstrap:9092"]
     topics = {item["metadata"]["name"]: item["spec"] for item in chart.of_kind(kafka, "KafkaTopic")}
-    wanted = (found.kafka.incoming_topic, found.kafka.verdicts_topic, found.kafka.rejected_topic)
+    kinds = ("incoming", "verdicts", "rejected", "retry")
+    wanted = tuple(getattr(found.kafka, f"{kind}_topic") for kind in kinds)
     assert tuple(topics) == wanted
     assert {
         item["metadata"]["labels"]["strimzi.io/cluster"] for item in chart.of_kind(kafka, "KafkaTopic", "KafkaNodePool")

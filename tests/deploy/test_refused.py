@@ -110,6 +110,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (_one("kafka", "incoming_topic", "images incoming"), "incoming_topic"),
     (_one("kafka", "rejected_topic", ""), "rejected_topic"),
     (_one("kafka", "rejected_topic", "images.incoming"), "must differ"),
+    (_one("kafka", "retry_topic", "images.rejected"), "must differ"),
     ({"settings": {"kafka": {"incoming_topic": "a", "verdicts_topic": "a"}}}, "must differ"),
     (_one("kafka", "security_protocol", "SASL_SSL"), "kafka.sasl_password"),
     *((_one("redis", "url", url), "redis.url") for url in REDIS),

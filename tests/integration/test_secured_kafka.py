@@ -14,7 +14,7 @@ from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import REPO, Worker, samples, unlike, wait_until
 from tests.integration.secured import KEY_PASSWORD, Certificates, SecuredKafka, TlsRedis, documented_redis_user, serving
 from worker.clients import kafka_topics
-from worker.clients.kafka import Consumer
+from worker.clients.kafka_consumer import Consumer
 from worker.clients.kafka_probe import diagnose
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.errors import Unavailable
@@ -92,6 +92,7 @@ def test_every_way_in(broker, certificates):
             "images.incoming",
             "images.verdicts",
             "images.rejected",
+            "images.retry",
         }, name
     producer = Producer(by_certificate(broker, certificates))
     certificates.renew_client()

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import encode
-from tests.twins import VERSION, Workbench, judged, record, settings, tensor, wait_for
+from tests.twins import P0, P1, VERSION, Workbench, judged, record, settings, tensor, wait_for
 from worker.contract import ImageInfo, ImageReference, Verdict
 from worker.errors import Rejected, RejectReason, Unavailable
-from worker.item import Decoded, DecodedBatch, Encoded, Item, Judgement, Referenced
+from worker.item import Address, Decoded, DecodedBatch, Encoded, Item, Judgement, Referenced
 from worker.queues import StageQueue
 
 CROP = (224, 224)
@@ -58,6 +58,7 @@ def feed_fetch(bench: Workbench) -> list[Item]:
     items = bench.admit(*[record(offset, value.encode()) for offset, value in enumerate(values)])
     for item, uri in zip(items, values, strict=True):
         bench.order.enter(uri, item)
+        bench.admission.admit_reference()
         bench.queues.references.put(Referenced(item, uri, ImageReference(uri=uri)), bench.stop)
     return items
 
@@ -107,8 +108,13 @@ def stored(bench: Workbench) -> int:
 class FetcherTwin:
     """Two images behind references; `bad` leads nowhere."""
 
+    allowed = ("file://",)
+
     def __init__(self) -> None:
         self.away = False
+
+    def address(self, _reference: ImageReference) -> Address:
+        return Address("file://", "file://")
 
     def fetch(self, reference: ImageReference) -> bytes:
         if self.away:
@@ -266,7 +272,7 @@ def test_the_whole_line_ends_every_record_exactly_once() -> None:
             client.away = False
             bench.producer.refuse_next = rng.randrange(3)
         wait_for(lambda: bench.tracker.unfinished() == 0, "every record ends")
-    assert bench.tracker.committable() == {0: 60, 1: 60}
+    assert bench.tracker.committable() == {P0: 60, P1: 60}
     assert (bench.admission.items, bench.admission.bytes) == (0, 0)
     verdicts, rejected = bench.producer.to("images.verdicts"), bench.producer.to("images.rejected")
     assert len(verdicts) == sum(pool[value] is None for value in values)
@@ -306,12 +312,12 @@ def test_a_revoked_partition_is_dropped_and_not_committed() -> None:
     with bench.running():
         bench.take(record(0, GOOD, partition=0), record(0, OTHER, partition=1))
         wait_for(lambda: bench.triton_server.is_away, "both wait for the model")
-        bench.tracker.revoke([0])
+        bench.tracker.revoke([P0])
         bench.triton.away = False
         wait_for(lambda: bench.admission.items == 0, "both have ended")
     assert set(bench.store.verdicts) == {hashlib.sha256(OTHER).hexdigest()}
     assert len(bench.producer.sent) == 1
-    assert bench.tracker.committable() == {1: 1}
+    assert bench.tracker.committable() == {P1: 1}
     assert (hashlib.sha256(GOOD).hexdigest(), VERSION) in bench.store.images, (
         "its scores are kept, so that the new owner's redo is cheap"
     )
@@ -325,8 +331,8 @@ def test_a_redelivered_record_gives_the_same_verdict() -> None:
         for _ in range(2):
             bench.take(record(0, GOOD))
             wait_for(lambda: bench.tracker.unfinished() == 0, "the record ends")
-            bench.tracker.revoke([0])
-            bench.tracker.assign([0])
+            bench.tracker.revoke([P0])
+            bench.tracker.assign([P0])
     first, second = (Verdict.model_validate_json(one.value or b"") for one in bench.producer.to("images.verdicts"))
     assert first.verdict_id == second.verdict_id
     assert first.scores == second.scores

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from PIL import Image
 
 from tests.odd_images import encode
 from tests.twins import Workbench, record, settings, wait_for
-from worker.contract import REFERENCE_CONTENT_TYPE, ImageReference, Record
+from worker.contract import REFERENCE_CONTENT_TYPE, ImageReference, Parked, Record, Source
 from worker.errors import Rejected, RejectReason, Unavailable
-from worker.item import Encoded, Ended
+from worker.item import Address, Encoded, Ended
+from worker.parking import Parking
+from worker.retry import BreakerState
 
 
 def image(red: int, size: int = 16) -> bytes:
@@ -101,16 +105,25 @@ def test_schemes_are_off_by_default(tmp_path: Path) -> None:
 
 
 class FetcherTwin:
-    """Away for the first `failures` fetches, then `answer`; `release` lets a fetch go on."""
+    """Away for the first `failures` fetches, then `answer`; `release` lets a fetch of a host go on."""
 
     def __init__(self, answer: bytes | Rejected, failures: int = 0) -> None:
         self._answer = answer
         self.failures = failures
-        self.release = threading.Event()
-        self.release.set()
+        self.hold: dict[str, threading.Event] = {}
+        self.asked: list[str] = []
 
-    def fetch(self, _reference: ImageReference) -> bytes:
-        self.release.wait(30)
+    allowed = ("s3://bucket",)
+
+    def address(self, reference: ImageReference) -> Address:
+        host = "/".join(reference.uri.split("/", 3)[:3])
+        return Address(host, host)
+
+    def fetch(self, reference: ImageReference) -> bytes:
+        host = self.address(reference).host
+        self.asked.append(host)
+        if host in self.hold:
+            self.hold[host].wait(30)
         if self.failures:
             self.failures -= 1
             raise Unavailable("storage", "twin: away")
@@ -119,17 +132,88 @@ class FetcherTwin:
         return self._answer
 
 
-def test_a_storage_that_is_away_is_waited_for() -> None:
-    """It gets a breaker of its own, and the image is fetched once it is back."""
+def test_a_storage_that_is_away_for_a_moment_is_waited_for() -> None:
+    """It gets a breaker of its own, the image is fetched once it is back, and nobody else pauses for it."""
     bench = Workbench(fetcher=FetcherTwin(image(1), failures=8))
-    assert accepted(bench, reference(0, {"uri": "s3://Bucket/key"})).data == image(1)
-    assert {place: storage.is_away for place, storage in bench.storages.breakers().items()} == {"s3://bucket": False}
+    assert accepted(bench, reference(0, {"uri": "s3://bucket/key"})).data == image(1)
+    assert bench.storages.states() == {"s3://bucket": BreakerState.CLOSED}
+    assert bench.metric("assay_storage_state", storage="s3://bucket") == 0
+    assert (len(bench.storages), bench.admission.references) == (0, 0)
+
+
+def away(bench: Workbench, *records: Record) -> list[Ended]:
+    """What becomes of references to a storage that stays away."""
+    with bench.running("intake", "fetch"):
+        bench.take(*records)
+        wait_for(lambda: len(bench.queues.ended) == len(records), "each is handed to the publisher")
+    assert bench.admission.references == 0
+    return bench.published()
+
+
+QUICKLY = {"wait_ms": 500, "retry_delay_s": 60, "give_up_s": 3600}
+
+
+def test_a_storage_that_stays_away_parks_its_references() -> None:
+    """Until the delay has passed, with why and how often."""
+    bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))
+    (ended,) = away(bench, reference(0, {"uri": "s3://bucket/key", "id": "r"}))
+    assert isinstance(ended.outcome, Parking)
+    assert (ended.image_id, ended.outcome.attempt, ended.outcome.detail) == ("r", 1, "twin: away")
+    assert 0 <= ended.outcome.at_ms - ended.outcome.since_ms - 60_000 < 30_000
+    assert bench.metric("assay_storage_state", storage="s3://bucket") == BreakerState.OPEN
+
+
+def test_a_parked_reference_is_given_up_in_the_end() -> None:
+    """Rejected with the number of attempts, counted from when it first came."""
+    bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))
+    source = Source("images.incoming", 3, 42, 1)
+    old = replace(reference(0, {"uri": "s3://bucket/key"}), parked=Parked(source, attempt=9, since_ms=1, retry_at_ms=2))
+    young = replace(
+        reference(1, {"uri": "s3://bucket/key"}),
+        parked=Parked(source, attempt=2, since_ms=int(time.time() * 1000), retry_at_ms=2),
+    )
+    outcomes = {ended.item.record.offset: ended.outcome for ended in away(bench, old, young)}
+    assert isinstance(outcomes[0], Rejected)
+    assert (outcomes[0].reason, outcomes[0].attempts) == (RejectReason.FETCH_FAILED, 10)
+    assert isinstance(outcomes[1], Parking)
+    assert (outcomes[1].attempt, outcomes[1].since_ms) == (3, young.parked.since_ms if young.parked else 0)
+
+
+def test_without_a_retry_topic_a_reference_still_has_an_end() -> None:
+    """It is rejected, and the setting is named."""
+    bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))
+    bench.can_park = False
+    (ended,) = away(bench, reference(0, {"uri": "s3://bucket/key"}))
+    assert isinstance(ended.outcome, Rejected) and ended.outcome.reason is RejectReason.FETCH_FAILED
+    assert "ASSAY_KAFKA__RETRY_TOPIC" in ended.outcome.detail
+
+
+def test_a_slow_storage_leaves_the_others_their_fetchers() -> None:
+    """However many references lead to it; it comes to an end itself."""
+    fetcher = FetcherTwin(image(1))
+    fetcher.hold["s3://slow"] = threading.Event()
+    two = {"schemes": ["s3"], "s3_buckets": ["slow", "quick"], "concurrency": 4, "s3_region": "us-east-1"}
+    bench = Workbench(settings(references=two), fetcher=fetcher)
+    slow = [reference(number, {"uri": f"s3://slow/{number}"}) for number in range(20)]
+    quick = [reference(100 + number, {"uri": f"s3://quick/{number}"}) for number in range(20)]
+    with bench.running("intake", "fetch"):
+        bench.take(*slow, *quick)
+        wait_for(lambda: fetcher.asked.count("s3://quick") == 20, "the quick ones are fetched")
+        assert fetcher.asked.count("s3://slow") <= 2
+        fetcher.hold["s3://slow"].set()
+        wait_for(lambda: fetcher.asked.count("s3://slow") == 20, "the slow ones are fetched")
+        wait_for(lambda: bench.admission.references == 0, "nothing is left")
 
 
 def test_a_defect_in_a_fetch_ends_the_stage() -> None:
     """What a fetch breaks with unexpectedly leaves the stage like any other defect: no record is lost in silence."""
 
     class Broken:
+        allowed = ()
+
+        def address(self, _reference: ImageReference) -> Address:
+            return Address("s3://bucket", "s3://bucket")
+
         def fetch(self, _reference: ImageReference) -> bytes:
             raise ZeroDivisionError
 
@@ -144,19 +228,19 @@ def test_a_storage_that_comes_back_with_a_refusal_is_back() -> None:
     gone = Rejected(RejectReason.FETCH_FAILED, "no such key", stage="intake")
     bench = Workbench(fetcher=FetcherTwin(gone, failures=8))
     assert rejected(bench, reference(0, {"uri": "s3://bucket/key"})).outcome is gone
-    assert not any(storage.is_away for storage in bench.storages.breakers().values())
+    assert bench.storages.states() == {"s3://bucket": BreakerState.CLOSED}
 
 
 def test_a_slow_fetch_holds_nobody_up() -> None:
     """While a reference is being fetched the images behind it go on."""
     fetcher = FetcherTwin(image(9))
     bench = Workbench(fetcher=fetcher)
-    fetcher.release.clear()
+    fetcher.hold["s3://b"] = threading.Event()
     with bench.running("intake", "fetch"):
         slow, quick = bench.take(reference(0, {"uri": "s3://b/k"}), record(1, image(1)))
         wait_for(lambda: len(bench.queues.encoded), "the image goes on")
         assert [encoded.image.item for encoded in bench.encoded()] == [quick]
-        fetcher.release.set()
+        fetcher.hold["s3://b"].set()
         wait_for(lambda: len(bench.queues.encoded), "the reference goes on")
     assert [encoded.image.item for encoded in bench.encoded()] == [slow]
 

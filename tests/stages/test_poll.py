@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.twins import Workbench, record, settings
+from tests.twins import P0, Workbench, record, settings
 from worker.clock import Clock, StopFlag
-from worker.contract import Record
+from worker.contract import Partition, Record
 from worker.errors import Stopping, Unavailable
 from worker.item import Item
 from worker.stages.poll import Poll
@@ -20,6 +20,7 @@ class ConsumerTwin:
     """Hands out `records`; `commits` keeps what was committed; `away`: every call raises Unavailable."""
 
     is_joined = True
+    can_park = True
 
     def __init__(self, *records: Record) -> None:
         self.records = list(records)
@@ -27,7 +28,7 @@ class ConsumerTwin:
         self.paused = False
         self.away = False
         self.refuses_commits = False
-        self.commits: list[dict[int, int]] = []
+        self.commits: list[dict[Partition, int]] = []
 
     def poll(self, timeout_ms: int, max_records: int, max_bytes: int | None = None) -> list[Record]:
         self.asked.append(max_records)
@@ -38,7 +39,7 @@ class ConsumerTwin:
         found, self.records = self.records[:max_records], self.records[max_records:]
         return found
 
-    def commit(self, offsets: Mapping[int, int], timeout_ms: int) -> bool:
+    def commit(self, offsets: Mapping[Partition, int], timeout_ms: int) -> bool:
         if self.away:
             raise Unavailable("kafka", "twin: switched off")
         if self.refuses_commits:
@@ -49,8 +50,8 @@ class ConsumerTwin:
     def set_paused(self, paused: bool) -> None:
         self.paused = paused
 
-    def waiting(self) -> dict[int, int]:
-        return {0: len(self.records)}
+    def waiting(self) -> dict[Partition, int]:
+        return {P0: len(self.records)}
 
     def obstacle(self) -> str:
         return ""
@@ -65,7 +66,7 @@ def polling(bench: Workbench, consumer: Any) -> tuple[Poll, StopFlag]:
         bench.tools,
         bench.under_way,
         drain=drain,
-        breakers=lambda: breakers,
+        breakers=breakers,
         arrivals=bench.queues.arrivals,
     )
     poll.attach(consumer)
@@ -119,7 +120,7 @@ def test_a_server_that_is_away_pauses_until_it_is_back() -> None:
     consumer = ConsumerTwin(record(0))
     poll, _ = polling(bench, consumer)
     for _ in range(bench.settings.retry.breaker_failures):
-        bench.redis._failed(Unavailable("redis", "away"))
+        bench.redis.failed(Unavailable("redis", "away"))
     poll.step(0.0)
     assert (consumer.paused, arrived(bench)) == (True, [])
     bench.redis.succeeded()
@@ -134,13 +135,13 @@ def test_only_the_finished_prefix_is_committed() -> None:
     poll, _ = polling(bench, consumer)
     poll.step(0.0)
     epoch = bench.queues.arrivals.get_all(0)[0][0].epoch  # type: ignore[union-attr]
-    bench.tracker.finish(0, epoch, 1)
+    bench.tracker.finish(P0, epoch, 1)
     poll.commit_last()
     assert consumer.commits == []
-    bench.tracker.finish(0, epoch, 0)
+    bench.tracker.finish(P0, epoch, 0)
     poll.commit_last()
     poll.commit_last()
-    assert consumer.commits == [{0: 2}]
+    assert consumer.commits == [{P0: 2}]
 
 
 def test_a_refused_commit_is_tried_again() -> None:
@@ -149,12 +150,12 @@ def test_a_refused_commit_is_tried_again() -> None:
     consumer = ConsumerTwin(record(0))
     poll, _ = polling(bench, consumer)
     poll.step(0.0)
-    bench.tracker.finish(0, bench.queues.arrivals.get_all(0)[0][0].epoch, 0)  # type: ignore[union-attr]
+    bench.tracker.finish(P0, bench.queues.arrivals.get_all(0)[0][0].epoch, 0)  # type: ignore[union-attr]
     consumer.refuses_commits = True
     poll.commit_last()
     consumer.refuses_commits = False
     poll.commit_last()
-    assert consumer.commits == [{0: 1}]
+    assert consumer.commits == [{P0: 1}]
     assert bench.metric("assay_commit_failures_total") == 1
 
 
@@ -170,7 +171,7 @@ def test_a_drain_takes_nothing_new_and_ends_when_all_has_ended() -> None:
     drain.set()
     poll.step(0.0)
     assert (consumer.paused, arrived(bench)) == (True, [])
-    bench.tracker.finish(0, item.epoch, 0)
+    bench.tracker.finish(P0, item.epoch, 0)
     with pytest.raises(Stopping, match="drained"):
         poll.step(0.0)
 

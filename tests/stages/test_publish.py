@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.twins import VERSION, Workbench, judged, record, scores, wait_for
+from tests.twins import P0, P1, VERSION, Workbench, judged, record, scores, wait_for
 from worker import __version__
 from worker.contract import REJECTION_HEADERS, Headers, ImageInfo, Record, Verdict
 from worker.errors import Rejected, RejectReason
@@ -51,7 +51,7 @@ def test_redis_before_kafka() -> None:
     bench = Workbench()
     end(bench, items(bench, record(0), record(1)), ended=2)
     assert bench.log == [("redis", "a"), ("redis", "b"), ("kafka", "a"), ("kafka", "b")]
-    assert bench.tracker.committable() == {0: 2}
+    assert bench.tracker.committable() == {P0: 2}
 
 
 def test_the_verdict_record() -> None:
@@ -110,7 +110,7 @@ def test_a_rejection_is_the_record_as_it_came(key: bytes | None, value: bytes | 
     }
     assert bench.store.verdicts == {}
     assert bench.store.images == {}
-    assert bench.tracker.committable() == {1: 6}
+    assert bench.tracker.committable() == {P1: 6}
 
 
 def test_only_what_was_not_acknowledged_is_sent_again() -> None:
@@ -134,19 +134,19 @@ def test_no_commit_before_the_acknowledgement() -> None:
         assert bench.tracker.committable() == {}
         bench.producer.away = False
         wait_for(lambda: bench.admission.items == 0, "the record ends")
-    assert bench.tracker.committable() == {0: 1}
+    assert bench.tracker.committable() == {P0: 1}
 
 
 def test_results_of_a_lost_partition_are_dropped() -> None:
     """No verdict, no rejection, no commit; the scores stay in the cache and the admission is freed."""
     bench = Workbench()
     first, second, kept = items(bench, record(0), record(1), record(0, partition=1))
-    bench.tracker.revoke([0])
+    bench.tracker.revoke([P0])
     end(bench, [first, rejected(second), kept], ended=3)
     assert [one.key for one in bench.producer.sent] == [b"c"]
     assert set(bench.store.verdicts) == {"c"}
     assert ("1" * 64, VERSION) in bench.store.images
-    assert bench.tracker.committable() == {1: 1}
+    assert bench.tracker.committable() == {P1: 1}
     assert bench.metric("assay_stale_results_total") == 2
 
 
@@ -189,7 +189,7 @@ def test_a_leader_does_not_wait_for_its_own_follower() -> None:
         bench.queues.ended.put(verdicts([second]), bench.stop)
         wait_for(lambda: bench.admission.items == 0, "both records end", patience_s=2)
     assert [one.key for one in bench.producer.sent] == [b"a", b"a"]
-    assert bench.tracker.committable() == {0: 2}
+    assert bench.tracker.committable() == {P0: 2}
 
 
 def test_metrics_tell_what_ended() -> None:
@@ -210,7 +210,7 @@ def test_a_partition_lost_while_redis_is_away_is_not_written() -> None:
     with bench.running("publish"):
         bench.queues.ended.put(items(bench, record(0), record(0, partition=1)), bench.stop)
         wait_for(lambda: bench.redis.is_away, "both wait for Redis")
-        bench.tracker.revoke([0])
+        bench.tracker.revoke([P0])
         bench.store.away = False
         wait_for(lambda: bench.admission.items == 0, "both end")
     assert set(bench.store.verdicts) == {"b"}
@@ -225,7 +225,7 @@ def test_a_partition_lost_while_kafka_is_away_is_not_produced() -> None:
     with bench.running("publish"):
         bench.queues.ended.put(items(bench, record(0), record(0, partition=1)), bench.stop)
         wait_for(lambda: bench.kafka.is_away, "both wait for Kafka")
-        bench.tracker.revoke([0])
+        bench.tracker.revoke([P0])
         bench.producer.away = False
         wait_for(lambda: bench.admission.items == 0, "both end")
     assert [one.key for one in bench.producer.sent] == [b"b"]

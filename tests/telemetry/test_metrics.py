@@ -34,6 +34,7 @@ def test_docs_and_exposition_agree() -> None:
     for gauge in (metrics.drift_distance, metrics.drift_detected, metrics.drift_fake_share):
         gauge.labels(head="linear", format="jpeg").set(0)
     metrics.build("1.2.3")
+    metrics.storage_state.labels(storage="s3://bucket").set(0)
     metrics.consumer_lag.labels(topic="images.incoming", partition="0").set(3)
     samples = exposed(metrics)
     documented = {doc.name: doc for doc in metric_docs()}

@@ -11,11 +11,11 @@ any thread.
 | sha256 given and another                                                | Rejected(hash_mismatch)                 |
 | https 4xx (but 408, 425, 429), compressed body, too many redirects; S3  | Rejected(fetch_failed)                  |
 |   NoSuchKey, AccessDenied, other 4xx; no such file, no regular file     |                                         |
-| https 408, 425, 500, other 5xx; an answer that breaks off or passes the | another try, up to                      |
-|   deadline; a name below a wildcard that does not exist                 |   references.max_attempts, then         |
+| https 425; an answer that breaks off; a name below a wildcard that does | another try, up to                      |
+|   not exist                                                             |   references.max_attempts, then         |
 |                                                                         |   Rejected(fetch_failed, attempts=n)    |
 | no connection, no name server, no such name on the list, TLS handshake, | Unavailable("storage"): the caller      |
-|   no answer before the deadline; https 429, 502, 503, 504; S3 5xx,      |   waits                                 |
+|   not all of it before the deadline; https and S3 408, 429, 5xx,        |   waits, then parks                     |
 |   throttling, credentials refused; an allowed folder gone, disk fails   |                                         |
 
 One try, redirects included, has references.timeout_ms; only the system's resolver has time-outs of its own.
@@ -35,6 +35,7 @@ from worker.clients.fetch_s3 import S3Source
 from worker.clients.fetch_uri import FileTarget, HttpsTarget, Rules, Target
 from worker.contract import ImageReference
 from worker.errors import Rejected, RejectReason
+from worker.item import Address
 from worker.retry import backoff_s
 from worker.settings import LimitSettings, ReferenceSettings
 
@@ -66,6 +67,15 @@ class Fetcher:
         self._rules = Rules(settings)
         self._https = HttpsSource(settings, self._rules, clock, resolve) if "https" in settings.schemes else None
         self._s3 = S3Source(settings, clock) if "s3" in settings.schemes else None
+
+    @property
+    def allowed(self) -> list[str]:
+        """Every host, bucket and folder that the settings allow, as `Address.allowed` names them."""
+        return self._rules.allowed
+
+    def address(self, reference: ImageReference) -> Address:
+        """Which storage it leads to. Raises Rejected where it may not be fetched."""
+        return self._rules.parse(reference.uri).address
 
     def fetch(self, reference: ImageReference) -> bytes:
         """The image's bytes, at least one, verified where the reference has a hash. Raises Rejected or Unavailable."""

@@ -1,15 +1,17 @@
 """s3:// references through boto3 (extra `s3`), with boto3's own retries off: who waits and who gives up is decided in
-fetch.py.
+fetch.py. boto3 names and signs; the bytes travel over connections of ours, which know a deadline.
 
 Use:  source = S3Source(settings, clock); source.read(target, deadline, collect)
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from worker.clients.fetch_body import Broken, Collect
+from worker.clients.fetch_s3_transport import AWAY, BROKEN_OFF, S3Transport
 from worker.clients.fetch_uri import S3Target
 from worker.errors import Rejected, RejectReason, SettingsError, Unavailable
 from worker.settings import ReferenceSettings, variable
@@ -53,7 +55,7 @@ class S3Source:
     def __init__(self, settings: ReferenceSettings, clock: Callable[[], float]) -> None:
         try:
             import boto3  # noqa: PLC0415 - an optional extra
-            from botocore import config, exceptions  # noqa: PLC0415 - an optional extra
+            from botocore import awsrequest, config, exceptions  # noqa: PLC0415 - an optional extra
         except ImportError as error:
             name = variable("references", "schemes")
             problem = f"{name}={','.join(settings.schemes)}: s3 needs boto3; run pip install 'assay-worker[s3]'"
@@ -63,7 +65,6 @@ class S3Source:
             names = (variable("references", "s3_access_key_id"), variable("references", "s3_secret_access_key"))
             raise SettingsError([f"{names[0]}: {names[1]} belongs to it; set both, or neither for the usual AWS chain"])
         self._errors = exceptions
-        self._clock = clock
         self._where = settings.s3_endpoint_url or f"S3 in {settings.s3_region or 'the default region'}"
         seconds = settings.timeout_ms / 1000
         try:
@@ -82,47 +83,45 @@ class S3Source:
                     s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
                 ),
             )
+            self._transport = S3Transport(clock, awsrequest.AWSResponse, settings.concurrency)
+            self._client.meta.events.register("before-send.s3.GetObject", self._transport.send)
         except (ValueError, exceptions.BotoCoreError) as error:
             endpoint = f"{variable('references', 's3_endpoint_url')}={settings.s3_endpoint_url!r}"
             region = f"{variable('references', 's3_region')}={settings.s3_region!r}"
             raise SettingsError([f"{endpoint}, {region}: {error}"]) from error
 
     def read(self, target: S3Target, deadline: float, collect: Collect) -> bytes:
-        """The object's bytes. Raises Rejected, Unavailable, or Broken for what is worth another try.
+        """The object's bytes. `deadline`: on the clock, for everything together.
 
-        `deadline` is looked at between reads of 64 KiB, each of which has the same time-out.
+        Raises Rejected, Unavailable, or Broken for what is worth another try.
         """
         version: dict[str, Any] = {} if target.version_id is None else {"VersionId": target.version_id}
+        self._transport.deadline = deadline
         try:
             answer = self._client.get_object(Bucket=target.bucket, Key=target.key, **version)
+            with contextlib.closing(answer["Body"]) as body:
+                return collect(self._chunks(body), answer["ContentLength"])
         except self._errors.ClientError as error:
             raise self._refusal(error) from error
         except self._errors.ParamValidationError as error:
             raise Rejected(RejectReason.BAD_REFERENCE, f"S3 takes no such name: {error}", stage="intake") from error
-        except self._errors.BotoCoreError as error:
-            raise Unavailable("storage", f"{self._where}: {error}") from error
-        body = answer["Body"]
-        try:
-            return collect(self._chunks(body, deadline), answer["ContentLength"])
-        finally:
-            body.close()
+        except (self._errors.BotoCoreError, *AWAY) as error:
+            raise Unavailable("storage", f"{self._where}: {error or type(error).__name__}") from error
 
     def close(self) -> None:
         self._client.close()
+        self._transport.close()
 
-    def _chunks(self, body: StreamingBody, deadline: float) -> Iterator[bytes]:
+    def _chunks(self, body: StreamingBody) -> Iterator[bytes]:
         try:
-            for chunk in body.iter_chunks(_CHUNK_BYTES):
-                yield chunk
-                if self._clock() > deadline:
-                    raise Broken(f"{self._where} broke off: the deadline has passed")
-        except self._errors.BotoCoreError as error:
+            yield from body.iter_chunks(_CHUNK_BYTES)
+        except (self._errors.IncompleteReadError, *BROKEN_OFF) as error:
             raise Broken(f"{self._where} broke off: {error}") from error
 
     def _refusal(self, error: ClientError) -> Rejected | Unavailable:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 or status == 429 or code in _THROTTLED:
+        if status >= 500 or status in (408, 429) or code in _THROTTLED:
             return Unavailable("storage", f"{self._where} answers {status} {code}")
         if code in _OUR_CREDENTIALS:
             return Unavailable(

@@ -11,9 +11,10 @@ Use:  rules = Rules(settings.references); target = rules.parse("https://img.exam
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
@@ -21,6 +22,7 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 import httpx
 
 from worker.errors import Rejected, RejectReason, SettingsError
+from worker.item import Address
 from worker.settings import ReferenceSettings, variable
 
 HTTPS_PORT = 443
@@ -38,6 +40,7 @@ class FileTarget:
     """An absolute path, links not yet resolved; the root is checked when the file is open."""
 
     path: bytes
+    address: Address = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,18 @@ class HttpsTarget:
     """`host` as it is connected to: lower-case ASCII without a trailing dot, an IPv6 address without brackets.
 
     `request_target`: path and query, percent-encoded. `exact`: the host stands in the allow-list itself, not below a
-    wildcard.
+    wildcard. `allowed`: the entry of the list.
     """
 
     host: str
     port: int
     request_target: bytes
     exact: bool
+    allowed: str = field(compare=False)
+
+    @property
+    def address(self) -> Address:
+        return Address(f"https://{self}", self.allowed)
 
     @property
     def url(self) -> httpx.URL:
@@ -67,6 +75,10 @@ class S3Target:
     key: str
     version_id: str | None
 
+    @property
+    def address(self) -> Address:
+        return Address(f"s3://{self.bucket}", f"s3://{self.bucket}")
+
 
 Target = FileTarget | HttpsTarget | S3Target
 
@@ -76,6 +88,9 @@ class _AllowedHost:
     host: str
     port: int
     below: bool  # *.host
+
+    def __str__(self) -> str:
+        return f"https://{'*.' if self.below else ''}{host_port(self.host, self.port)}"
 
     def matches(self, host: str, port: int) -> bool:
         return port == self.port and (host.endswith("." + self.host) if self.below else host == self.host)
@@ -91,6 +106,7 @@ class Rules:
         self._schemes = frozenset(settings.schemes)
         self._buckets = frozenset(settings.s3_buckets)
         self._hosts: list[_AllowedHost] = []
+        self._roots = settings.file_roots
         for entry in settings.https_hosts:
             try:
                 self._hosts.append(_allowed_host(entry))
@@ -120,7 +136,7 @@ class Rules:
         if scheme not in self._schemes:
             _denied(f"scheme {scheme} is off; {variable('references', 'schemes')} allows it")
         if scheme == "file":
-            return _file(authority, path, query, fragment)
+            return self._file(authority, path, query, fragment)
         if scheme == "s3":
             return self._s3(authority, path, query, fragment)
         return self.https(httpx_url(uri, authority))
@@ -142,7 +158,34 @@ class Rules:
             _denied(
                 f"host {host_port(host, port)} is not on the list; {variable('references', 'https_hosts')} allows it"
             )
-        return HttpsTarget(host, port, url.raw_path or b"/", exact=any(not entry.below for entry in matching))
+        exact = next((entry for entry in matching if not entry.below), None)
+        allowed = str(exact or matching[0])
+        return HttpsTarget(host, port, url.raw_path or b"/", exact=exact is not None, allowed=allowed)
+
+    def _file(self, authority: str | None, path: str, query: str | None, fragment: str | None) -> FileTarget:
+        if authority and authority.lower() != "localhost":
+            _denied(f"file://{authority}: another host's files cannot be read; file:///path is expected")
+        if query is not None or fragment is not None:
+            _bad("a ? in a path is written %3F, a # %23")
+        decoded = unquote_to_bytes(path)
+        if not decoded.startswith(b"/"):
+            _bad("the path is not absolute; file:///path is expected")
+        if b"\0" in decoded:
+            _bad("the path holds a NUL")
+        # By the path's text alone, for the books: whether the root may be read is decided when the file is open.
+        below = (root for root in self._roots if decoded.startswith(os.fsencode(root).rstrip(b"/") + b"/"))
+        root = f"file://{next(below, '')}"
+        return FileTarget(decoded, Address(root, root))
+
+    @property
+    def allowed(self) -> list[str]:
+        """Every entry of the lists whose scheme is on, as addresses name them."""
+        entries = {
+            "file": [f"file://{root}" for root in self._roots],
+            "https": [str(host) for host in self._hosts],
+            "s3": [f"s3://{bucket}" for bucket in sorted(self._buckets)],
+        }
+        return [entry for scheme in SCHEMES if scheme in self._schemes for entry in entries[scheme]]
 
     def _s3(self, authority: str | None, path: str, query: str | None, fragment: str | None) -> S3Target:
         if not authority:
@@ -159,6 +202,8 @@ class Rules:
             _bad("the key is not UTF-8 once percent-decoded")
         if not 1 <= len(key.encode()) <= _MAX_KEY_BYTES or "\0" in key:
             _bad(f"a key has 1 to {_MAX_KEY_BYTES} bytes, none of them 0")
+        if any(segment in (".", "..") for segment in key.split("/")):
+            _denied("a key with . or .. between slashes: a proxy might take it for another bucket's")
         version_id = None
         for name, value in parse_qsl(query or "", keep_blank_values=True):
             if name != "versionId" or not value or version_id is not None:
@@ -183,19 +228,6 @@ def httpx_url(uri: str, authority: str | None) -> httpx.URL:
         return httpx.URL(uri)
     except httpx.InvalidURL as error:
         _bad(f"the uri is no URL: {error}")
-
-
-def _file(authority: str | None, path: str, query: str | None, fragment: str | None) -> FileTarget:
-    if authority and authority.lower() != "localhost":
-        _denied(f"file://{authority}: another host's files cannot be read; file:///path is expected")
-    if query is not None or fragment is not None:
-        _bad("a ? in a path is written %3F, a # %23")
-    decoded = unquote_to_bytes(path)
-    if not decoded.startswith(b"/"):
-        _bad("the path is not absolute; file:///path is expected")
-    if b"\0" in decoded:
-        _bad("the path holds a NUL")
-    return FileTarget(decoded)
 
 
 def _allowed_host(entry: str) -> _AllowedHost:

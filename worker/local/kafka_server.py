@@ -17,7 +17,7 @@ from worker.local.server import HOST, NotServing, Server, lines
 from worker.settings import KafkaSettings
 
 TOPICS = tuple(
-    str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected")
+    str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected", "retry")
 )
 PARTITIONS = 4
 MAX_RECORD_BYTES = 40 * 1024 * 1024
@@ -164,10 +164,10 @@ class KafkaServer(Server):
         try:
             present = {topic.name for topic in kafka_topics.topics(settings)}
             if missing := [name for name in self.topics if name not in present]:
-                rejected = [name for name in missing if name == TOPICS[2]]
+                repeating = [name for name in missing if name in TOPICS[2:]]
                 kafka_topics.create_topics(
-                    settings, rejected, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)}
+                    settings, repeating, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)}
                 )
-                kafka_topics.create_topics(settings, [name for name in missing if name not in rejected], PARTITIONS)
+                kafka_topics.create_topics(settings, [name for name in missing if name not in repeating], PARTITIONS)
         except Unavailable as error:
             raise NotServing(error.detail) from error

@@ -33,6 +33,10 @@ class FlowSettings(Group):
     max_bytes: int = Field(
         default=192 * MIB, ge=MIB, description="Encoded bytes in work at once; at this mark consumption pauses."
     )
+    max_references: PositiveInt = Field(
+        default=128,
+        description="References in work at once, well below max_items; at this mark consumption pauses.",
+    )
     low_water: Share = Field(default=0.5, description="Share of the marks at which consumption resumes.")
 
 

@@ -39,7 +39,7 @@ def make_verdict(
     """The verdict on a judged image. `now_s`: seconds since the epoch."""
     assert ended.image_id is not None, "only an identified image is judged"
     assert ended.sha256 is not None, "only an image that was had is judged"
-    record, ref = ended.item.record, policy.ref
+    source, ref = ended.item.record.source, policy.ref
     facts = facts_of(ended, judgement, policy.headers)
     outcome = policy.decide(facts)
     return Verdict(
@@ -61,7 +61,7 @@ def make_verdict(
             total=round(total_ms, 3),
         ),
         origin=Origin(
-            topic=record.topic, partition=record.partition, offset=record.offset, uri=ended.item.reference_uri
+            topic=source.topic, partition=source.partition, offset=source.offset, uri=ended.item.reference_uri
         ),
         detectors=dict(facts.detectors),
         evidence=facts.evidence,

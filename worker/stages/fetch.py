@@ -1,6 +1,7 @@
 """Reference -> encoded image: the claim check is redeemed, and the image goes back to Intake.
 
-Several threads drive it. A storage that is away is waited for behind a circuit breaker of its own.
+Several threads drive it. Which reference is next, and which has waited for its storage for long enough, is decided in
+storages.py; the latter is parked (images.retry) until it is tried again, or given up once it has been for long enough.
 """
 
 from __future__ import annotations
@@ -9,94 +10,121 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from worker.clients.fetch import Fetcher
-from worker.contract import ImageReference
-from worker.errors import Rejected, Unavailable
+from worker.clients.fetch_uri import SCHEMES
+from worker.errors import Rejected, RejectReason, Unavailable
 from worker.inflight import UnderWay
 from worker.item import Encoded, Ended, Identified, Referenced
+from worker.parking import Parking
 from worker.queues import StageQueue
-from worker.retry import CircuitBreaker
+from worker.settings import ReferenceSettings, variable
 from worker.stages.intake import Arrival
 from worker.stages.stage import Stage, Tools
+from worker.storages import Storages, Turn
 
-
-class Storages:
-    """A circuit breaker for each host or bucket that has failed once. Thread-safe."""
-
-    def __init__(self, new_breaker: Callable[[], CircuitBreaker]) -> None:
-        self._new_breaker = new_breaker
-        self._breakers: dict[str, CircuitBreaker] = {}
-
-    def breakers(self) -> dict[str, CircuitBreaker]:
-        """By scheme and host or bucket."""
-        return dict(self._breakers)
-
-    def find(self, place: str) -> CircuitBreaker | None:
-        return self._breakers.get(place)
-
-    def add(self, place: str) -> CircuitBreaker:
-        """Made when first needed: names that no rule allows must not pile up."""
-        return self._breakers.setdefault(place, self._new_breaker())
+_LOOK_AGAIN_S = 0.05  # while something waits for its storage
 
 
 class Fetch(Stage):
-    """`inbox` takes references one by one; images go to `arrivals`, rejections to `ended`."""
+    """`inbox` takes references one by one; images go to `arrivals`, rejections and what is parked to `ended`.
+
+    `can_park`: is there a retry topic? Without one a storage that is away ends its references.
+    """
 
     def __init__(
         self,
+        settings: ReferenceSettings,
         fetcher: Fetcher,
         storages: Storages,
         tools: Tools,
         under_way: UnderWay,
         *,
+        can_park: Callable[[], bool],
         inbox: StageQueue[Referenced],
         arrivals: StageQueue[Sequence[Arrival]],
         ended: StageQueue[list[Ended]],
     ) -> None:
+        self._settings = settings
         self._fetcher = fetcher
         self._storages = storages
         self._tools = tools
         self._admission = under_way.admission
+        self._can_park = can_park
         self._inbox = inbox
         self._arrivals = arrivals
         self._ended = ended
+        for allowed in fetcher.allowed:
+            tools.metrics.storage_state.labels(storage=allowed)
 
     def step(self, wait_s: float) -> None:
-        """Fetch one image, however long its storage is away."""
+        """Take what is new, let go of what has waited for too long, fetch one image."""
+        self._accept(0.0 if len(self._storages) else wait_s)
+        for late in self._storages.overdue():
+            self._end(late.referenced, self._given_up(late))
+        for allowed, state in self._storages.states().items():
+            self._tools.metrics.storage_state.labels(storage=allowed).set(int(state))
+        turn = self._storages.take()
+        if turn is None:
+            if len(self._storages):
+                self._accept(min(wait_s, _LOOK_AGAIN_S))
+            return
+        self._admission.wait_to_fetch(self._tools.stop)
+        self._fetch(turn)
+
+    def _accept(self, wait_s: float) -> None:
+        """Have one new reference wait for its storage, if there is one."""
         referenced = self._inbox.get(wait_s)
         if referenced is None:
             return
-        metrics, clock = self._tools.metrics, self._tools.clock
-        started = clock.monotonic()
-        self._admission.wait_to_fetch(self._tools.stop)
-        fetched = self._fetch(referenced)
-        scheme = referenced.reference.uri.partition(":")[0].lower()
-        if scheme in ("file", "https", "s3"):  # a label must not be a producer's free choice
-            outcome = "ok" if isinstance(fetched, Encoded) else "rejected"
-            metrics.fetches.labels(scheme=scheme, outcome=outcome).inc()
-            if isinstance(fetched, Encoded):
-                metrics.fetched_bytes.labels(scheme=scheme).inc(len(fetched.data))
-        metrics.stage_seconds.labels(stage="fetch").observe(clock.monotonic() - started)
-        if isinstance(fetched, Encoded):
-            referenced.item.hold_fetched(self._admission, len(fetched.data))
-            self._arrivals.put([fetched], self._tools.stop)
-        else:
-            self._ended.put([fetched], self._tools.stop)
-
-    def _fetch(self, referenced: Referenced) -> Encoded | Ended:
         try:
-            data = self._bytes_behind(referenced.reference)
+            address = self._fetcher.address(referenced.reference)
         except Rejected as rejected:
-            return Ended(referenced.item, referenced.image_id, None, rejected)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Encoded(Identified(referenced.item, referenced.image_id, sha256), data)
+            self._end(referenced, rejected)
+        else:
+            self._storages.add(referenced, address)
 
-    def _bytes_behind(self, reference: ImageReference) -> bytes:
-        """The image. Raises Rejected or Stopping."""
-        place = "/".join(reference.uri.split("/", 3)[:3]).lower()  # scheme and host or bucket
-        breaker = self._storages.find(place)
-        if breaker is None:
-            try:
-                return self._fetcher.fetch(reference)
-            except Unavailable:
-                breaker = self._storages.add(place)
-        return breaker.call(lambda: self._fetcher.fetch(reference), self._tools.stop)
+    def _fetch(self, turn: Turn) -> None:
+        referenced, started = turn.referenced, self._tools.clock.monotonic()
+        try:
+            data = self._fetcher.fetch(referenced.reference)
+        except Unavailable as error:
+            self._storages.failed(turn, error)
+            return
+        except Rejected as rejected:
+            self._storages.answered(turn)
+            self._end(referenced, rejected)
+            return
+        self._storages.answered(turn)
+        scheme = self._count(referenced, "ok")
+        self._tools.metrics.fetched_bytes.labels(scheme=scheme).inc(len(data))
+        self._tools.metrics.stage_seconds.labels(stage="fetch").observe(self._tools.clock.monotonic() - started)
+        image = Identified(referenced.item, referenced.image_id, hashlib.sha256(data).hexdigest())
+        self._admission.release_reference()
+        referenced.item.hold_fetched(self._admission, len(data))
+        self._arrivals.put([Encoded(image, data)], self._tools.stop)
+
+    def _given_up(self, turn: Turn) -> Rejected | Parking:
+        """Parked, or rejected where it has been tried for long enough or cannot be parked."""
+        item, clock = turn.referenced.item, self._tools.clock
+        parked = item.record.parked
+        now_ms = clock.time() * 1000
+        since_ms = parked.since_ms if parked else now_ms - (clock.monotonic() - item.touched_at) * 1000
+        attempt = (parked.attempt if parked else 0) + 1
+        if now_ms - since_ms >= self._settings.give_up_s * 1000:
+            why = f"{variable('references', 'give_up_s')}={self._settings.give_up_s}"
+        elif not self._can_park():
+            why = f"it cannot be parked: the topic of {variable('kafka', 'retry_topic')} is not there"
+        else:
+            return Parking(int(now_ms) + self._settings.retry_delay_s * 1000, int(since_ms), attempt, turn.error)
+        return Rejected(RejectReason.FETCH_FAILED, f"{turn.error} ({why})", stage="intake", attempts=attempt)
+
+    def _end(self, referenced: Referenced, outcome: Rejected | Parking) -> None:
+        self._count(referenced, "rejected" if isinstance(outcome, Rejected) else "parked")
+        self._admission.release_reference()
+        self._ended.put([Ended(referenced.item, referenced.image_id, None, outcome)], self._tools.stop)
+
+    def _count(self, referenced: Referenced, outcome: str) -> str:
+        """Returns the scheme."""
+        scheme = referenced.reference.uri.partition(":")[0].lower()
+        if scheme in SCHEMES:  # a label must not be a producer's free choice
+            self._tools.metrics.fetches.labels(scheme=scheme, outcome=outcome).inc()
+        return scheme

@@ -68,6 +68,7 @@ class Intake(Stage):
             if isinstance(identified, Ended):
                 ended.append(identified)
             elif isinstance(identified, Referenced):
+                self._under_way.admission.admit_reference()
                 self._references.put(identified, self._tools.stop)
             elif self._under_way.single_flight.join(identified.image):
                 leaders.append(identified)

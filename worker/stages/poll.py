@@ -7,13 +7,13 @@ drain, it takes nothing new and goes on until what is under way has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
-from worker.clients.kafka import Consumer
+from worker.clients.kafka_consumer import Consumer
 from worker.clock import StopSignal
-from worker.contract import Record
+from worker.contract import Partition, Record
 from worker.errors import Stopping, Unavailable
 from worker.inflight import UnderWay
 from worker.item import Item
@@ -43,7 +43,7 @@ class Poll(Stage):
         under_way: UnderWay,
         *,
         drain: StopSignal,
-        breakers: Callable[[], Iterable[CircuitBreaker]],
+        breakers: Sequence[CircuitBreaker],
         arrivals: StageQueue[Sequence[Arrival]],
     ) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Poll(Stage):
         self._paused = False
         self._commit_at = self._warn_at = 0.0
         self._drain_until: float | None = None
-        self.assigned: list[int] = []
+        self.assigned: list[Partition] = []
         self.record_heartbeat()
 
     def record_heartbeat(self) -> None:
@@ -68,6 +68,10 @@ class Poll(Stage):
         self._consumer = consumer
         self._commit_at = self.joined_at = self._tools.clock.monotonic()
         self._warn_at = self._commit_at + TELL_EVERY_S
+
+    def can_park(self) -> bool:
+        """Is there a retry topic?"""
+        return self._consumer is not None and self._consumer.can_park
 
     def step(self, wait_s: float) -> None:
         """Admit what there is place for, commit about once a second. Raises Stopping once it has drained."""
@@ -119,24 +123,24 @@ class Poll(Stage):
             note = "the records are redelivered and yield the same verdicts"
             log.warning("last_commit_failed", error=error.detail, note=note)
 
-    def on_assigned(self, partitions: list[int]) -> None:
+    def on_assigned(self, partitions: list[Partition]) -> None:
         """From inside `poll`: new epochs begin. Cooperative: only what is new."""
         self._under_way.tracker.assign(partitions)
         self.assigned = sorted({*self.assigned, *partitions})
         self._tools.metrics.assigned_partitions.set(len(self.assigned))
         if partitions:
             self._tools.metrics.rebalances.inc()
-            log.info("partitions_assigned", new=partitions, all=self.assigned)
+            log.info("partitions_assigned", new=_shown(partitions), all=_shown(self.assigned))
 
-    def on_revoked(self, partitions: list[int]) -> None:
+    def on_revoked(self, partitions: list[Partition]) -> None:
         """From inside `poll` or `close`: these epochs end; what is under way for them is the new owner's."""
         fenced = self._under_way.tracker.revoke(partitions)
         self.assigned = sorted({*self.assigned} - {*partitions})
         self._tools.metrics.assigned_partitions.set(len(self.assigned))
         for partition in partitions:
-            self._tools.metrics.forget_partition(self._settings.kafka.incoming_topic, partition)
+            self._tools.metrics.forget_partition(partition.topic, partition.number)
         if partitions:
-            log.info("partitions_revoked", gone=partitions, left=self.assigned, fenced=fenced)
+            log.info("partitions_revoked", gone=_shown(partitions), left=_shown(self.assigned), fenced=fenced)
 
     def _records_to_ask_for(self) -> int:
         """As many as may be admitted; at least one."""
@@ -155,11 +159,11 @@ class Poll(Stage):
         now, now_ms = clock.monotonic(), clock.time() * 1000
         items: list[Item] = []
         for record in records:
-            epoch = self._under_way.tracker.deliver(record.partition, record.offset)
+            epoch = self._under_way.tracker.deliver(record.place, record.offset)
             if epoch is None:
                 continue
             trace = self._tools.tracing.item(record.header("traceparent"))
-            item = Item(record, epoch, now, queued_ms=record.age_ms(now_ms), trace=trace)
+            item = Item(record, epoch, now, queued_ms=None if record.parked else record.age_ms(now_ms), trace=trace)
             self._under_way.admission.admit(item.held_bytes)
             metrics.consumed_bytes.inc(len(record.value or b""))
             items.append(item)
@@ -169,7 +173,7 @@ class Poll(Stage):
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         admission = self._under_way.admission
-        away = [breaker.name for breaker in self._breakers() if breaker.is_away]
+        away = [breaker.name for breaker in self._breakers if breaker.is_away]
         paused = admission.is_full or bool(away)
         if paused is self._paused:
             return
@@ -205,8 +209,7 @@ class Poll(Stage):
         metrics.flow_bytes.set(admission.bytes)
         for partition, waiting in consumer.waiting().items():
             lag = waiting + self._under_way.tracker.unfinished([partition])
-            topic = self._settings.kafka.incoming_topic
-            metrics.consumer_lag.labels(topic=topic, partition=str(partition)).set(lag)
+            metrics.consumer_lag.labels(topic=partition.topic, partition=str(partition.number)).set(lag)
 
     def _tell_what_keeps_us(self, consumer: Consumer) -> None:
         """Every few seconds without partitions: why, where something is in the way."""
@@ -217,3 +220,7 @@ class Poll(Stage):
             self._warn_at = self.heartbeat_at + (TELL_EVERY_S if obstacle else ASK_AGAIN_S)
             if obstacle:
                 log.warning("nothing_to_consume", reason=obstacle)
+
+
+def _shown(partitions: Sequence[Partition]) -> list[str]:
+    return [f"{partition.topic}/{partition.number}" for partition in partitions]

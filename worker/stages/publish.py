@@ -28,6 +28,7 @@ from worker.errors import Rejected
 from worker.evidence import found
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
+from worker.parking import Parking, parked_headers
 from worker.queues import StageQueue
 from worker.retry import Guarded
 from worker.settings import Settings
@@ -107,7 +108,7 @@ class Publish(Stage):
 
     def _draft(self, ended: Ended, now: float) -> _Draft:
         item, judgement = ended.item, ended.outcome
-        if isinstance(judgement, Rejected) or not self._is_current(item):
+        if not isinstance(judgement, Judgement) or not self._is_current(item):
             return _Draft(ended)
         total_ms = (item.queued_ms or 0.0) + (now - item.touched_at) * 1000
         name, now_s = self._settings.triton.model_name, self._tools.clock.time()
@@ -115,7 +116,7 @@ class Publish(Stage):
         return _Draft(ended, verdict, verdict.to_json())
 
     def _is_current(self, item: Item) -> bool:
-        return self._under_way.tracker.is_current(item.record.partition, item.epoch)
+        return self._under_way.tracker.is_current(item.record.place, item.epoch)
 
     def _save(self, drafts: Sequence[_Draft]) -> None:
         """Verdicts of partitions that are still ours, and every score for the cache."""
@@ -148,6 +149,9 @@ class Publish(Stage):
         if draft.verdict is not None:
             headers = verdict_headers(draft.verdict, kafka.group_id, ended.item.trace.traceparent)
             return Outgoing(kafka.verdicts_topic, draft.verdict.image_id.encode(), draft.text.encode(), headers)
+        if isinstance(ended.outcome, Parking):
+            headers = parked_headers(record, ended.outcome)
+            return Outgoing(kafka.retry_topic, record.key, record.value, headers)
         assert isinstance(ended.outcome, Rejected), "a current item without a verdict was rejected"
         headers = rejection_headers(
             record,
@@ -165,7 +169,7 @@ class Publish(Stage):
         ended = draft.ended
         item, metrics = ended.item, self._tools.metrics
         self._under_way.admission.release(item.held_bytes)
-        if not self._under_way.tracker.finish(item.record.partition, item.epoch, item.record.offset):
+        if not self._under_way.tracker.finish(item.record.place, item.epoch, item.record.offset):
             metrics.stale_results.inc()
             item.trace.finish("stale")
             return
@@ -179,6 +183,16 @@ class Publish(Stage):
             item.trace.finish("rejected")
             log.info(
                 "image_rejected", image_id=ended.image_id, reason=reason, stage=stage, detail=detail, origin=item.origin
+            )
+        elif isinstance(ended.outcome, Parking):
+            metrics.records_parked.inc()
+            item.trace.finish("parked")
+            log.info(
+                "record_parked",
+                image_id=ended.image_id,
+                attempt=ended.outcome.attempt,
+                detail=ended.outcome.detail,
+                origin=item.origin,
             )
         elif draft.verdict is not None:
             self._count(ended, draft.verdict, ended.outcome)
@@ -224,7 +238,7 @@ def _as_received(record: Record) -> str:
 
 def _scored_image(ended: Ended) -> ScoredImage | None:
     judgement = ended.outcome
-    if isinstance(judgement, Rejected) or ended.sha256 is None or ended.image_id is None:
+    if not isinstance(judgement, Judgement) or ended.sha256 is None or ended.image_id is None:
         return None
     return ScoredImage(
         ended.sha256,

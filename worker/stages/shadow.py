@@ -16,7 +16,7 @@ from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.contract import HEADS, Scores
 from worker.crop import Pixels
-from worker.errors import Rejected, Unavailable
+from worker.errors import Unavailable
 from worker.item import Ended, Judgement
 from worker.queues import StageQueue
 from worker.settings import ShadowSettings
@@ -61,7 +61,7 @@ class Shadow(Stage):
         judged = [
             (row, ended, ended.outcome)
             for row, ended in enumerate(batch)
-            if not isinstance(ended.outcome, Rejected) and is_sampled(ended.sha256 or "0", self._settings.share)
+            if isinstance(ended.outcome, Judgement) and is_sampled(ended.sha256 or "0", self._settings.share)
         ]
         if not judged:
             return

@@ -27,7 +27,7 @@ from worker.errors import RejectReason
 from worker.telemetry.certificates import expiry_timestamp
 
 PREFIX = "assay_"
-DEPENDENCIES = ("kafka", "redis", "triton", "storage")
+DEPENDENCIES = ("kafka", "redis", "triton")
 STAGES = ("queued", "fetch", "decode", "infer", "publish", "total")
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -210,9 +210,18 @@ class Metrics:
             "triton_calls", "Inference calls, outcome ok or error.", unit="calls", labels=("outcome",)
         )
         self.triton_calls_in_flight = self._gauge("triton_calls_in_flight", "Inference calls under way.", unit="calls")
+        self.storage_state = self._gauge(
+            "storage_state",
+            "Circuit breaker of each host, bucket or folder that the settings allow: 0 closed, 1 half-open, 2 open.",
+            unit="1",
+            labels=("storage",),
+        )
+        self.records_parked = self._counter(
+            "records_parked", "References that went to the retry topic because their storage is away.", unit="records"
+        )
         self.fetches = self._counter(
             "fetches",
-            "References fetched or given up, outcome ok or rejected; waiting for a storage shows in the breaker state.",
+            "References by what became of them: ok, rejected, or parked because their storage is away.",
             unit="fetches",
             labels=("scheme", "outcome"),
         )
@@ -333,14 +342,15 @@ class Metrics:
     def _expect_labels(self) -> None:
         for decision, source in itertools.product(("real", "fake", "review"), ("model", "cache")):
             self.verdicts.labels(decision=decision, source=source)
-        for reason, stage in itertools.product(RejectReason, ("intake", "decode", "infer")):
+        for reason, stage in itertools.product(RejectReason, ("poll", "intake", "decode", "infer")):
             self.rejections.labels(reason=reason.value, stage=stage)
         for dependency in DEPENDENCIES:
-            if dependency != "storage":  # no probe asks a storage: 0 would read as down
-                self.dependency_up.labels(dependency=dependency)
+            self.dependency_up.labels(dependency=dependency)
             self.dependency_failures.labels(dependency=dependency)
             self.retries.labels(dependency=dependency)
             self.breaker_state.labels(dependency=dependency)
+        # Storages are asked by nobody but their references, and are no reason to pause; each has a state of its own.
+        self.dependency_failures.labels(dependency="storage")
         deaths = ("signal", "exit", "timeout", "memory", "defect")
         expected: list[tuple[Any, Sequence[str]]] = [
             (self.pauses, ("flow", *DEPENDENCIES)),
@@ -360,7 +370,7 @@ class Metrics:
         for decision, shadow in itertools.product(("real", "fake", "review"), repeat=2):
             self.shadow_decisions.labels(decision=decision, shadow=shadow)
             self.policy_shadow_decisions.labels(decision=decision, shadow=shadow)
-        for scheme, outcome in itertools.product(("file", "https", "s3"), ("ok", "rejected")):
+        for scheme, outcome in itertools.product(("file", "https", "s3"), ("ok", "rejected", "parked")):
             self.fetches.labels(scheme=scheme, outcome=outcome)
 
     def _counter(self, name: str, meaning: str, *, unit: str, labels: tuple[str, ...] = ()) -> Counter:
