@@ -26,6 +26,7 @@ from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, Unavailable
 from worker.examine.body import Body
 from worker.examine.findings import Examined, Findings
+from worker.examine.provenance.reader import ProvenanceReader
 from worker.inflight import UnderWay
 from worker.item import DecodedBatch, Encoded, Ended, Identified, Item, Judgement
 from worker.model import ModelWatch
@@ -172,7 +173,7 @@ class ExaminerTwin:
     def __init__(self, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> None:
         self._limits = settings.limits
         self._clock = clock
-        self._body = Body(device="none")
+        self._body = Body("none", ProvenanceReader(None))
         self._done: list[Examined[Any]] = []
         self._woken = False
         self._changed = threading.Condition()
@@ -185,8 +186,9 @@ class ExaminerTwin:
         for token, data in batch:
             try:
                 header = self._body.read(data, self._limits.max_image_bytes, self._limits.max_image_pixels)
-                self._body.decode_one(header, pixels[len(good)])
-                good.append((token, header.findings))
+                row = pixels[len(good)]
+                self._body.decode_one(header, row)
+                good.append((token, self._body.findings(header, row, with_evidence=True)))
             except Rejected as rejected:
                 bad.append((token, rejected))
         self._done.append(Examined(good, bad, pixels[: len(good)], None))

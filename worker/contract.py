@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from worker.errors import Rejected, RejectReason
-from worker.evidence import Evidence, Nearest
+from worker.evidence import Evidence
 
 VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
@@ -425,16 +425,6 @@ def parse_cached_scores(text: str | bytes) -> Scores | None:
         return Scores.model_validate_json(text)
     except ValidationError:
         return None
-
-
-def parse_cached_evidence(text: str, nearest: str | None) -> Evidence | None:
-    """The evidence of a cache entry with the neighbours that one model found, or None where it is not readable."""
-    try:
-        found = Evidence.model_validate_json(text)
-        neighbours = Nearest.model_validate_json(nearest) if nearest else Nearest()
-    except ValidationError:
-        return None
-    return found.model_copy(update={"nearest": neighbours})
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:

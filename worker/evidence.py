@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Declared = Literal["generated", "edited", "captured"]
 C2paState = Literal["valid", "untrusted", "invalid"]
@@ -116,3 +116,13 @@ def found(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if source_type := evidence.metadata.source_type:
         named = GENERATED_TYPES | EDITED_TYPES | CAPTURED_TYPES
         yield "source_type", source_type if source_type in named else "other"
+
+
+def parse_cached_evidence(text: str, nearest: str | None) -> Evidence | None:
+    """The evidence of a cache entry with the neighbours that one model found, or None where it is not readable."""
+    try:
+        found = Evidence.model_validate_json(text)
+        neighbours = Nearest.model_validate_json(nearest) if nearest else Nearest()
+    except ValidationError:
+        return None
+    return found.model_copy(update={"nearest": neighbours})

@@ -35,6 +35,7 @@ from worker.clock import StopFlag
 from worker.errors import Stopping, Unavailable
 from worker.examine.findings import Examiner
 from worker.examine.pool import BATCHES, Pool
+from worker.examine.provenance.trust import load_anchors, reader_version
 from worker.inflight import UnderWay
 from worker.item import Address, DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch
@@ -103,7 +104,13 @@ def wire(
 ) -> list[Driven]:
     """All stages but Poll, from the last to the first, so that each finds the next one open."""
     version = lambda: clients.model.client.version  # noqa: E731
-    cache = HashCache(clients.store, clients.model.client, tools.metrics, enabled=settings.cache.enabled)
+    cache = HashCache(
+        clients.store,
+        clients.model.client,
+        tools.metrics,
+        enabled=settings.cache.enabled,
+        reader=reader_version(load_anchors(settings.evidence.c2pa_trust_path)),
+    )
     publish = Publish(
         settings,
         tools,
@@ -183,7 +190,9 @@ class Pipeline:
         self._regions = pixel_regions(
             settings.triton, BATCHES + 2 + settings.triton.calls_in_flight, settings.intake.batch_max_items
         )
-        self._pool: Pool[Handed] = Pool(settings.decode, settings.limits, self._regions, self.metrics)
+        self._pool: Pool[Handed] = Pool(
+            settings.decode, settings.limits, self._regions, self.metrics, settings.evidence.c2pa_trust_path
+        )
         self._model_client = Triton(settings.triton, settings.intake.batch_max_items, self._regions)
         self._model = ModelWatch(self._model_client, settings.triton.model_name, self.metrics)
         self.policies = PolicyWatch(settings, self._tools, lambda: self._model.version)

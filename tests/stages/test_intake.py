@@ -13,7 +13,12 @@ from tests.twins import VERSION, Workbench, judged, record, scores, settings, wa
 from worker.clients.redis import ScoredImage
 from worker.contract import REFERENCE_CONTENT_TYPE, Headers, ImageInfo, Omitted, Record
 from worker.errors import Rejected, RejectReason
+from worker.evidence import Evidence
+from worker.examine.provenance.trust import reader_version
 from worker.item import Encoded, Ended, Judgement
+
+READER = reader_version(None)
+EVIDENCE = Evidence(declared="generated", watermark="sdxl")
 
 
 def image(red: int, size: int = 16) -> bytes:
@@ -99,11 +104,11 @@ def test_a_batch_leaves_by_time() -> None:
     assert accepted(bench, record(0, image(1))).image.image_id
 
 
-def known(bench: Workbench, data: bytes, version: str = VERSION) -> str:
+def known(bench: Workbench, data: bytes, version: str = VERSION, reader: str = READER) -> str:
     """Put the scores of `data` into the cache; returns its hash."""
     sha256 = hashlib.sha256(data).hexdigest()
     info = ImageInfo(format="png", width=16, height=16, bytes=1)
-    bench.store.images[sha256, version] = ScoredImage(sha256, "older", version, scores(0.123), info)
+    bench.store.images[sha256, version] = ScoredImage(sha256, "older", version, scores(0.123), info, EVIDENCE, reader)
     return sha256
 
 
@@ -117,8 +122,21 @@ def test_known_bytes_skip_the_model() -> None:
     (ended,) = bench.published()
     info = ImageInfo(format="png", width=16, height=16, bytes=len(data))
     assert ended.image_id == "newer"
-    assert ended.outcome == Judgement(info, scores(0.123), VERSION, from_cache=True)
+    assert ended.outcome == Judgement(info, scores(0.123), VERSION, from_cache=True, evidence=EVIDENCE, reader=READER)
     assert bench.metric("assay_cache_lookups_total", result="hit") == 1
+
+
+def test_evidence_of_another_reader_is_read_anew_and_the_scores_stay() -> None:
+    """After a new trust list a hit is examined again, and the model is not asked."""
+    bench, data = Workbench(), image(1)
+    known(bench, data, reader="another")
+    with bench.running():
+        bench.take(record(0, data, key=b"newer"))
+        wait_for(lambda: "newer" in bench.store.verdicts, "the verdict is stored")
+    verdict = bench.store.verdicts["newer"]
+    assert (verdict.source, verdict.scores, verdict.evidence) == ("cache", scores(0.123), Evidence())
+    assert bench.triton.batches == []
+    assert bench.store.images[hashlib.sha256(data).hexdigest(), VERSION].reader == READER
 
 
 def test_another_model_s_scores_are_a_miss() -> None:

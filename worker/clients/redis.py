@@ -27,12 +27,11 @@ from worker.contract import (
     Scores,
     Verdict,
     cached_scores_json,
-    parse_cached_evidence,
     parse_cached_scores,
     verdict_hash,
 )
 from worker.errors import Unavailable
-from worker.evidence import Evidence
+from worker.evidence import Evidence, parse_cached_evidence
 from worker.settings import RedisSettings, variable
 
 log = structlog.get_logger(__name__)

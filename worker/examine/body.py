@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from worker.crop import Pixels
+from worker.contract import ImageInfo
+from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, SettingsError
 from worker.examine import headers
 from worker.examine.findings import Cost, Findings
@@ -18,6 +19,8 @@ from worker.examine.picture import Picture
 from worker.examine.pixels import _Dali as Dali
 from worker.examine.pixels import _place as place
 from worker.examine.pixels import _try_pillow as try_pillow
+from worker.examine.pixels import central_region
+from worker.examine.provenance.reader import Crop, ProvenanceReader
 from worker.settings import DecodeSettings, LimitSettings
 
 Device = Literal["cpu", "gpu", "none"]
@@ -39,7 +42,8 @@ class Header:
     """An image that is within the limits, and how it is going to be decoded."""
 
     picture: Picture
-    findings: Findings
+    data: bytes
+    info: ImageInfo
     cost: Cost
     together: bool
 
@@ -57,10 +61,13 @@ def cost(picture: Picture, *, by_dali: bool) -> Cost:
 
 
 class Body:
-    """The decoders of one process. `device`: where DALI decodes; `none`: Pillow takes all."""
+    """The readers of one process. `device`: where DALI decodes; `none`: Pillow takes all. `provenance`: who reads
+    evidence; None: nobody.
+    """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, provenance: ProvenanceReader | None = None) -> None:
         """Raises SettingsError where there is no GPU, though it is asked for."""
+        self._provenance = provenance
         self._dali: Dali | None = None
         if device == "none":
             return
@@ -92,7 +99,7 @@ class Body:
         header = headers.read(data)
         headers.check_limits(header.info, LimitSettings(max_image_bytes=max_bytes, max_image_pixels=max_pixels))
         together = self._dali is not None and header.picture.exact
-        return Header(header.picture, Findings(header.info), cost(header.picture, by_dali=together), together)
+        return Header(header.picture, data, header.info, cost(header.picture, by_dali=together), together)
 
     def decode_together(self, group: Sequence[Header], rows: Sequence[Pixels]) -> set[int]:
         """Into `rows`, but those positions that the decoder refuses, found by halving: one bad image fails a call."""
@@ -115,6 +122,17 @@ class Body:
         if isinstance(outcome, Rejected):
             raise outcome
         place(outcome, row)
+
+    def findings(self, header: Header, row: Pixels, *, with_evidence: bool) -> Findings:
+        """What was found out about an image whose pixels are in `row`."""
+        if self._provenance is None or not with_evidence:
+            return Findings(header.info)
+        width, height = header.info.width, header.info.height
+        left, top, crop_width, crop_height = central_region(width, height)
+        x, y = (CROP_PX - crop_width) // 2, (CROP_PX - crop_height) // 2
+        crop = Crop(row[y : y + crop_height, x : x + crop_width], left, top, width, height)
+        evidence = self._provenance.read(header.data, header.info.format, crop)
+        return Findings(header.info, evidence, self._provenance.version)
 
     def close(self) -> None:
         """End the decoders' threads."""

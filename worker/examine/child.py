@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from worker.examine.block import Block
 from worker.examine.body import Body, Header
 from worker.examine.confine import confine
 from worker.examine.findings import Cost
+from worker.examine.provenance.reader import ProvenanceReader
+from worker.examine.provenance.trust import load_anchors
 from worker.examine.wire import Failed, ForDevice, Job, Outcome, TooDear, to_json
 
 READY, NO_DEVICE, DONE = b"ready", b"no device", b"done"
@@ -37,8 +40,13 @@ _FLOOR_MS = 150.0
 TOGETHER_BYTES = 64 << 20
 
 
-def warm_up() -> dict[str, Any]:
-    """In the zygote: load all that a decode needs, and end what it started: threads do not survive a fork."""
+def warm_up(config: dict[str, Any]) -> dict[str, Any]:
+    """In the zygote: load all that a decode needs, and end what it started: threads do not survive a fork.
+
+    The trust list is read here, for a child opens no files; a list that is none is told like any other trouble.
+    """
+    trust_path = config["trust_path"]
+    config["anchors_pem"] = load_anchors(Path(trust_path) if trust_path else None)
     body = Body(device="cpu")
     body.warm_up()
     told = {"decoder": body.decoder}
@@ -58,7 +66,7 @@ def run(config: dict[str, Any], channel: socket.socket, block_file: int, regions
     # short under the worker.
     confine(config["device"], keep_files=[channel.fileno()])
     try:
-        body = Body(device=config["device"])
+        body = Body(config["device"], ProvenanceReader(config["anchors_pem"]))
     except SettingsError:
         channel.send(NO_DEVICE)
         return
@@ -89,9 +97,11 @@ class _Worker:
         self._max_bytes = config["max_image_bytes"]
         self._max_pixels = config["max_image_pixels"]
         self._outcomes: dict[int, Outcome] = {}
+        self._with_evidence = True
 
     def do(self, job: Job) -> list[Outcome]:
         self._outcomes = {}
+        self._with_evidence = job.with_evidence
         rows = self._rows(job)
         rows[:] = 0
         headers = self._read_headers(job)
@@ -141,14 +151,22 @@ class _Worker:
         refused = self._body.decode_together([headers[index] for index in group], [rows[index] for index in group])
         done = [index for position, index in enumerate(group) if position not in refused]
         for index in done:
-            self._outcomes[index] = headers[index].findings
+            self._outcomes[index] = self._found(index, headers[index], rows)
         self._block.end(group)
+
+    def _found(self, index: int, header: Header, rows: Pixels) -> Outcome:
+        try:
+            return self._body.findings(header, rows[index], with_evidence=self._with_evidence)
+        except MemoryError:
+            return Failed("memory", "reading evidence")
+        except Exception as error:  # noqa: BLE001 - a defect costs this image alone
+            return Failed("defect", f"{type(error).__name__}: {error}")
 
     def _decode_one(self, index: int, header: Header, rows: Pixels) -> None:
         self._block.begin([index], _allowed_ms(header.cost.effort_ms))
         try:
             self._body.decode_one(header, rows[index])
-            self._outcomes[index] = header.findings
+            self._outcomes[index] = self._found(index, header, rows)
         except Rejected as rejected:
             self._outcomes[index] = rejected
         except MemoryError:

@@ -4,13 +4,14 @@ in a worker, a twin in the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from worker.contract import ImageInfo
 from worker.crop import Lease, Pixels
 from worker.errors import Rejected
+from worker.evidence import Evidence
 
 T = TypeVar("T")
 
@@ -29,10 +30,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """A readable image: what its header says, what the file says of its origin (JSON values; contract, Evidence)."""
+    """A readable image: what its header says, what the file says of its origin, and the version of who read that."""
 
     info: ImageInfo
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
+    reader: str = ""
 
 
 @dataclass(frozen=True, slots=True)

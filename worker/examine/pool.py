@@ -53,10 +53,18 @@ class _Work(Generic[T]):
 class Pool(Generic[T]):
     """Child processes that examine images. Start it before anything that holds secrets in descriptors.
 
-    `regions` hold the pixels of batches; there is one free for every batch that `has_room` allows.
+    `regions` hold the pixels of batches; there is one free for every batch that `has_room` allows. `trust_path`:
+    authorities whose signers' manifests count (provenance/trust.py).
     """
 
-    def __init__(self, settings: DecodeSettings, limits: LimitSettings, regions: Regions, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: DecodeSettings,
+        limits: LimitSettings,
+        regions: Regions,
+        metrics: Metrics,
+        trust_path: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._regions = regions
         self._metrics = metrics
@@ -68,6 +76,7 @@ class Pool(Generic[T]):
             "max_image_bytes": limits.max_image_bytes,
             "max_image_pixels": limits.max_image_pixels,
             "device": settings.device,
+            "trust_path": str(trust_path.absolute()) if trust_path else None,
         }
         files = [region.file for region in regions.all]
         self._crew = Crew(config, files, timeout_ms=settings.timeout_ms)
@@ -176,6 +185,7 @@ class Pool(Generic[T]):
             first_row=images[0].row if batch else 0,
             most=most,
             route=work.route,
+            with_evidence=not any(image.attempts for image in images),
         )
         used_bytes = sum(len(image.data) for image in images)
         limit_ms = float(self._settings.timeout_ms) if child.lane == "slow" else None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from worker.contract import ImageInfo
 from worker.errors import AssayError, Rejected, RejectReason
+from worker.evidence import Evidence
 from worker.examine.findings import Cost, Findings
 
 # here: all are decoded by this child; apart: those that suit the GPU come back; device: this child has the GPU, and
@@ -29,7 +30,8 @@ class Job:
     """Images for one child. `places`: offset and size of each in its block.
 
     `region`: where pixels go, image i to row `first_row + i`; None for the block's own room, which holds one.
-    What costs more than `most` comes back as it is; None: nothing does.
+    What costs more than `most` comes back as it is; None: nothing does. `with_evidence`: read what the files say of
+    their origin; not where doing so may have ended a child, for evidence is no reason to reject an image.
     """
 
     places: Sequence[tuple[int, int]]
@@ -37,6 +39,7 @@ class Job:
     first_row: int
     most: Cost | None
     route: Route = "here"
+    with_evidence: bool = True
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -80,7 +83,8 @@ def to_json(outcomes: Sequence[Outcome]) -> bytes:
 def _to_fields(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Findings():
-            return {"info": outcome.info.model_dump(), "evidence": outcome.evidence}
+            evidence = outcome.evidence.model_dump()
+            return {"info": outcome.info.model_dump(), "evidence": evidence, "reader": outcome.reader}
         case Rejected():
             return {"reason": outcome.reason.value, "detail": outcome.detail, "stage": outcome.stage}
         case TooDear():
@@ -105,7 +109,7 @@ def parse(answer: bytes, sizes: Sequence[int]) -> list[Outcome]:
 def _from_fields(fields: Mapping[str, Any], size_bytes: int) -> Outcome:
     if "info" in fields:
         info = ImageInfo.model_validate({**fields["info"], "bytes": size_bytes}, strict=True)
-        return Findings(info, dict(fields["evidence"]))
+        return Findings(info, Evidence.model_validate(fields["evidence"], strict=True), str(fields["reader"])[:64])
     if "reason" in fields:
         stage: Literal["intake", "decode"] = "intake" if fields["stage"] == "intake" else "decode"
         return Rejected(RejectReason(fields["reason"]), str(fields["detail"])[:MAX_DETAIL_CHARS], stage=stage)

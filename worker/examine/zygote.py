@@ -35,7 +35,7 @@ def main(control_file: int) -> None:
     from worker.examine import child  # noqa: PLC0415 - this is what takes seconds
 
     try:
-        told = child.warm_up()
+        told = child.warm_up(config)
     except Exception as error:  # noqa: BLE001 - whatever it is, the worker tells and tries again
         _send(control, {"broken": f"{type(error).__name__}: {error}"[:1000]})
         return

@@ -5,9 +5,9 @@ A bad image leaves its batch with a reason, a slow one leaves it and comes later
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from worker.examine.findings import Examined, Examiner
+from worker.examine.findings import Examined, Examiner, Findings
 from worker.inflight import UnderWay
 from worker.item import Decoded, DecodedBatch, Encoded, Ended
 from worker.queues import StageQueue
@@ -61,6 +61,26 @@ class Decode(Stage):
         if examined.bad:
             bad = [Ended.of(one.encoded.image, rejected) for one, rejected in examined.bad]
             self._ended.put(bad, self._tools.stop)
-        if examined.good:
-            good = [Decoded(one.encoded.image, found.info, (now - one.at) * 1000) for one, found in examined.good]
-            self._decoded.put(DecodedBatch(good, examined.pixels, examined.lease), self._tools.stop)
+        if not examined.good:
+            return
+        if examined.good[0][0].encoded.known is not None:  # of its batch nothing but the evidence is asked
+            self._ended.put([_known(one, found, now) for one, found in examined.good], self._tools.stop)
+            if examined.lease is not None:
+                examined.lease.release()
+            return
+        good = [_decoded(one, found, now) for one, found in examined.good]
+        self._decoded.put(DecodedBatch(good, examined.pixels, examined.lease), self._tools.stop)
+
+
+def _decoded(handed: Handed, found: Findings, now: float) -> Decoded:
+    took_ms = (now - handed.at) * 1000
+    return Decoded(handed.encoded.image, found.info, took_ms, found.evidence, found.reader)
+
+
+def _known(handed: Handed, found: Findings, now: float) -> Ended:
+    """The scores that the cache has, and what this reader reads; neighbours are the model's and stay."""
+    known = handed.encoded.known
+    assert known is not None, "a batch of known images has no other"
+    evidence = found.evidence.model_copy(update={"nearest": known.evidence.nearest})
+    judgement = replace(known, decode_ms=(now - handed.at) * 1000, evidence=evidence, reader=found.reader)
+    return Ended.of(handed.encoded.image, judgement)

@@ -103,8 +103,7 @@ class Metrics:
 
         self.evidence = self._counter(
             "evidence",
-            "Verdicts whose image carried such evidence of its origin (docs/evidence.md): what it declares, the state "
-            "of a C2PA manifest, tool, source_type, aigc or watermark.",
+            "Verdicts on images with such evidence: declared, c2pa, tool, source_type, aigc or watermark.",
             unit="verdicts",
             labels=("kind", "value"),
         )

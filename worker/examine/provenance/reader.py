@@ -9,6 +9,7 @@ from worker.evidence import C2pa, Evidence, FileMetadata, Watermark, declare
 from worker.examine.provenance import aigc, exif, tools, watermark, xmp
 from worker.examine.provenance.manifest import ManifestReader
 from worker.examine.provenance.marks import MAX_MARK_BYTES, Marks, find_marks
+from worker.examine.provenance.trust import reader_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ProvenanceReader:
     """Reads what a file says about its origin. Stateless but for the trust list; one thread at a time."""
 
     def __init__(self, anchors_pem: str | None) -> None:
+        self.version = reader_version(anchors_pem)
         self._manifests = ManifestReader(anchors_pem)
 
     def read(self, data: bytes, image_format: str, crop: Crop | None = None) -> Evidence:
