@@ -16,10 +16,7 @@ from worker.errors import Rejected, SettingsError
 from worker.examine import headers
 from worker.examine.findings import Cost, Findings
 from worker.examine.picture import Picture
-from worker.examine.pixels import _Dali as Dali
-from worker.examine.pixels import _place as place
-from worker.examine.pixels import _try_pillow as try_pillow
-from worker.examine.pixels import central_region
+from worker.examine.pixels import Dali, central_region, place, try_pillow
 from worker.examine.provenance.reader import Crop, ProvenanceReader
 from worker.settings import DecodeSettings, LimitSettings
 

@@ -1,7 +1,7 @@
-"""AVIF and HEIC: boxes of ISO 14496-12, with what describes the picture to machines made unreadable in place.
+"""AVIF and HEIC: boxes of ISO 14496-12, with what decides on no pixel changed in place.
 
-The decoders (libavif, libheif) refuse an image for its EXIF; so items of that kind get a type that nobody looks at. No
-byte moves, and the offsets in the file stay right.
+libavif refuses an image for its EXIF, so descriptions get a type that nobody looks at; libheif turns and mirrors, so
+both become a rotation by nothing. No byte moves, and the offsets in the file stay right.
 """
 
 from __future__ import annotations
@@ -28,31 +28,39 @@ def brand(data: bytes) -> bytes | None:
     return data[8:12] if data[8:12] in NEUTRAL_BRANDS else None
 
 
-def without_descriptions(data: bytes) -> bytes:
-    """The same file with EXIF, XMP and the like hidden from its decoder."""
-    places = [
-        place for start, end in _inside(data, b"meta", 0, len(data), 4) for place in _descriptions(data, start, end)
-    ]
-    if not places:
-        return data
+def plain(data: bytes) -> bytes:
+    """The same file with EXIF, XMP and the like hidden from its decoder, and the picture as it is stored."""
     changed = bytearray(data)
-    for place in places:
-        changed[place : place + 4] = b"skip"
+    for start, end in inside(data, b"meta", 0, len(data), 4):
+        for place in _descriptions(data, start, end):
+            changed[place : place + 4] = b"skip"
+        for place in _turns(data, start, end):
+            changed[place : place + 5] = b"irot\0"
     return bytes(changed)
+
+
+def _turns(data: bytes, start: int, end: int) -> Iterator[int]:
+    """Where `irot` (8 + 1 bytes: quarter turns) and `imir` (8 + 1 bytes: axis) stand (ISO 23008-12, 6.5.10 and .12)."""
+    for outer in inside(data, b"iprp", start, end, 0):
+        for inner in inside(data, b"ipco", *outer, 0):
+            for kind in (b"irot", b"imir"):
+                for first, last in inside(data, kind, *inner, 0):
+                    if last - first == 1:
+                        yield first - 4
 
 
 def _descriptions(data: bytes, start: int, end: int) -> Iterator[int]:
     """Where the item types stand that are to be hidden (ISO 14496-12, 8.11.6: `infe` of version 2 and 3)."""
-    for first, last in _inside(data, b"iinf", start, end, 0):
+    for first, last in inside(data, b"iinf", start, end, 0):
         head = 6 if data[first : first + 1] == b"\0" else 8
-        for inner, _ in _inside(data, b"infe", first + head, last, 0):
+        for inner, _ in inside(data, b"infe", first + head, last, 0):
             version = data[inner : inner + 1]
             place = inner + (8 if version == b"\2" else 10)
             if version in (b"\2", b"\3") and data[place : place + 4] in _DESCRIPTIONS:
                 yield place
 
 
-def _inside(data: bytes, kind: bytes, start: int, end: int, skip: int) -> Iterator[tuple[int, int]]:
+def inside(data: bytes, kind: bytes, start: int, end: int, skip: int) -> Iterator[tuple[int, int]]:
     """The contents of the boxes of that kind on this level, without the first `skip` bytes."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:

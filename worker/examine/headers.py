@@ -1,8 +1,8 @@
 """What an image's header says, without decoding it: format, size, cost, and the bytes that its pixels depend on.
 
 The format is told by the first bytes; one reader for each walks the file and says what a decoder may open, and nothing
-else is opened. A header costs milliseconds whatever it holds. Two formats are measured by their decoder: AVIF, and
-HEIC and JPEG XL where the extra `heif` is installed.
+else is opened. A header costs milliseconds whatever it holds. AVIF, and HEIC where the extra
+`heif` is installed, are measured by their decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from worker.contract import ImageInfo
 from worker.errors import Rejected, RejectReason
-from worker.examine import bmp, boxes, gif, jpeg, png, tiff, webp
+from worker.examine import bmp, boxes, gif, jpeg, jxl, png, tiff, webp
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 from worker.settings import LimitSettings
 
@@ -33,7 +33,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 logging.getLogger("PIL").propagate = False
 
-_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 # Format -> Pillow's name of it and the package that brings it; worker[heif] installs both.
 _PLUGINS = {"heic": ("HEIF", "pillow_heif", "HEIC"), "jxl": ("JXL", "pillow_jxl", "JPEG XL")}
 
@@ -123,7 +122,7 @@ def _sniff(data: bytes) -> str | None:
         return "bmp"
     if data.startswith(tiff.STARTS):
         return "tiff"
-    if data.startswith(_JXL_STARTS):
+    if data.startswith(jxl.STARTS):
         return "jxl"
     brand = boxes.brand(data)
     return "avif" if brand == b"avif" else "heic" if brand else None
@@ -131,7 +130,7 @@ def _sniff(data: bytes) -> str | None:
 
 def _by_decoder(data: bytes, name: str, opener: str) -> Picture:
     """A picture whose header only its decoder reads; nothing is decoded for it."""
-    hidden = boxes.without_descriptions(data)
+    hidden = boxes.plain(data)
     try:
         with Image.open(io.BytesIO(hidden), formats=[opener]) as image:
             (width, height), frames = image.size, getattr(image, "n_frames", 1)
@@ -155,7 +154,7 @@ def _read_plugin(data: bytes, name: str) -> Picture:
             f"{spoken}, which is read where the extra heif is installed: pip install 'assay-worker[heif]'"
         )
     load_plugins()
-    return _by_decoder(data, name, opener)
+    return jxl.read(data) if name == "jxl" else _by_decoder(data, name, opener)
 
 
 def load_plugins() -> None:
@@ -166,6 +165,8 @@ def load_plugins() -> None:
             module = import_module(package)
             if opener == "HEIF":
                 module.register_heif_opener(thumbnails=False)
+            else:
+                module.JpegXLImagePlugin.DECODE_THREADS = 0  # children are as many as cores
 
 
 _READERS: dict[str, Callable[[bytes], Picture]] = {

@@ -118,7 +118,7 @@ def _import_dali() -> tuple[Any, Any]:
     return backend, dynamic
 
 
-class _Dali:
+class Dali:
     """DALI in dynamic mode, bound to one device. A batch either decodes or raises as a whole."""
 
     def __init__(self, settings: DecodeSettings, threads: int) -> None:
@@ -161,9 +161,9 @@ class Decoder:
     def __init__(self, settings: DecodeSettings) -> None:
         """Raises SettingsError where the settings ask for a GPU that is not there."""
         threads = settings.threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-        self._dali: _Dali | None = None
+        self._dali: Dali | None = None
         try:
-            self._dali = _Dali(settings, threads)
+            self._dali = Dali(settings, threads)
         except ImportError as error:
             if settings.device == "gpu":
                 raise SettingsError(
@@ -207,7 +207,7 @@ class Decoder:
                 if isinstance(outcome, Rejected):
                     failures[i] = outcome
                 else:
-                    _place(outcome, pixels[i])
+                    place(outcome, pixels[i])
         if len(refused) > 1 and len(refused) == len(fast) and not failures.keys() & set(refused):
             _log.warning(
                 "dali_refuses_everything",
@@ -239,13 +239,13 @@ class Decoder:
             middle = len(indices) // 2
             return [i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, pictures, pixels)]
         for i, region in zip(indices, regions, strict=True):
-            _place(region, pixels[i])
+            place(region, pixels[i])
         return []
 
     def _by_pillow(self, pictures: Sequence[Picture]) -> list[Pixels | Rejected]:
         """One after the other where together they take more memory than there is: one may be to blame for all."""
         try:
-            return list(self._pool.map(_try_pillow, pictures))
+            return list(self._pool.map(try_pillow, pictures))
         except MemoryError:
             return [_try_alone(picture) for picture in pictures]
 
@@ -262,12 +262,12 @@ def _header_or_rejected(data: bytes, info: ImageInfo) -> Picture | Rejected:
 
 def _try_alone(picture: Picture) -> Pixels | Rejected:
     try:
-        return _try_pillow(picture)
+        return try_pillow(picture)
     except MemoryError:
         return _failed("its decoder asks for more memory than it may have (MemoryError)")
 
 
-def _try_pillow(picture: Picture) -> Pixels | Rejected:
+def try_pillow(picture: Picture) -> Pixels | Rejected:
     try:
         return decode_with_pillow(picture)
     except MemoryError:
@@ -306,7 +306,7 @@ def _failed(detail: str) -> Rejected:
     return Rejected(RejectReason.CORRUPT, detail, stage="decode")
 
 
-def _place(region: Pixels, target: Pixels) -> None:
+def place(region: Pixels, target: Pixels) -> None:
     """Centres the region in the black crop: left and top floor, as torchvision pads."""
     height, width = region.shape[:2]
     top, left = (CROP_PX - height) // 2, (CROP_PX - width) // 2
