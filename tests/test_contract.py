@@ -15,7 +15,6 @@ from tests.properties import given
 from worker.contract import (
     HEADS,
     REFERENCE_CONTENT_TYPE,
-    REJECTION_HEADERS,
     DetectorScores,
     Headers,
     ImageInfo,
@@ -31,15 +30,14 @@ from worker.contract import (
     cached_scores_json,
     check_image_id,
     parse_cached_scores,
-    rejection_headers,
     resolve_image_id,
     verdict_hash,
     verdict_headers,
     verdict_id,
-    without_rejection_headers,
 )
 from worker.errors import Rejected, RejectReason
 from worker.evidence import C2pa, Evidence
+from worker.rejections import REJECTION_HEADERS, rejection_headers, without_rejection_headers
 
 SOURCES = ["ce_id", "key", "sha256"]
 SHA = hashlib.sha256(b"image").hexdigest()

@@ -9,8 +9,9 @@ from tests.properties import given
 from tests.twins import ProducerTwin
 from worker import replay
 from worker.clients.kafka_producer import Outgoing
-from worker.contract import Headers, Record, rejection_headers
+from worker.contract import Headers, Record
 from worker.errors import Rejected, RejectReason, SettingsError, Unavailable
+from worker.rejections import rejection_headers
 from worker.settings import KafkaSettings
 
 NOW_S = 1_795_262_400.0  # 2026-11-21T12:00:00Z

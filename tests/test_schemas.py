@@ -10,9 +10,10 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from tests.properties import given
 from tests.test_contract import verdicts
-from worker.contract import OMISSION_HEADERS, REFERENCE_CONTENT_TYPE, REJECTION_HEADERS, VERDICT_TYPE, Verdict
+from worker.contract import REFERENCE_CONTENT_TYPE, VERDICT_TYPE, Verdict
 from worker.errors import RejectReason
 from worker.parking import RETRY_HEADERS
+from worker.rejections import OMISSION_HEADERS, REJECTION_HEADERS
 from worker.schemas import SCHEMAS, asyncapi
 
 VERDICT = SCHEMAS["verdict"]()

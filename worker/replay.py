@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import Reader, publish
-from worker.contract import Record, rejection_header, without_rejection_headers
+from worker.contract import Record
 from worker.durations import parse_duration
 from worker.errors import RejectReason, SettingsError
+from worker.rejections import rejection_header, without_rejection_headers
 from worker.settings import KafkaSettings
 
 

@@ -9,17 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from worker import __version__
-from worker.contract import (
-    OMISSION_HEADERS,
-    REFERENCE_CONTENT_TYPE,
-    REJECTION_HEADERS,
-    VERDICT_TYPE,
-    ImageReference,
-    Verdict,
-    json_schema,
-)
+from worker.contract import REFERENCE_CONTENT_TYPE, VERDICT_TYPE, ImageReference, Verdict, json_schema
 from worker.errors import RejectReason
 from worker.parking import RETRY_HEADERS
+from worker.rejections import OMISSION_HEADERS, REJECTION_HEADERS
 from worker.settings import KafkaSettings
 
 _TEXT = {"type": "string"}

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import Reader, publish
-from worker.contract import InvalidImageId, Record, Verdict, check_image_id, rejection_header
+from worker.contract import InvalidImageId, Record, Verdict, check_image_id
 from worker.errors import SettingsError, Unavailable
+from worker.rejections import rejection_header
 from worker.settings import KafkaSettings, Settings
 from worker.stages.decide import timestamp
 

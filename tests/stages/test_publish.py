@@ -9,9 +9,10 @@ import pytest
 
 from tests.twins import P0, P1, VERSION, Workbench, judged, record, scores, wait_for
 from worker import __version__
-from worker.contract import REJECTION_HEADERS, Headers, ImageInfo, Record, Verdict
+from worker.contract import Headers, ImageInfo, Record, Verdict
 from worker.errors import Rejected, RejectReason
 from worker.item import Encoded, Ended
+from worker.rejections import REJECTION_HEADERS
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)  # as `judged` has it

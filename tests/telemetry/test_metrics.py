@@ -11,7 +11,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.errors import RejectReason
-from worker.telemetry.metrics import DEPENDENCIES, MetricDoc, Metrics, metric_docs
+from worker.telemetry.metric_doc import MetricDoc
+from worker.telemetry.metrics import DEPENDENCIES, Metrics, metric_docs
 
 
 def exposed(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

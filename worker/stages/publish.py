@@ -16,20 +16,14 @@ import structlog
 from worker import __version__
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
-from worker.contract import (
-    MAX_IMAGE_ID_BYTES,
-    Record,
-    Verdict,
-    rejection_headers,
-    verdict_headers,
-    without_rejection_headers,
-)
+from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, verdict_headers
 from worker.errors import Rejected
 from worker.evidence import found
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
 from worker.parking import Parking, parked_headers
 from worker.queues import StageQueue
+from worker.rejections import rejection_headers, without_rejection_headers
 from worker.retry import Guarded
 from worker.settings import Settings
 from worker.stages.decide import facts_of, make_verdict

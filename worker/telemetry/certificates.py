@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from worker.settings import Settings, fields
+from worker.telemetry.metric_doc import PREFIX, MetricDoc
 
 
 def certificate_files(settings: Settings) -> list[Path]:
@@ -29,3 +33,28 @@ def expiry_timestamp(path: Path) -> float:
         return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
     except ValueError as error:
         raise ValueError(f"{path} holds no PEM certificate that can be read ({error})") from error
+
+
+class CertificateExpiry(Collector):
+    """Reads the files when it is scraped. One that cannot be read counts as expired (0): that is what it is worth."""
+
+    DOC = MetricDoc(
+        f"{PREFIX}tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        ("path",),
+        "seconds",
+        "When the first certificate of a PEM file in the settings expires, Unix time; 0 when the file cannot be read.",
+    )
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self.DOC.name, self.DOC.meaning, labels=self.DOC.labels)
+        for path in self._paths:
+            try:
+                timestamp = expiry_timestamp(path)
+            except (OSError, ValueError):
+                timestamp = 0.0
+            family.add_metric([str(path)], timestamp)
+        yield family

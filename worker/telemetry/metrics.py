@@ -2,8 +2,7 @@
 generated from it).
 
 A `Metrics` owns its registry, so that tests and several workers in one process do not clash. Label values that are
-known
-beforehand are there from the start at 0: a counter that first appears at 1 loses its first step in `rate()`.
+known beforehand are there from the start at 0: a counter that first appears at 1 loses its first step in `rate()`.
 
 Use:  metrics = Metrics(); metrics.verdicts.labels(decision="fake", source="model").inc(); metrics.model("code",
       "0123456789ab")
@@ -14,19 +13,17 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from worker.contract import HEADS
 from worker.errors import RejectReason
-from worker.telemetry.certificates import expiry_timestamp
+from worker.evidence import C2paState, Declared, Watermark
+from worker.telemetry.certificates import CertificateExpiry
+from worker.telemetry.metric_doc import PREFIX, MetricDoc
 
-PREFIX = "assay_"
 DEPENDENCIES = ("kafka", "redis", "triton")
 STAGES = ("queued", "fetch", "decode", "infer", "publish", "total")
 
@@ -36,21 +33,6 @@ _BYTES_BUCKETS = tuple(2**exponent for exponent in range(14, 29, 2))  # 16 KiB t
 _SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside each counter doubles the scrape and nobody reads it
-
-MetricType = Literal["counter", "gauge", "histogram"]
-
-
-@dataclass(frozen=True, slots=True)
-class MetricDoc:
-    """One line of docs/metrics.md. `name` is the one to query (counters end in `_total`), `unit` what one step of it
-    is.
-    """
-
-    name: str
-    type: MetricType
-    labels: tuple[str, ...]
-    unit: str
-    meaning: str
 
 
 class Metrics:
@@ -72,8 +54,8 @@ class Metrics:
         self._shadow()
         self._running()
         self._expect_labels()
-        self.docs.append(_CertificateExpiry.DOC)
-        self.registry.register(_CertificateExpiry(certificates))
+        self.docs.append(CertificateExpiry.DOC)
+        self.registry.register(CertificateExpiry(certificates))
         ProcessCollector(registry=self.registry)  # process_*: memory, CPU, descriptors, under their usual names
 
     def _outcomes(self) -> None:
@@ -348,6 +330,9 @@ class Metrics:
             self.dependency_failures.labels(dependency=dependency)
             self.retries.labels(dependency=dependency)
             self.breaker_state.labels(dependency=dependency)
+        for kind, literal in (("declared", Declared), ("c2pa", C2paState), ("watermark", Watermark)):
+            for value in get_args(literal):
+                self.evidence.labels(kind=kind, value=value)
         # Storages are asked by nobody but their references, and are no reason to pause; each has a state of its own.
         self.dependency_failures.labels(dependency="storage")
         deaths = ("signal", "exit", "timeout", "memory", "defect")
@@ -385,31 +370,6 @@ class Metrics:
     ) -> Histogram:
         self.docs.append(MetricDoc(PREFIX + name, "histogram", labels, unit, meaning))
         return Histogram(PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
-
-
-class _CertificateExpiry(Collector):
-    """Reads the files when it is scraped. One that cannot be read counts as expired (0): that is what it is worth."""
-
-    DOC = MetricDoc(
-        f"{PREFIX}tls_certificate_expiry_timestamp_seconds",
-        "gauge",
-        ("path",),
-        "seconds",
-        "When the first certificate of a PEM file in the settings expires, Unix time; 0 when the file cannot be read.",
-    )
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self.DOC.name, self.DOC.meaning, labels=self.DOC.labels)
-        for path in self._paths:
-            try:
-                timestamp = expiry_timestamp(path)
-            except (OSError, ValueError):
-                timestamp = 0.0
-            family.add_metric([str(path)], timestamp)
-        yield family
 
 
 def metric_docs() -> Iterator[MetricDoc]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from worker.crop import Pixels
 from worker.evidence import C2pa, Evidence, FileMetadata, Watermark, declare
 from worker.examine.provenance import aigc, exif, tools, watermark, xmp
 from worker.examine.provenance.manifest import ManifestReader
@@ -16,7 +17,7 @@ from worker.examine.provenance.trust import reader_version
 class Crop:
     """Decoded pixels of a part of the image: uint8 [H, W, 3] RGB, unscaled, from (`left_px`, `top_px`) on."""
 
-    pixels: watermark.Pixels
+    pixels: Pixels
     left_px: int
     top_px: int
     image_width: int
