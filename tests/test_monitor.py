@@ -30,6 +30,10 @@ class Asked:
         self.redis: Callable[[], str] = fine
         self.triton: Callable[[], str] = fine
         self.looks = 0
+        self.trouble = ""
+
+    def decoding(self) -> str:
+        return self.trouble
 
     def check(self) -> str:
         return self.kafka()
@@ -74,6 +78,7 @@ def monitor(asked: Asked, breaker: CircuitBreaker, poll: Any, monkeypatch: pytes
         breakers=[breaker],
         metrics=Metrics(),
         poll=poll,
+        decoding_trouble=asked.decoding,
     )
     subject.start()
     yield subject
@@ -133,6 +138,14 @@ def test_an_unexpected_error_is_logged_once(monitor: Monitor, asked: Asked, monk
     before = asked.looks
     wait_until(lambda: asked.looks > before + 5, "more looks")
     assert logged == ["health_look_broken"]
+
+
+def test_a_worker_without_decoders_is_not_ready(monitor: Monitor, asked: Asked) -> None:
+    """Everything answers, and no image could be read: it says why."""
+    wait_until(lambda: is_ready(monitor), "ready")
+    asked.trouble = "decoders are being started"
+    assert monitor.readyz()[0] is False
+    assert monitor.readyz()[1]["decoding"] == "decoders are being started"
 
 
 def test_what_cannot_be_produced_is_not_ready(monitor: Monitor, breaker: CircuitBreaker) -> None:

@@ -178,6 +178,7 @@ class ExaminerTwin:
         self._woken = False
         self._changed = threading.Condition()
         self.has_room = True
+        self.trouble = ""
 
     def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
         good: list[tuple[Any, Findings]] = []

@@ -55,6 +55,7 @@ class Monitor:
         breakers: Sequence[CircuitBreaker],
         metrics: Metrics,
         poll: Poll,
+        decoding_trouble: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -63,6 +64,7 @@ class Monitor:
         self._breakers = breakers
         self._metrics = metrics
         self._poll = poll
+        self._decoding_trouble = decoding_trouble
         self._probe = Probe(settings.kafka)
         self._stop = threading.Event()
         self._seen: dict[str, Seen] = {}
@@ -93,7 +95,7 @@ class Monitor:
         return silent_s < stall_s and not stuck, checks
 
     def readyz(self) -> tuple[bool, dict[str, Any]]:
-        """Partitions assigned, dependencies there, no breaker open, nothing stuck."""
+        """Partitions assigned, dependencies there, no breaker open, decoders there, nothing stuck."""
         now = time.monotonic()
         seen = self._seen
         assigned = self._poll.assigned
@@ -107,6 +109,8 @@ class Monitor:
             obstacles["waiting"] = waiting
         if (silent_s := now - self._poll.heartbeat_at) > STUCK_S:
             obstacles["loop"] = f"moved {silent_s:.1f} s ago"
+        if trouble := self._decoding_trouble():
+            obstacles["decoding"] = trouble
         if now - self._seen_at > STALE_S:
             obstacles["monitor"] = "no result yet, or not for too long"
         well = bool(assigned) and not obstacles and all(look.well for look in seen.values())

@@ -218,6 +218,7 @@ class Pipeline:
             breakers=(self._redis, self._triton, self._kafka),
             metrics=self.metrics,
             poll=self._poll,
+            decoding_trouble=lambda: self._pool.trouble,
         )
 
     def run(self, on_ready: Callable[[int], None] = lambda _port: None) -> None:

@@ -34,6 +34,7 @@ _STEPS_PER_JOB = 3
 _RETIRE_S = 10.0
 _START_BASE_MS, _START_MAX_MS = 200, 10_000
 _ANSWER_BYTES = 64
+_TROUBLE_S = 3.0  # a child that died is usually replaced in a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Crew:
         self._next_number = 0
         self._failures = 0
         self._not_before = 0.0
+        self._well_at = float("-inf")
         self._selector = selectors.DefaultSelector()
         self._wake_file = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake_file, selectors.EVENT_READ)
@@ -165,13 +167,22 @@ class Crew:
         os.close(self._wake_file)
 
     @property
+    def trouble(self) -> str:
+        """Why there has been no quick child for a while; empty where there is one. Any thread may ask."""
+        if self.is_ready("quick"):
+            self._well_at = time.monotonic()
+        if time.monotonic() - self._well_at < _TROUBLE_S:
+            return ""
+        return self.broken or "decoders are being started"
+
+    @property
     def pids(self) -> list[int]:
         """Of all processes here, the zygote's first."""
         zygote = [self._zygote.pid] if self._zygote is not None else []
         return [*zygote, *(child.pid for child in self._children.values() if child.pid)]
 
     def _of(self, lane: LaneName) -> list[Child]:
-        return [child for child in self._children.values() if child.lane == lane and child.end is None]
+        return [child for child in list(self._children.values()) if child.lane == lane and child.end is None]
 
     def _start_zygote(self) -> None:
         self._zygote, self._warm = Zygote(self._config, self._region_files), False

@@ -136,8 +136,8 @@ class Pool(Generic[T]):
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be examined at the moment; empty while something can."""
-        return "" if self._crew.is_ready("quick") else self._crew.broken or "decoders are being started"
+        """Why nothing can be examined; empty while something can, or could a moment ago. Any thread may ask."""
+        return self._crew.trouble
 
     def _jobs(self, images: Sequence[Image[T]], most: int) -> Iterator[list[Image[T]]]:
         """Runs of neighbouring rows that fit a block; each image that must be alone is one."""
