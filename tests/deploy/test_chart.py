@@ -433,7 +433,7 @@ REFUSED = {
     ),
     "more memory asked for than allowed": (
         {"worker": {"resources": {"limits": {"memory": "1.5Gi"}}}},
-        r"worker.resources.requests.memory=2Gi: more than limits.memory=1.5Gi",
+        r"worker.resources.requests.memory=3Gi: more than limits.memory=1.5Gi",
     ),
     "more CPU asked for than allowed": (
         {"triton": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1900m"}}}},

@@ -245,12 +245,12 @@ STOPPED_LATER = {
         },
         (
             r"triton.sharedMemory=64Mi: .*batch_max_items=256 .*calls_in_flight=3 calls take up to "
-            rf"{4 * 256 * CROP_BYTES // 2**20}Mi"
+            rf"{-(-9 * 256 * CROP_BYTES // 2**20)}Mi"
         ),
     ),
     "too little shared memory for the CPU's model": (
         {"triton": {"flavour": "cpu", "sharedMemory": "32Mi"}, "gpu": {"enabled": False}},
-        r"triton.sharedMemory=32Mi: .*take up to 44Mi",
+        r"triton.sharedMemory=32Mi: .*take up to 67Mi",
     ),
     "more shared memory than memory": (
         {"triton": {"sharedMemory": "4.5Gi"}},

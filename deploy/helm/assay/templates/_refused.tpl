@@ -35,12 +35,14 @@ installed. tests/deploy/test_refused.py feeds the same values to both. */}}
 {{- include "assay.quantity" . | float64 | int64 -}}
 {{- end -}}
 
-{{/* What worker and sidecar put into /dev/shm at most, in bytes: the worker's regions (worker/clients/triton.py), one batch for each call and one for the
-canary; with triton.flavour=cpu the input of two processes for each model, up to 256 images, beside their first MiB. */}}
+{{/* What worker and sidecar put into /dev/shm at most, in bytes: the worker's regions, a batch for each call and six more (worker/pipeline.py,
+worker/clients/triton.py); with triton.flavour=cpu the input of two processes for each model, up to 256 images, beside their first MiB. */}}
 {{- define "assay.sharedMemoryNeed" -}}
 {{- $triton := dig "triton" dict .Values.settings -}}
-{{- $images := mul (add1 (int ($triton.calls_in_flight | default 2))) (dig "intake" "batch_max_items" nil .Values.settings | default 32 | int) -}}
-{{- $regions := ternary 0 (mul $images 150528) (eq ($triton.shared_memory | default "system") "off") -}}
+{{- $calls := int ($triton.calls_in_flight | default 2) -}}
+{{- $batch := dig "intake" "batch_max_items" nil .Values.settings | default 32 | int -}}
+{{- $images := mul (add1 $calls) $batch -}}
+{{- $regions := ternary 0 (mul (add 6 $calls) $batch 150528) (eq ($triton.shared_memory | default "system") "off") -}}
 {{- $processes := ternary (ternary 2 4 (empty .Values.models.shadow)) 0 (eq .Values.triton.flavour "cpu") -}}
 {{- add $regions (mul $processes (add (mul (min 256 $images) 150528) 1048576)) -}}
 {{- end -}}
