@@ -132,7 +132,7 @@ def test_every_format_is_still_read():
         names = ["plain.jpg", "progressive.jpg", "plain.png", "plain.webp", "plain.gif", "lzw.tiff", "plain.bmp"]
         images = [odd_images()[name].data for name in names]
         def run():
-            decoder = pixels.Decoder(DecodeSettings(device="cpu", threads=1))
+            decoder = pixels.Decoder(DecodeSettings(device="cpu"))
             says(decoder.device, decoder.decode(images, [headers.peek(image) for image in images]).failures)
     """
     assert confined(attempt, textwrap.indent(textwrap.dedent(before), "        ").strip()) in ("cpu {}", "pillow {}")

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = Decoder(DecodeSettings(device="cpu", threads=2))
+    decoder = Decoder(DecodeSettings(device="cpu"))
     yield decoder
     decoder.close()
 
@@ -241,7 +241,7 @@ from worker.settings import DecodeSettings
 from worker.examine.pixels import Decoder
 data = [encode(Image.new("RGB", (8000, 5000), "teal"), "PNG", compress_level=1), encode(Image.new("RGB", (300, 300), "teal"), "JPEG")] * 5
 infos = [peek(image) for image in data]
-decoder = Decoder(DecodeSettings(device="cpu", threads=4))
+decoder = Decoder(DecodeSettings(device="cpu"))
 decoder.decode(data[1:2], infos[1:2])
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
@@ -273,7 +273,7 @@ def test_without_dali_pillow_decodes_everything(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     data = [odd_images()[name].data for name in ("plain.jpg", "truncated.jpg", "alpha.png", "plain.webp")]
     with structlog.testing.capture_logs() as logs:
-        slow = Decoder(DecodeSettings(threads=2))
+        slow = Decoder(DecodeSettings())
         decoded = slow.decode(data, [peek(image) for image in data])
         slow.close()
     assert [(log["event"], log["log_level"]) for log in logs] == [("dali_missing", "warning")]

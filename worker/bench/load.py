@@ -47,16 +47,36 @@ class BenchWorker:
     pid: int
     settings: Settings
 
-    def rss_bytes(self) -> tuple[int, int]:
-        """(now, peak) of the resident memory."""
-        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
+    def memory_bytes(self) -> int:
+        """Resident memory of the worker and its decoding processes now; what several share counts once."""
+        return sum(_proportional_bytes(pid) for pid in self._pids())
 
     def cpu_s(self) -> float:
-        """Processor seconds used so far."""
-        parts = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(parts[11]) + int(parts[12])) / _CLOCK_TICKS
+        """Processor seconds that the worker and its decoding processes have used so far."""
+        return sum(_cpu_s(pid) for pid in self._pids())
+
+    def _pids(self) -> list[int]:
+        pids = [self.pid]
+        for pid in pids:  # grows while it is walked over: children of children
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+                pids += [int(word) for word in text.split()]
+        return pids
+
+
+def _proportional_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):  # it has just ended
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cpu_s(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        parts = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return sum(int(part) for part in parts[11:15]) / _CLOCK_TICKS  # its own, and those of children that have ended
+    return 0.0
 
 
 @contextlib.contextmanager

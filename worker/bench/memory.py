@@ -1,16 +1,19 @@
-"""Does the worker's memory stay bounded, however much waits in Kafka? Peak resident memory with a small and with a
-large backlog.
+"""Does the memory of worker and decoding processes stay bounded, however much waits in Kafka? Peaks with a small and
+with a large backlog, in which every hundredth image is a large one.
 
 The bound comes from the settings: what may be in work (ASSAY_FLOW__MAX_BYTES, and one poll above it), the consumer's
-fetches, and the batches on their way through decoding and inference.
+fetches, images while they are decoded, and batches on their way to inference.
 """
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from worker.bench import load
 from worker.clients.kafka_producer import Producer
@@ -45,7 +48,8 @@ def bound_bytes(settings: Settings) -> int:
     """Bytes above the idle worker that the settings allow."""
     # A response as it came, its records copied out of it, the next one on the wire, and one poll above the high mark.
     consumer = 5 * settings.kafka.fetch_max_bytes
-    decoder = settings.intake.batch_max_bytes  # DALI's own copy of the batch that it decodes
+    # Encoded images in the blocks of the processes, and what decoders take.
+    decoder = settings.intake.batch_max_bytes + settings.decode.memory_bytes
     pixels = settings.intake.batch_max_items * CROP_BYTES * (settings.triton.calls_in_flight * 2 + 4)
     return int(ALLOCATOR_SHARE * (settings.flow.max_bytes + consumer + decoder + pixels))
 
@@ -73,11 +77,24 @@ def _peak(
 ) -> int:
     """Peak resident bytes of a worker that finds `images` waiting, over `watch_s` seconds."""
     pictures = load.sample_images()
+    large = _large_image()
     with load.own_topics(settings) as environment:
-        numbered = ((f"bench/{n}", load.unlike(pictures[n % len(pictures)], n, image_bytes)) for n in range(images))
+        numbered = (
+            (f"bench/{n}", load.unlike(large if n % 100 == 99 else pictures[n % len(pictures)], n, image_bytes))
+            for n in range(images)
+        )
         load.produce(producer, environment[variable("kafka", "incoming_topic")], numbered)
         with load.worker(environment, config) as worker:
+            peak = 0
             deadline = time.monotonic() + watch_s
             while time.monotonic() < deadline:
-                time.sleep(0.5)
-            return worker.rss_bytes()[1]
+                peak = max(peak, worker.memory_bytes())
+                time.sleep(0.1)
+            return peak
+
+
+def _large_image() -> bytes:
+    """25 megapixels in a few bytes, and 500 MB while they are decoded."""
+    out = io.BytesIO()
+    Image.new("RGB", (5_000, 5_000)).save(out, "WEBP", lossless=True)
+    return out.getvalue()

@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from worker.bench import load
+from worker.bench.apart import examined_apart
 from worker.clients.kafka_producer import Producer
 from worker.clients.kafka_topics import Reader
 from worker.clients.triton import Triton
 from worker.crop import Pixels
 from worker.errors import Unavailable
-from worker.examine.headers import peek
-from worker.examine.pixels import Decoder
 from worker.settings import Settings
 
 
@@ -76,12 +75,10 @@ def median_ratio(rounds: list[Round]) -> float:
 
 def _decoded(settings: Settings, pictures: list[bytes]) -> Pixels:
     """One batch of the same pictures as pixels."""
-    chosen = [pictures[number % len(pictures)] for number in range(settings.intake.batch_max_items)]
-    decoder = Decoder(settings.decode)
-    try:
-        return decoder.decode(chosen, [peek(data) for data in chosen]).pixels
-    finally:
-        decoder.close()
+    rows = settings.intake.batch_max_items
+    with examined_apart(settings.decode, settings.limits, rows) as apart:
+        found = apart.examine([pictures[number % len(pictures)] for number in range(rows)])
+    return np.stack([found[number][1] for number in range(rows)])
 
 
 def _triton_rate(triton: Triton, settings: Settings, pixels: Pixels, images: int) -> float:

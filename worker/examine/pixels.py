@@ -9,7 +9,6 @@ opinion on everything DALI refuses. Both get what `headers` kept of the file, an
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from worker.contract import ImageInfo
 from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, RejectReason, SettingsError
 from worker.examine import headers, rle, tiff
+from worker.examine.cores import usable_cores
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 from worker.settings import DecodeSettings
 
@@ -160,7 +160,7 @@ class Decoder:
 
     def __init__(self, settings: DecodeSettings) -> None:
         """Raises SettingsError where the settings ask for a GPU that is not there."""
-        threads = settings.threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+        threads = min(usable_cores(), _MAX_THREADS)
         self._dali: Dali | None = None
         try:
             self._dali = Dali(settings, threads)

@@ -130,6 +130,11 @@ class Pool(Generic[T]):
         self._crew.close()
 
     @property
+    def decoder(self) -> str:
+        """What decodes most images: `gpu` or `cpu` is DALI, `pillow` is without it."""
+        return "gpu" if self._crew.is_ready("device") else self._crew.decoder
+
+    @property
     def pids(self) -> list[int]:
         """Of the processes here, for who measures them."""
         return self._crew.pids

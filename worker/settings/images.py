@@ -46,7 +46,6 @@ class DecodeSettings(Group):
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto", description="Where DALI decodes; `auto` takes the GPU where there is one."
     )
-    threads: int = Field(default=0, ge=0, le=256, description="DALI's threads; 0 takes one per core, 8 at most.")
     processes: int = Field(
         default=0,
         ge=0,
