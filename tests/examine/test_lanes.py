@@ -14,13 +14,13 @@ SLOW, VERY_SLOW = Cost(200.0, 10 * MIB), Cost(VERY_SLOW_MS + 1, 10 * MIB)
 
 def test_there_are_always_two_slow_children() -> None:
     """One that very slow images may have, and one that they may not."""
-    assert [Shares.of(processes, 1000 * MIB, 64 * MIB).slow for processes in (1, 2, 8)] == [2, 2, 8]
+    assert [Shares.of(processes, 1000 * MIB).slow for processes in (1, 2, 8)] == [2, 2, 8]
 
 
 @given(st.integers(1, 256), st.integers(64, 65_536))
 def test_quick_and_slow_together_stay_within_the_memory(processes: int, mib: int) -> None:
     """Whatever the settings: what the lanes may hold adds up to the setting, and the slow lane has half at least."""
-    shares = Shares.of(processes, mib * MIB, 64 * MIB)
+    shares = Shares.of(processes, mib * MIB)
     assert shares.quick * shares.quick_bytes + shares.slow_bytes == mib * MIB
     assert shares.slow_bytes * 2 >= mib * MIB
 

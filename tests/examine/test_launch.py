@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from worker.examine.launch import environment
@@ -34,3 +36,13 @@ def test_modules_are_found_whatever_folder_is_current() -> None:
 def test_no_library_starts_threads_in_the_zygote() -> None:
     """They would not survive the fork."""
     assert environment({})["OPENBLAS_NUM_THREADS"] == "1"
+
+
+def test_the_worker_itself_loads_no_decoder() -> None:
+    """Whatever parses an image is imported in the children alone."""
+    code = (
+        "import sys; import worker.pipeline; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('PIL', 'nvidia', 'c2pa', 'pillow_heif')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

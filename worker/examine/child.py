@@ -24,20 +24,17 @@ from worker.examine.block import Block
 from worker.examine.body import Body, Header
 from worker.examine.confine import confine
 from worker.examine.findings import Cost
+from worker.examine.lanes import TOGETHER_BYTES
 from worker.examine.provenance.reader import ProvenanceReader
 from worker.examine.provenance.trust import load_anchors
-from worker.examine.wire import Failed, ForDevice, Job, Outcome, TooDear, to_json
+from worker.examine.wire import DONE, JOB_BYTES, NO_DEVICE, READY, Failed, ForDevice, Job, Outcome, TooDear, to_json
 
-READY, NO_DEVICE, DONE = b"ready", b"no device", b"done"
-JOB_BYTES = 65_536
 _PR_SET_PDEATHSIG = 1
 # What a decoder's threads and buffers take once, above what the zygote had.
 _OWN_BYTES = 128 << 20
 # A step may take this many times what its header announced, and never less than the floor: then it is a surprise.
 _PATIENCE = 4.0
 _FLOOR_MS = 150.0
-# Pixels that one decoder holds at once, images decoded together: what a child may hold beside the job's own bound.
-TOGETHER_BYTES = 64 << 20
 
 
 def warm_up(config: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import structlog
 
 from worker.errors import SettingsError
 from worker.examine.block import Block
-from worker.examine.child import DONE, NO_DEVICE, READY
 from worker.examine.launch import Zygote
 from worker.examine.watch import Watch
+from worker.examine.wire import DONE, NO_DEVICE, READY
 from worker.retry import backoff_s
 
 log = structlog.get_logger(__name__)

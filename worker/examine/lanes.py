@@ -18,6 +18,8 @@ T = TypeVar("T")
 QUICK_MS = 80.0
 # Beyond this an image is very slow, and one child of the lane is kept from it and its like.
 VERY_SLOW_MS = 1_000.0
+# What a quick child may hold of images that it decodes together.
+TOGETHER_BYTES = 64 << 20
 # An image waits behind later ones as long as these cost less than it has waited, times this.
 _PATIENCE = 4.0
 
@@ -32,9 +34,9 @@ class Shares:
     slow_bytes: int
 
     @classmethod
-    def of(cls, processes: int, memory_bytes: int, together_bytes: int) -> Shares:
-        """Quick children may each hold `together_bytes`, though never half of all; what is left is for the slow."""
-        each = min(together_bytes, memory_bytes // (2 * processes))
+    def of(cls, processes: int, memory_bytes: int) -> Shares:
+        """Quick children may each hold TOGETHER_BYTES, though never half of all; what is left is for the slow."""
+        each = min(TOGETHER_BYTES, memory_bytes // (2 * processes))
         return cls(processes, max(2, processes), each, memory_bytes - processes * each)
 
     @property

@@ -20,7 +20,6 @@ from worker.clients.shared_memory import Regions
 from worker.errors import Rejected, RejectReason
 from worker.examine.batches import NO_PIXELS, Alone, Batch, Image
 from worker.examine.block import MAX_IMAGES, State
-from worker.examine.child import TOGETHER_BYTES
 from worker.examine.cores import usable_cores
 from worker.examine.crew import Answer, Child, Crew, Death
 from worker.examine.findings import Cost, Examined, Findings
@@ -68,7 +67,7 @@ class Pool(Generic[T]):
         self._settings = settings
         self._regions = regions
         self._metrics = metrics
-        self.shares = Shares.of(settings.processes or usable_cores(), settings.memory_bytes, TOGETHER_BYTES)
+        self.shares = Shares.of(settings.processes or usable_cores(), settings.memory_bytes)
         self._capacity_bytes = max(limits.max_image_bytes, _SPARE_BYTES)
         config = {
             "capacity_bytes": self._capacity_bytes,

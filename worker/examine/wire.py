@@ -18,6 +18,9 @@ from worker.examine.findings import Cost, Findings
 # here: all are decoded by this child; apart: those that suit the GPU come back; device: this child has the GPU, and
 # these suit it; pillow: whatever else fails, Pillow has the last word.
 Route = Literal["here", "apart", "device", "pillow"]
+# What a child says over its channel; DONE is followed by the size of its findings.
+READY, NO_DEVICE, DONE = b"ready", b"no device", b"done"
+JOB_BYTES = 65_536
 MAX_DETAIL_CHARS = 500
 
 
