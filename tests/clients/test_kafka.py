@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.harness import wait_until
 from worker.clients.kafka_consumer import Consumer
+from worker.contract import Partition
 from worker.settings import load
 
 pytestmark = pytest.mark.integration
@@ -31,7 +32,7 @@ def test_a_join_that_outlives_its_poll_is_collected(worker_env: dict[str, str]) 
         return False
 
     def is_settled() -> bool:
-        return consumer.is_joined and len(consumer.waiting()) == PARTITIONS
+        return consumer.is_joined and len(consumer.waiting()) == 2 * PARTITIONS  # of both topics
 
     try:
         assert poll_until(is_settled, 30)
@@ -42,19 +43,19 @@ def test_a_join_that_outlives_its_poll_is_collected(worker_env: dict[str, str]) 
 
 
 def test_several_consumers_starting_at_once_share_the_partitions(worker_env: dict[str, str]) -> None:
-    """Three consumers of one group, polled side by side: each ends with one partition."""
+    """Three consumers of one group, polled side by side: each ends with one partition of each topic."""
     settings = load(environ={name: value for name, value in worker_env.items() if name.startswith("ASSAY_")}).kafka
     consumers = [Consumer(settings, lambda _new: None, lambda _gone: None) for _ in range(PARTITIONS)]
 
-    def assignments() -> list[int]:
+    def assignments() -> list[Partition]:
         with ThreadPoolExecutor(PARTITIONS) as pool:
             list(pool.map(lambda consumer: consumer.poll(20, 1), consumers))
         return sorted(partition for consumer in consumers for partition in consumer.waiting())
 
     try:
         wait_until(
-            lambda: assignments() == [0, 1, 2] and all(len(c.waiting()) == 1 for c in consumers),
-            "one partition each",
+            lambda: len(assignments()) == 2 * PARTITIONS and all(len(c.waiting()) == 2 for c in consumers),
+            "one partition of each topic for each",
             60,
         )
     finally:
