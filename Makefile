@@ -1,7 +1,9 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate lint format bench docs stack-up stack-down clean
+FAULTS ?= 100
+SOAK ?=
+.PHONY: soak help setup setup-all demo test test-unit test-integration test-deploy simulate lint format bench docs stack-up stack-down clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -53,6 +55,9 @@ test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on 
 	@$(PY) -m tests.deploy.tools cluster keda
 	@TEST_DEPLOY=1 TEST_KEDA=1 unshare --net --uts sh -c 'ip link set lo up && hostname localhost && exec "$$0" "$$@"' \
 	  $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
+
+soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour; SOAK="--seed 7")
+	@$(PY) -m tests.faults.soak --faults $(FAULTS) $(SOAK)
 
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .

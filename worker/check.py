@@ -15,7 +15,7 @@ from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import SettingsError, Unavailable
 from worker.examine import confine
 from worker.examine.provenance.trust import load_anchors
-from worker.model import CANARY
+from worker.model import canary
 from worker.policy import load_policy
 from worker.settings import Settings, TritonSettings, variable
 from worker.telemetry.tracing import Tracing
@@ -116,7 +116,7 @@ def _triton(settings: TritonSettings) -> str:
     triton = Triton(settings, 1)
     try:
         version = triton.model_version()
-        triton.infer(CANARY, timeout_s=10.0)
+        triton.infer(canary(), timeout_s=10.0)
     finally:
         triton.close()
     return f"{triton.address}, model {settings.model_name} version {version} scores"

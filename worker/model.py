@@ -11,12 +11,24 @@ import structlog
 from worker.clients.redis import CacheEntry, Store
 from worker.clients.triton import Inference, Triton
 from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
-from worker.crop import Pixels
+from worker.crop import CROP_PX, Pixels
 from worker.retry import Guarded
 from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-CANARY: Pixels = np.zeros((1, 224, 224, 3), np.uint8)
+
+
+def canary() -> Pixels:
+    """A picture to try the model with, uint8 [1, 224, 224, 3]: slopes and grain, another one each time.
+
+    One that never changes, or is all black, may be scored by a model that fails on everything else.
+    """
+    random = np.random.default_rng()
+    slope = np.linspace(0, random.uniform(60, 180), CROP_PX, dtype=np.float32)
+    picture = slope[:, None, None] + slope[None, :, None] * random.uniform(0, 0.4, 3).astype(np.float32)
+    grain = random.uniform(0, 40, (CROP_PX, CROP_PX, 3)).astype(np.float32)
+    pixels: Pixels = np.clip(picture + grain, 0, 255).astype(np.uint8)[None]
+    return pixels
 
 
 class ModelWatch:

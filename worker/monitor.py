@@ -20,7 +20,7 @@ from worker.clients.kafka_probe import Probe
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed, Triton
 from worker.errors import Unavailable
-from worker.model import CANARY, ModelWatch
+from worker.model import ModelWatch, canary
 from worker.retry import CircuitBreaker
 from worker.settings import Settings
 from worker.stages.poll import Poll
@@ -172,5 +172,5 @@ class Monitor:
                 "triton", f"{self._triton.address}: model {self._settings.triton.model_name} is not ready"
             )
         if self._watch.idle_s() > CANARY_EVERY_S:
-            self._watch.infer(CANARY, timeout_s=CANARY_DEADLINE_S)
+            self._watch.infer(canary(), timeout_s=CANARY_DEADLINE_S)
         return f"model version {version}"

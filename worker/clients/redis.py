@@ -208,7 +208,7 @@ class Store:
         if scores is None or not image_format or not _number(width) or not _number(height):
             return None
         evidence = parse_cached_evidence(evidence_json, nearest) if evidence_json else None
-        return CacheEntry(
+        entry = CacheEntry(
             scores,
             image_format,
             int(width),
@@ -218,6 +218,11 @@ class Store:
             evidence=evidence or Evidence(),
             reader=(reader or "") if evidence else "",
         )
+        try:
+            entry.info(size_bytes=1)
+        except ValueError:  # numbers that no image has: whoever wrote them, the image is here to be looked at
+            return None
+        return entry
 
     def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
         """Write verdicts (each with its JSON) and cache entries, with their lifetimes."""
@@ -325,5 +330,9 @@ def _image_hash(image: ScoredImage) -> dict[str, str]:
     }
 
 
+_MOST_DIGITS = 10
+
+
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    """None for what is no number of our writing: "²" is a digit to Python, and long ones it refuses to read."""
+    return int(text) if text and len(text) <= _MOST_DIGITS and text.isascii() and text.isdigit() else None

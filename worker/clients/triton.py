@@ -23,6 +23,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from worker.clients.shared_memory import FOLDER, Region, Regions, is_gone, remove_leftovers
+from worker.contract import HEADS
 from worker.crop import CROP_BYTES, Pixels
 from worker.errors import AssayError, Unavailable
 from worker.settings import TritonSettings
@@ -67,6 +68,8 @@ class Triton:
             certificate_chain=_path(settings.ssl_cert_path),
             # A server that came back is found again within a second, not after grpc's own two minutes.
             channel_args=[
+                # The server is inside: a proxy of the environment is for the outside, and would see the images.
+                ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.max_send_message_length", -1),
@@ -133,15 +136,24 @@ class Triton:
             outputs=[grpcclient.InferRequestedOutput("embedding"), grpcclient.InferRequestedOutput("scores")],
             client_timeout=timeout_s or self._settings.deadline_ms / 1000,
         )
-        scores, embedding = result.as_numpy("scores"), result.as_numpy("embedding")
-        if scores is None or scores.shape != (len(pixels), 3) or embedding is None:
-            got = None if scores is None else scores.shape
-            raise Unavailable(
-                "triton",
-                f"model {self._model} answered scores of shape {got} to {len(pixels)} images: "
-                "broken server environment?",
-            )
-        return Inference(embedding, scores)
+        return Inference(*(self._tensor(result, name, len(pixels)) for name in ("embedding", "scores")))
+
+    def _tensor(self, result: Any, name: str, count: int) -> npt.NDArray[np.float32]:
+        """An output of the answer. Raises Unavailable: what is not as described is the server's fault, no image's."""
+        found: npt.NDArray[np.float32] | None
+        try:
+            found = result.as_numpy(name)
+        except Exception as error:  # whatever the client makes of fewer bytes than the shape needs, or of no such type
+            raise self._unreadable(f"{name} cannot be read ({error or type(error).__name__})") from error
+        if found is None or found.dtype != np.float32 or found.ndim != 2 or len(found) != count:
+            got = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise self._unreadable(f"{name} are {got}, not float32 for {count} images")
+        if name == "scores" and found.shape[1] != len(HEADS):
+            raise self._unreadable(f"there are {found.shape[1]} scores, not {len(HEADS)}")
+        return found
+
+    def _unreadable(self, problem: str) -> Unavailable:
+        return Unavailable("triton", f"model {self._model} answered: {problem}: broken server environment?")
 
     def _failure(self, error: InferenceServerException) -> AssayError:
         status, message = error.status() or "", error.message() or ""

@@ -11,13 +11,17 @@ from worker.contract import ModelRef, Origin, Scores, Timings, Verdict, verdict_
 from worker.item import Ended, Judgement
 from worker.policy import Facts, Policy, named_headers
 
+_ROUNDING = 1e-4  # a score further outside of [0, 1] is no score
+
 
 def to_scores(row: np.ndarray) -> Scores:
     """float32 [3] -> Scores, each the shortest decimal that is this float32, so that JSON carries no false digits.
 
-    Raises ValueError for a number that is no probability.
+    Raises ValueError for a number that is no probability; what rounding carried past an end is cut.
     """
-    linear, knn, svm = (min(max(float(str(value)), 0.0), 1.0) if np.isfinite(value) else value for value in row)
+    linear, knn, svm = (
+        min(max(float(str(value)), 0.0), 1.0) if -_ROUNDING <= value <= 1 + _ROUNDING else float(value) for value in row
+    )
     return Scores(linear=linear, knn=knn, svm=svm)
 
 

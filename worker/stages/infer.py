@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import structlog
 
 from worker.clients.triton import Inference, InferenceFailed
 from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.item import Decoded, DecodedBatch, Ended, Judgement, Outcome
-from worker.model import CANARY, ModelWatch
+from worker.model import ModelWatch, canary
 from worker.queues import StageQueue
 from worker.retry import Guarded
 from worker.settings import TritonSettings
@@ -109,10 +108,8 @@ def _infer_by_one_version(model: ModelWatch, pixels: Pixels) -> tuple[str, Infer
 
 
 def _check_canary(model: ModelWatch) -> None:
-    """Does the model score a plain image? Raises Unavailable where it does not."""
+    """Does the model score a picture that is surely no reason to fail? Raises Unavailable where it does not."""
     try:
-        scores = model.infer(CANARY).scores
-    except InferenceFailed as error:
-        raise Unavailable("triton", f"the model fails on a plain image too: {error}") from error
-    if not np.isfinite(scores).all():
-        raise Unavailable("triton", "the model's scores of a plain image are no numbers")
+        to_scores(model.infer(canary()).scores[0])
+    except (InferenceFailed, ValueError) as error:
+        raise Unavailable("triton", f"the model fails on a plain picture too: {error}") from error
