@@ -1,15 +1,15 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-FAULTS ?= 100
-SOAK ?=
-.PHONY: soak help setup setup-all demo test test-unit test-integration test-deploy simulate lint format bench docs stack-up stack-down clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
 ALL := .venv/.assay-all
 # Options for pytest, for example: make test PYTEST="-k stack -x"
 PYTEST ?=
+# Options for the soak test, for example: make soak SOAK="--faults 20 --seed 7"
+SOAK ?=
 # For simulate: how long, and from which seed on (a new stretch each day).
 SECONDS ?= 60
 FIRST ?= $(shell date +%Y%m%d)00000
@@ -56,8 +56,8 @@ test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on 
 	@TEST_DEPLOY=1 TEST_KEDA=1 unshare --net --uts sh -c 'ip link set lo up && hostname localhost && exec "$$0" "$$@"' \
 	  $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
 
-soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour; SOAK="--seed 7")
-	@$(PY) -m tests.faults.soak --faults $(FAULTS) $(SOAK)
+soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour)
+	@$(PY) -m tests.faults.soak $(SOAK)
 
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .
