@@ -16,6 +16,7 @@ import redis
 from tests.integration.harness import wait_until
 from worker import contract
 from worker.clients.redis import ScoredImage, Store
+from worker.evidence import Evidence, Nearest, Neighbour
 from worker.local import paths
 from worker.local.redis_server import RedisServer
 from worker.local.server import NotServing, free_port
@@ -58,10 +59,17 @@ def _verdict(number: int, rng: random.Random) -> contract.Verdict:
         scores=contract.Scores(linear=rng.random(), knn=rng.random(), svm=rng.random()),
         model=contract.ModelRef(name="code", version=MODEL),
         policy=contract.PolicyRef(name="default", version=POLICY),
-        image=contract.ImageInfo(format="jpeg", width=640, height=480, bytes=48211),
+        image=contract.ImageInfo(format="jpeg", width=640, height=480, bytes=48211, jpeg_quality=92, frames=1),
         source="model",
         decided_at="2026-11-21T12:00:00.000Z",
         timings_ms=contract.Timings(**dict(zip(("queued", "decode", "infer", "total"), timings, strict=True))),
+        origin=contract.Origin(topic="images.incoming", partition=number % 12, offset=number, uri=None),
+        evidence=Evidence(
+            nearest=Nearest(
+                real=Neighbour(distance=rng.random(), label="laion2b-en"),
+                fake=Neighbour(distance=rng.random(), label="stable-diffusion-xl"),
+            )
+        ),
     )
 
 
@@ -80,7 +88,18 @@ def test_redis_takes_what_the_docs_say(server: RedisServer) -> None:
         part = verdicts[start : start + 500]
         store.save(
             [],
-            [ScoredImage(verdict.sha256, verdict.image_id, MODEL, verdict.scores, verdict.image) for verdict in part],
+            [
+                ScoredImage(
+                    verdict.sha256,
+                    verdict.image_id,
+                    MODEL,
+                    verdict.scores,
+                    verdict.image,
+                    verdict.evidence,
+                    reader="0123456789ab",
+                )
+                for verdict in part
+            ],
         )
     used.append(_used(client))
     name = _name(client)
