@@ -1,7 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down fuzz clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -58,6 +58,9 @@ test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on 
 
 soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour)
 	@$(PY) -m tests.faults.soak $(SOAK)
+
+fuzz: setup-all ## 100,000 damaged images through a decoding child, 10,000 damaged records through the parser
+	@$(PY) -m tests.fuzz
 
 lint: $(ALL) ## formatting, rules, types
 	@.venv/bin/ruff format --check .

@@ -93,7 +93,8 @@ _KEPT = frozenset(
     {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR}
     | {_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT, *_FURTHER}
 )
-_LOOKED_AT = np.array(sorted(_KEPT | {_SUBFILE, _OLD_SUBFILE}), np.int64)
+_LOOKED_AT = np.zeros(1 << 16, np.bool_)
+_LOOKED_AT[[*_KEPT, _SUBFILE, _OLD_SUBFILE]] = True
 
 
 def optional_codec(data: bytes) -> str | None:
@@ -161,7 +162,7 @@ def _directory(data: bytes, form: _Form, position: int) -> tuple[Tags, int] | No
         return None
     entries = np.frombuffer(data, entry, count, start)
     tags: Tags = {}
-    for line in entries[np.isin(entries["tag"], _LOOKED_AT)][:256]:
+    for line in entries[_LOOKED_AT[entries["tag"]]][:256]:
         tag, kind, many = int(line["tag"]), int(line["type"]), int(line["count"])
         value = _value(data, form, kind, many, line["value"].tobytes())
         if value and tag not in tags:
