@@ -343,7 +343,7 @@ class Workbench:
 
 def judged(encoded: Encoded, value: float) -> Ended:
     """The image with the score `value` from all heads."""
-    info = ImageInfo(format="png", width=8, height=9, bytes=1)
+    info = ImageInfo(format="png", width=640, height=480, bytes=1)
     return Ended.of(encoded.image, Judgement(info, scores(value), VERSION))
 
 

@@ -15,7 +15,7 @@ from worker.item import Encoded, Ended
 from worker.rejections import REJECTION_HEADERS
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
-IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)  # as `judged` has it
+IMAGE = ImageInfo(format="png", width=640, height=480, bytes=1)  # as `judged` has it
 
 
 def images(bench: Workbench, *records: Record, ids: str = "abcdefgh", shas: str = "12345678") -> list[Encoded]:
