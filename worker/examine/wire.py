@@ -32,7 +32,7 @@ class Garbled(AssayError):
 class Job:
     """Images for one child. `places`: offset and size of each in its block.
 
-    `region`: where pixels go, image i to row `first_row + i`; None for the block's own room, which holds one.
+    `region`: where pixels go, image i to row `first_row + i`; None for the block's own place, which holds one.
     What costs more than `most` comes back as it is; None: nothing does. `with_evidence`: read what the files say of
     their origin; not where doing so may have ended a child, for evidence is no reason to reject an image.
     """
