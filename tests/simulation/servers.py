@@ -22,9 +22,12 @@ from worker.contract import ImageInfo, ImageReference, Verdict
 from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.examine.findings import Examined, Findings
+from worker.examine.provenance.trust import load_anchors, reader_version
+from worker.item import Address
 
 VERSIONS = ("000000000001", "000000000002", "000000000003", "000000000004")
 GROUND = {"good": 0, "poison": 1, "nan": 2}  # the second channel of the pixel
+READERS = (reader_version(load_anchors(None)), "an older one")  # of evidence: what is cached is used, or read anew
 MOST_EXAMINED = 3  # batches at once
 SLOW_SHARE = 0.1  # of the images are examined for longer than the others of their batch
 
@@ -83,7 +86,7 @@ class StoreTwin(Twin):
         self._redis.catch_up()
         found = [self._redis.images.get((sha256, model_version)) for sha256 in sha256s]
         self._leave()
-        return [one and CacheEntry(one.scores, one.image.format, one.image.width, one.image.height) for one in found]
+        return [one and _entry(one) for one in found]
 
     def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
         """Write verdicts and cache entries."""
@@ -111,6 +114,11 @@ class StoreTwin(Twin):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _entry(one: ScoredImage) -> CacheEntry:
+    image = one.image
+    return CacheEntry(one.scores, image.format, image.width, image.height, evidence=one.evidence, reader=one.reader)
 
 
 class TritonServer:
@@ -191,15 +199,22 @@ class TritonTwin(Twin):
 class FetcherTwin:
     """worker.clients.fetch.Fetcher on two storages."""
 
+    allowed = HOSTS
+
     def __init__(self, world: World, process: Process) -> None:
         self._hosts = {host: Twin(world, world.plan.storages[host], process) for host in HOSTS}
+
+    def address(self, reference: ImageReference) -> Address:
+        """Where it leads. Raises Rejected."""
+        host = reference.uri.rsplit("/", 2)[0]
+        if host not in self._hosts:
+            raise Rejected(RejectReason.FETCH_DENIED, "simulated: no such host is allowed", stage="intake")
+        return Address(host, host)
 
     def fetch(self, reference: ImageReference) -> bytes:
         """The image. Raises Rejected or Unavailable."""
         host, kind, number = reference.uri.rsplit("/", 2)
-        twin = self._hosts.get(host)
-        if twin is None:
-            raise Rejected(RejectReason.FETCH_DENIED, "simulated: no such host is allowed", stage="intake")
+        twin = self._hosts[host]
         twin._enter()
         if twin._trouble():
             twin._give_up()
@@ -279,7 +294,8 @@ class ExaminerTwin(Twin):
             kind, number = data.decode().rstrip("\0").split(":")
             if kind in GROUND:
                 pixels[len(good), 0, 0] = (int(number), GROUND[kind], 0)
-                good.append((token, Findings(ImageInfo(format="png", width=8, height=8, bytes=len(data)))))
+                info = ImageInfo(format="png", width=8, height=8, bytes=len(data))
+                good.append((token, Findings(info, reader=READERS[self._world.plan.variant % 2])))
             else:
                 reason = RejectReason.CORRUPT if kind == "cut" else RejectReason.UNSUPPORTED_FORMAT
                 bad.append((token, Rejected(reason, "simulated: cannot be read", stage="decode")))
