@@ -72,6 +72,7 @@ class Rival:
             "sha256": one.sha256,
             "scores": {"linear": score, "knn": score / 2, "svm": score / 4},
             "model": {"version": version},
+            "origin": {"offset": one.offset},
         }
         as_json = json.dumps(document)
         self._redis.put(RIVAL, one.image_id, as_json)

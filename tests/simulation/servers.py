@@ -7,6 +7,7 @@ one pixel that names them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,8 +89,13 @@ class StoreTwin(Twin):
         self._leave()
         return [one and _entry(one) for one in found]
 
-    def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
-        """Write verdicts and cache entries."""
+    def save(
+        self,
+        verdicts: Sequence[tuple[Verdict, str]],
+        images: Sequence[ScoredImage],
+        late: Sequence[tuple[Verdict, str]] = (),
+    ) -> None:
+        """Write verdicts and cache entries; of `late` those that no later record has overtaken."""
         self._enter()
         self._world.note("saving", self._process.name, [verdict.image_id for verdict, _ in verdicts])
         trouble = self._trouble()
@@ -97,7 +103,9 @@ class StoreTwin(Twin):
             trouble = ("away", "lost", "late", "half")[int(self._random() * 4)]
 
         def write(share: float = 1.0) -> None:
-            for verdict, as_json in verdicts[: int(len(verdicts) * share + 0.5)]:
+            stored = self._redis.verdicts
+            held = [*verdicts, *[one for one in late if not _is_overtaken(one, stored.get(one[0].image_id))]]
+            for verdict, as_json in held[: int(len(held) * share + 0.5)]:
                 self._redis.put(self._process.name, verdict.image_id, as_json)
             for image in images:
                 self._redis.images[image.sha256, image.model_version] = image
@@ -114,6 +122,11 @@ class StoreTwin(Twin):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
+    """Is what is stored about a later record? In the simulation an id has one partition."""
+    return stored is not None and json.loads(stored)["origin"]["offset"] > json.loads(late[1])["origin"]["offset"]
 
 
 def _entry(one: ScoredImage) -> CacheEntry:
