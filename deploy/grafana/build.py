@@ -142,6 +142,16 @@ OVERVIEW: dict[str, list[Panel]] = {
             "s",
         ),
     ],
+    "Decoding processes": [
+        Panel("Images/s and failed tries", [(rate("assay_decode_attempts_total", "outcome"), "{{outcome}}")], "ops"),
+        Panel(
+            "Ended, by cause",
+            [(rate("assay_decoder_restarts_total", "cause") + " > 0", "{{cause}}")],
+            "ops",
+            meaning="slow: an image took longer than its header announced, and goes on in the slow lane.",
+        ),
+        Panel("Waiting in the slow lane", [(f"sum by (pod) (assay_slow_images{{{NS}}})", "{{pod}}")], "short"),
+    ],
     "Cache and references": [
         Panel(
             "Cache hits",
