@@ -151,15 +151,25 @@ def _batches(images: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:
         yield images[start : start + BATCH]
 
 
-def linear_probe(embedded: Embedded) -> float:
-    """AUC of a logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where
-    a half lacks a class.
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe's AUC on the second half of the images, and what it rests on: their `labels` and `scores`."""
+
+    auc: float
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def linear_probe(embedded: Embedded) -> Probe:
+    """A logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where a half
+    lacks a class.
     """
     second = np.array([held_out(f"probe {photograph(image)}", 0.5) for image in embedded.images], dtype=bool)
     labels = embedded.labels
     if len({*labels[~second]}) < 2 or len({*labels[second]}) < 2:
-        return float("nan")
+        return Probe(float("nan"), labels[:0], np.zeros(0))
     probe = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced").fit(
         embedded.embeddings[~second], labels[~second]
     )
-    return float(roc_auc_score(labels[second], probe.decision_function(embedded.embeddings[second])))
+    scores = probe.decision_function(embedded.embeddings[second])
+    return Probe(float(roc_auc_score(labels[second], scores)), labels[second], scores)

@@ -24,12 +24,14 @@ import torch
 from rich.console import Console
 
 from train import fitted
+from train.collapse import Spread, has_collapsed, plateau, spread
 from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, make_batches
 from train.data.open import open_source
 from train.data.records import Labelled, Source, limit_per_class
 from train.distributed import process_group
-from train.embed import embed_images, linear_probe
+from train.embed import Probe, embed_images, linear_probe
+from train.metrics import gain
 from train.model import save_encoder
 from train.progress import StepProgress
 from train.recipe import Recipe, RecipeError, recipe_to_toml
@@ -43,6 +45,10 @@ NO_NUMBERS = "the encoder's embeddings are no numbers"
 
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a loss or a gradient that is no number, or the encoder's embeddings are none."""
+
+
+class TrainingCollapsed(TrainingDiverged):
+    """The encoder gives all images nearly the same embedding, and has for several probes."""
 
 
 class _Interrupted(Exception):
@@ -60,6 +66,12 @@ class FitResult:
     step: int
     best_auc: float
     failed_records: int
+    initial_auc: float = math.nan  # of the probe before training
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether a probe was better than that of the initialisation (True where there was none)."""
+        return not self.best_auc <= self.initial_auc
 
 
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | None = None) -> FitResult:
@@ -133,6 +145,8 @@ class Loop:
         self.progress, self.bar, self.stopping = progress, bar, stopping
         self.recipe, self.group = trainer.recipe, trainer.group
         self._bad_in_a_row = 0
+        self._epoch_losses: list[float] = []
+        self._first_probe: Probe | None = None
 
     def run(self, steps: int) -> FitResult:
         """All epochs of `steps` steps, from where the run stands. Raises TrainingDiverged."""
@@ -149,16 +163,17 @@ class Loop:
             progress.step_in_epoch,
         )
         batches = make_batches(self.source, recipe, sampler, group.device)
+        if progress.step == 0:
+            self._validate()  # what there is to beat
         while progress.epoch < epochs:
             if progress.epochs_without_gain >= recipe.validation.patience:
                 return self._result("early_stop")  # also of a run that is resumed though it had ended so
-            rate = learning_rate(progress.epoch, recipe.optimisation)
-            for entry in self.trainer.optimizer.param_groups:
-                entry["lr"] = rate
             self.trainer.model.train()
+            self._epoch_losses = []
             try:
                 while progress.step_in_epoch < steps:
-                    self._step(batches, rate)
+                    part = progress.step_in_epoch / steps if recipe.optimisation.per_step else 0.0
+                    self._step(batches, learning_rate(progress.epoch + part, recipe.optimisation))
             except _Interrupted:
                 # From an encoder that has diverged there is nothing to go on: the checkpoint before stays.
                 if self.trainer.is_finite() or not (self.folder.path / CHECKPOINT).exists():
@@ -175,6 +190,8 @@ class Loop:
         """One optimiser step over the micro-batches of this rank. Raises _Interrupted, TrainingDiverged."""
         training, progress = self.recipe.training, self.progress
         accumulation = training.accumulation_steps
+        for entry in self.trainer.optimizer.param_groups:
+            entry["lr"] = rate
         started, waited, images, losses = time.perf_counter(), 0.0, 0, []
         for index in range(accumulation):
             asked = time.perf_counter()
@@ -190,6 +207,7 @@ class Loop:
         progress.step_in_epoch += 1
         progress.step += 1
         progress.skipped_steps += not good
+        self._epoch_losses.append(terms["total"])
         seconds = time.perf_counter() - started
         speed = {"images_per_s": images / seconds, "waiting_for_data": waited / seconds}
         state = {"epoch": progress.epoch, "lr": rate, "skipped_steps": progress.skipped_steps}
@@ -226,7 +244,14 @@ class Loop:
 
     def _result(self, status: str) -> FitResult:
         progress = self.progress
-        return FitResult(status, progress.epoch, progress.step, progress.best_auc, progress.failed_records)
+        return FitResult(
+            status,
+            progress.epoch,
+            progress.step,
+            progress.best_auc,
+            progress.failed_records,
+            progress.initial_auc,
+        )
 
     def _diverged(self, what: str) -> TrainingDiverged:
         """The error with what to do next: `best` is named only where there is one."""
@@ -242,19 +267,24 @@ class Loop:
         )
 
     def _validate(self) -> None:
-        """Probe at the end of an epoch where the recipe says so; keep the best encoder. Raises TrainingDiverged."""
+        """Probe before the first step, and at the end of an epoch where the recipe says so; keep the best encoder.
+
+        Raises TrainingDiverged, TrainingCollapsed.
+        """
         recipe, group, progress = self.recipe.validation, self.group, self.progress
         if progress.epoch % recipe.every_epochs and progress.epoch < self.recipe.optimisation.epochs:
             return
-        auc, finite = math.nan, True
+        probe, found, finite = None, Spread(math.nan, math.nan), True
         if group.is_main and self.validation:
             self.trainer.model.eval()
             embedded = embed_images(self.trainer.backbone(), self.validation)
             finite = bool(np.isfinite(embedded.embeddings).all())
-            auc = linear_probe(embedded) if finite else math.nan
+            if finite:
+                probe, found = linear_probe(embedded), spread(embedded.embeddings)
         if group.any(not finite):
             raise self._diverged(NO_NUMBERS)
-        auc = group.broadcast(auc)
+        auc = group.broadcast(probe.auc if probe is not None else math.nan)
+        self._guard(Spread(group.broadcast(found.cosine), found.rank))
         if math.isnan(auc):
             self._keep_best()  # nothing to judge by: the latest encoder is the one to keep
             self.bar.note(f"epoch {progress.epoch}: no linear probe, too few validation images of both classes")
@@ -264,8 +294,38 @@ class Loop:
             self._keep_best()
         else:
             progress.epochs_without_gain += 1
-        self.folder.log("probe", progress.step, {"epoch": progress.epoch, "auc": auc, "best_auc": progress.best_auc})
-        self.bar.note(f"epoch {progress.epoch}: linear probe AUC {auc:.4f} (best {progress.best_auc:.4f})")
+        line = {"epoch": progress.epoch, "auc": auc, "best_auc": progress.best_auc}
+        said = f"epoch {progress.epoch}: linear probe AUC {auc:.4f} (best {progress.best_auc:.4f})"
+        if progress.step == 0:
+            progress.initial_auc, self._first_probe = auc, probe
+            said = f"before training: linear probe AUC {auc:.4f}"
+        elif self._first_probe is not None and probe is not None:
+            low, high = gain(self._first_probe, probe)
+            line |= {"gain": auc - progress.initial_auc, "gain_low": low, "gain_high": high}
+            said += f", {auc - progress.initial_auc:+.4f} [{low:+.4f}, {high:+.4f}] on the initialisation"
+        line |= {"cosine": found.cosine, "rank": found.rank}
+        self.folder.log("probe", progress.step, {name: value for name, value in line.items() if math.isfinite(value)})
+        self.bar.note(said)
+
+    def _guard(self, found: Spread) -> None:
+        """Warn of an encoder that has collapsed, by name. Raises TrainingCollapsed where it stays so."""
+        progress, most = self.progress, self.recipe.validation.max_collapsed
+        negatives = self.recipe.training.batch_size
+        loss = float(np.mean(self._epoch_losses)) if self._epoch_losses else 0.0
+        if not has_collapsed(loss, negatives, found):
+            progress.collapsed_probes = 0
+            return
+        progress.collapsed_probes += 1
+        what = (
+            f"the encoder has collapsed: the loss is on its plateau ({loss:.3f} of {plateau(negatives):.3f}) and the "
+            f"mean cosine between images is {found.cosine:.3f}"
+        )
+        if progress.collapsed_probes >= most:
+            raise TrainingCollapsed(
+                f"{what}, for {most} probes (step {progress.step}): begin another run with a lower optimisation.lr, a "
+                "larger training.batch_size, or training.initialisation=spectral"
+            )
+        self.bar.note(f"epoch {progress.epoch}: {what}; the run ends after {most} such probes in a row")
 
     def _keep_best(self) -> None:
         if self.group.is_main:

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,39 +23,45 @@ import numpy as np
 from rich.console import Console
 
 from train.data.copies import merge_copies
+from train.data.equalise import controlled
 from train.data.look import Look, look_at
 from train.data.records import Labelled, Problem, limit_per_class
 from train.degrade import SWEEPS
 from train.embed import Embedded, Passes
+from train.fitted import HASH_DIGITS
 from train.heads import Calibration, Heads
 from train.metrics import Ranked, accuracies, summarise, with_intervals
 from train.model import Backbone
 from train.progress import counting
+from train.shortcuts import LOUD, probe
 from triton_models.weights import FAKE, HEADS, REAL
 
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
-# D3's four generators, under its own names and those of the folders that images elsewhere carry.
-TRAINED_ON = re.compile(
-    r"^(gen_[0-3]|d3[-_].*|deepfloyd.*|if-i+-.*|(sd|stable-diffusion)[-_ "
-    r"]?(v?1[.-]4|2[.-]1.*)|(sdxl|stable-diffusion-xl)([-_ ]1[.-]0|-base.*)?)$",
-    re.IGNORECASE,
-)
 GAN = re.compile(r"^gan|gan(?![a-z])", re.IGNORECASE)
+NOT_KNOWN = "not known"  # whether a generator was trained on
 
 
 @dataclass(frozen=True)
 class Options:
-    """`resamples` of the bootstrap; `robustness` runs the sweeps on at most `sweep_images` of each class."""
+    """`resamples` of the bootstrap; `robustness` runs the sweeps on at most `sweep_images` of each class; `controlled`
+    measures the images cut and compressed alike too. `fitted_hashes` and `trained_on` (generators, None: not known):
+    what the card of the weights says.
+    """
 
     calibration: Calibration | None = None
     resamples: int = 1000
     robustness: bool = False
     sweep_images: int = 500
+    controlled: bool = True
+    fitted_hashes: frozenset[str] = frozenset()
+    trained_on: frozenset[str] | None = None
 
 
-def family(generator: str) -> str:
-    """`trained on` (D3's generators), `GAN`, or `unseen`."""
-    if TRAINED_ON.match(generator):
+def family(generator: str, trained_on: Collection[str] | None) -> str:
+    """`trained on`, `GAN` (one that was not) or `unseen`; `not known` where nobody noted what was trained on."""
+    if trained_on is None:
+        return NOT_KNOWN
+    if generator in trained_on:
         return "trained on"
     return "GAN" if GAN.search(generator) else "unseen"
 
@@ -84,6 +90,8 @@ def evaluate(
     for line in embedded.failed:
         _say(console, f"cannot be read: {line}")
     scores = heads.scores(embedded.embeddings, options.calibration)
+    looks = look_at(embedded.images, console)
+    photographs = names_of_photographs(embedded.images, looks)
     unreadable = [
         f"{problem.path}: {problem.detail}" for problem in left_out if problem.kind == "corrupt"
     ] + embedded.failed
@@ -101,14 +109,23 @@ def evaluate(
         },
         "unreadable": unreadable,
         "left_out": others,
-        "intervals": f"95 %, percentile bootstrap, {options.resamples} resamples within each class",
+        "intervals": "95 % by photograph: DeLong's for the AUC, Wilson's for balanced accuracy, else bootstrap; none "
+        "where too few photographs stand behind a number",
         "protocol": protocol(embedded, scores),
-        "rows": rows(embedded, scores, options.resamples),
+        "rows": rows(embedded, scores, options, photographs),
+        "shortcuts": shortcuts(looks, embedded.labels, photographs),
+        "fitted_on": sum(name[:HASH_DIGITS] in options.fitted_hashes for name in photographs),
     }
+    if options.controlled:
+        with counting(console, "images cut and compressed alike", len(images)) as advance:
+            alike = passes.embed("controlled", embedded.images, controlled, advance=advance)
+        place = {id(image): index for index, image in enumerate(embedded.images)}
+        of_alike = photographs[[place[id(image)] for image in alike.images]]
+        results["controlled"] = rows(alike, heads.scores(alike.embeddings, options.calibration), options, of_alike)
     if options.robustness:
         results["robustness"] = sweep(passes, heads, embedded.images, options, console=console)
     (out / RESULTS).write_text(json.dumps(_finite(results), indent=2) + "\n")
-    _write_scores(out / SCORES_FILE, embedded.images, look_at(embedded.images, console), scores)
+    _write_scores(out / SCORES_FILE, embedded.images, looks, photographs, scores)
     generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
     np.savez_compressed(
         out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores
@@ -128,37 +145,52 @@ def protocol(embedded: Embedded, scores: np.ndarray) -> dict[str, Any]:
     return table
 
 
-def rows(embedded: Embedded, scores: np.ndarray, resamples: int) -> list[dict[str, Any]]:
+def names_of_photographs(images: Sequence[Labelled], looks: Sequence[Look | str]) -> np.ndarray:
+    """Whose photograph each image is: cuts and copies of one have one name."""
+    names = [look.photograph if isinstance(look, Look) else image.id for image, look in zip(images, looks, strict=True)]
+    prints = [look.fingerprint if isinstance(look, Look) else 0 for look in looks]
+    return np.array(merge_copies(names, prints), dtype=object).astype(str)
+
+
+def shortcuts(looks: Sequence[Look | str], labels: np.ndarray, photographs: np.ndarray) -> dict[str, float | None]:
+    """See train/shortcuts.py."""
+    kept = [index for index, look in enumerate(looks) if isinstance(look, Look)]
+    infos = [look.info for look in looks if isinstance(look, Look)]
+    return probe(infos, labels[kept], photographs[kept])
+
+
+def rows(
+    embedded: Embedded, scores: np.ndarray, options: Options | None = None, photographs: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Metrics with intervals: all images, each family, each generator, always against all reals of the same group.
 
     `family` is the row's own for a family, the generator's for a generator, and None for all images.
     """
+    options = options or Options()
     made: list[dict[str, Any]] = []
-    groups = sorted({image.group for image in embedded.images})
     generators = np.array([image.generator for image in embedded.images], dtype=object)
-    families = np.array([family(name) for name in generators], dtype=object)
+    families = np.array([family(name, options.trained_on) for name in generators], dtype=object)
     in_group = np.array([image.group for image in embedded.images], dtype=object)
     labels = embedded.labels
-    for group in groups:
+    for group in sorted(set(in_group)):
         inside = in_group == group
         selections = [("all", "all", inside)]
         selections += [
             (name, "family", inside & ((labels == REAL) | (families == name)))
             for name in ("trained on", "unseen", "GAN")
         ]
-        names = sorted(
-            {name for name, label, here in zip(generators, labels, inside, strict=True) if here and label == FAKE}
-        )
+        names = sorted(set(generators[inside & (labels == FAKE)]))
         selections += [(name, "generator", inside & ((labels == REAL) | (generators == name))) for name in names]
         for name, kind, chosen in selections:
             fakes = int((labels[chosen] == FAKE).sum())
             if not fakes:
                 continue
+            clusters = None if photographs is None else photographs[chosen]
             metrics = {
-                head: with_intervals(labels[chosen], scores[chosen, index], resamples=resamples)
+                head: with_intervals(labels[chosen], scores[chosen, index], clusters, resamples=options.resamples)
                 for index, head in enumerate(HEADS)
             }
-            of = {"all": None, "family": name, "generator": family(name)}[kind]
+            of = {"all": None, "family": name, "generator": family(name, options.trained_on)}[kind]
             made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
     return made
 
@@ -201,15 +233,30 @@ def _say(console: Console | None, line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def leaks(results: dict[str, Any]) -> list[str]:
+    """What the reader has to know before any figure: what the files alone give away, and what was fitted on."""
+    told = [
+        f"{name} of the files alone tells real from generated with {value:.0%} balanced accuracy"
+        for name, value in results.get("shortcuts", {}).items()
+        if value is not None and value >= LOUD
+    ]
+    if results.get("fitted_on"):
+        told.append(f"{results['fitted_on']} of the images are among those that the weights were fitted on")
+    return told
+
+
 def headline(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of text for the terminal: name, fakes, then AUC and balanced accuracy of each head with its interval."""
+    """Rows of text for the terminal: name, fakes, then AUC and balanced accuracy of each head with its interval; of the
+    images cut and compressed alike where these were measured.
+    """
     lines: list[tuple[str, ...]] = []
-    for row in results["rows"]:
+    for row in results.get("controlled", results["rows"]):
         cells = [f"{row['group']}/{row['name']}".lstrip("/"), str(row["fakes"])]
         for head in HEADS:
             for metric in ("auc", "balanced_accuracy"):
                 entry = row["metrics"][head][metric]
-                cells.append(f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
+                held = entry["low"] is not None and math.isfinite(entry["low"])
+                cells.append(f"{entry['value']:.3f}" + (f" [{entry['low']:.3f}, {entry['high']:.3f}]" if held else ""))
         lines.append(tuple(cells))
     return lines
 
@@ -223,20 +270,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_scores(path: Path, images: list[Labelled], looks: Sequence[Look | str], scores: np.ndarray) -> None:
+def _write_scores(
+    path: Path, images: list[Labelled], looks: Sequence[Look | str], photographs: np.ndarray, scores: np.ndarray
+) -> None:
     """A row an image: what it is, whose photograph (copies have one), what its header says, its scores."""
-    seen = [look for look in looks if isinstance(look, Look)]
-    names = iter(merge_copies([look.photograph for look in seen], [look.fingerprint for look in seen]))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         header = ["photograph", "format", "width", "height", "bytes", "jpeg_quality"]
         writer.writerow(["id", "group", "label", "generator", *header, *HEADS])
-        for image, look, row in zip(images, looks, scores, strict=True):
+        for image, look, photograph, row in zip(images, looks, photographs, scores, strict=True):
             label = "fake" if image.label == FAKE else "real"
+            facts: list[Any] = [photograph, look, "", "", "", ""]
             if isinstance(look, Look):
                 info = look.info
-                facts = [next(names), info.format, info.width, info.height, info.bytes, info.jpeg_quality]
-            else:
-                facts = [image.id, look, "", "", "", ""]
+                facts = [photograph, info.format, info.width, info.height, info.bytes, info.jpeg_quality]
             numbers = [repr(float(score)) for score in row]
             writer.writerow([image.id, image.group, label, image.generator, *facts, *numbers])

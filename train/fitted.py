@@ -53,6 +53,13 @@ def of_run(run: Path) -> dict[str, Any] | None:
     return facts
 
 
+def read_card(weights: Path) -> dict[str, Any]:
+    """The card of a weights folder; empty where there is none."""
+    path = weights / "card.json"
+    card: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return card
+
+
 def hashes_on(card: Any) -> set[str]:
     """Every hash that stands anywhere on a card, cut to HASH_DIGITS."""
     return {text[:HASH_DIGITS] for text in _texts(card) if _HASH.fullmatch(text)}

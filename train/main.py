@@ -127,7 +127,13 @@ def fit(
             say(str(error))
             raise typer.Exit(1) from error
     probe = f"best probe AUC {result.best_auc:.4f}" if math.isfinite(result.best_auc) else "no probe"
-    say(f"{result.status} after {result.step} steps, {probe}, {result.failed_records} records replaced")
+    before = f" ({result.initial_auc:.4f} before training)" if math.isfinite(result.initial_auc) else ""
+    say(f"{result.status} after {result.step} steps, {probe}{before}, {result.failed_records} records replaced")
+    if not result.has_learnt:
+        say(
+            f"warning: {run}/best is the initialisation: no probe after training was better. Lower optimisation.lr, "
+            "train longer, or look at the data (`data inspect`) before you use it"
+        )
     if result.status == "interrupted":
         say(f"continue with: python -m train.main fit --run {run} --resume")
     else:
@@ -170,6 +176,9 @@ def evaluate(
     pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
     robustness: Annotated[bool, typer.Option(help="Also JPEG, WebP, size, blur, crop and sharing sweeps.")] = False,
+    bias_control: Annotated[
+        bool, typer.Option(help="Also measure all images cut and compressed alike: the headline.")
+    ] = True,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")] = False,
 ) -> None:
@@ -177,18 +186,21 @@ def evaluate(
 
     Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`
     """
-    from train.evaluate import RESULTS, Options, headline
+    from train.evaluate import RESULTS, Options, headline, leaks
     from train.measure import Subject, measure
 
     with clear_errors(when_stopped=GOES_ON):
         subject = Subject(weights, backbone, fit_on, pretrained)
-        options = Options(calibration.value if calibration else None, resamples, robustness)
+        options = Options(calibration.value if calibration else None, resamples, robustness, controlled=bias_control)
         results = measure(subject, data, out, options, say=say, console=console)
     if as_json:
         sys.stdout.write((out / RESULTS).read_text())
         return
+    for leak in leaks(results):
+        out_console.print(leak, style="red", highlight=False, markup=False)
     columns = [f"{head} {metric}" for head in ("linear", "knn", "svm") for metric in ("AUC", "bal. acc.")]
-    table = Table("images", "fakes", *columns)
+    title = "cut and compressed alike" if "controlled" in results else "as received"
+    table = Table("images", "fakes", *columns, title=f"images {title}")
     for line in headline(results):
         table.add_row(*line)
     out_console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from train.data.open import both_classes, open_source
 from train.embed import Passes
 from train.evaluate import Options, evaluate
 from train.fit_heads import fit_heads
+from train.fitted import fitted_on, generators_on, hashes_on, read_card
 from train.heads import Heads
 from train.model import Backbone, code_backbone, timm_backbone
 from train.recipe import HeadFit
@@ -56,14 +57,21 @@ def measure(
     if subject.weights is not None:
         body, heads = code_backbone(subject.weights), Heads.load(subject.weights)
         about = {"weights": str(subject.weights), "model version": weights.load(subject.weights).version}
+        card = read_card(subject.weights)
+        known = generators_on(card)
+        trained_on = None if known is None else frozenset(known)
+        options = replace(options, fitted_hashes=frozenset(hashes_on(card)), trained_on=trained_on)
     else:
         body, heads, about = _backbone(subject, say), None, {"heads fitted on": str(subject.fit_on)}
     source = open_source(data, console=console)
     images = both_classes(source, data)
     if heads is None:
         assert subject.fit_on is not None  # see Subject.check
-        known = both_classes(open_source(subject.fit_on, console=console), subject.fit_on)
-        heads, _ = fit_heads(Passes(body, known, out), known, HeadFit(), say=say, console=console)
+        known_images = both_classes(open_source(subject.fit_on, console=console), subject.fit_on)
+        heads, _ = fit_heads(Passes(body, known_images, out), known_images, HeadFit(), say=say, console=console)
+        facts = fitted_on(known_images)
+        names, hashes = frozenset(facts["generators"]), frozenset(facts["photographs"])
+        options = replace(options, fitted_hashes=hashes, trained_on=names)
     about["data"] = str(data)
     try:
         return evaluate(body, heads, images, out, options, left_out=source.left_out, about=about, console=console)

@@ -6,12 +6,29 @@ weights and a thousand of them take a second instead of a thousand sorts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
+from train import intervals
+
 ECE_BINS = 15
+RATES = {"tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
+MIN_BOOTSTRAP = 100  # photographs of each class
+MIN_RESAMPLES = 100
 METRICS = ("auc", "average_precision", "balanced_accuracy", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr", "ece")
+
+
+class Scored(Protocol):
+    """Labels [N] and scores [N] of the same images."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def scores(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,8 @@ class Ranked:
 def summarise(ranked: Ranked, weights: np.ndarray | None = None) -> dict[str, float]:
     """Every metric of METRICS; NaN where a class has no weight. `weights` [N] count each sample (1 by default).
 
-    Balanced accuracy at 0.5; TPR at the largest FPR not above 1 % or 0.1 %; ECE over 15 equal bins of P(fake).
+    Balanced accuracy at 0.5; TPR at the largest FPR not above 1 % or 0.1 %; ECE (debiased, root mean square) over 15
+    equal bins of P(fake).
     """
     w = np.ones(len(ranked.labels)) if weights is None else weights
     fake = np.bincount(ranked.group, w * ranked.labels, minlength=ranked.count)[::-1]  # from the highest score down
@@ -78,34 +96,103 @@ def calibration_bins(ranked: Ranked, weights: np.ndarray | None = None) -> tuple
 
 
 def _calibration_error(ranked: Ranked, weights: np.ndarray) -> float:
+    """The root of the mean squared distance between score and share of fakes over the bins, without the part that the
+    bins' own sampling adds to it (Kumar, Liang and Ma, "Verified uncertainty calibration", NeurIPS 2019).
+    """
     total, score, share = calibration_bins(ranked, weights)
-    filled = total > 0
-    return float((total[filled] * np.abs(score - share)[filled]).sum() / total.sum())
+    filled = total > 1
+    if not filled.any():
+        return math.nan
+    total, score, share = total[filled], score[filled], share[filled]
+    squared = np.square(score - share) - share * (1 - share) / (total - 1)
+    return math.sqrt(max(0.0, float((total * squared).sum() / total.sum())))
 
 
 def with_intervals(
-    labels: np.ndarray, scores: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    labels: np.ndarray,
+    scores: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Each metric as {"value", "low", "high"}: percentile bootstrap, resampling within each class (so both stay
-    there).
+    """Each metric as {"value", "low", "high"}, NaN where too few photographs (`clusters` [N]; by default each image is
+    one) stand behind it; `ece` with `null` instead, what 95 % of perfectly calibrated scores would stay below.
+
+    AUC and balanced accuracy by train/intervals.py, the others by a percentile bootstrap of photographs within each
+    class.
     """
+    clusters = np.arange(len(labels)) if clusters is None else clusters
     ranked = Ranked.of(labels, scores)
     value = summarise(ranked)
+    ends = dict.fromkeys(METRICS, (math.nan, math.nan))
+    if len(set(ranked.labels.tolist())) == 2:
+        flagged = ranked.scores >= 0.5
+        ends["auc"] = intervals.auc_interval(ranked.labels, ranked.scores, clusters)
+        ends["balanced_accuracy"] = intervals.balanced_accuracy_interval(ranked.labels, flagged, clusters)
+        drawn = _bootstrapped(ranked, clusters, resamples, seed)
+        for name in drawn:
+            ends[name] = tuple(np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]).tolist())
+        for name, rate in RATES.items():
+            if rate * len(np.unique(clusters[ranked.labels == 0])) < 1:
+                value[name] = math.nan  # fewer photographs than one error at that rate: no number means anything
+    made = {name: {"value": value[name], "low": ends[name][0], "high": ends[name][1]} for name in METRICS}
+    made["ece"] = {"value": value["ece"], "null": _null_error(ranked, seed)}
+    return made
+
+
+def _bootstrapped(ranked: Ranked, clusters: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:
+    """Draws of the metrics that have no formula, of those with enough photographs."""
+    names = [name for name, rate in RATES.items() if intervals.recall_has_interval(ranked.labels, clusters, rate)]
+    _, places = np.unique(clusters, return_inverse=True)
+    of_class = [np.unique(places[ranked.labels == label]) for label in (0, 1)]
+    if min(len(members) for members in of_class) >= MIN_BOOTSTRAP:
+        names.append("average_precision")
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    if not names or resamples < MIN_RESAMPLES:
+        return {}
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in METRICS}
-    members = [np.flatnonzero(ranked.labels == label) for label in (0, 1)]
-    for _ in range(resamples if all(len(indices) for indices in members) else 0):
-        weights = np.zeros(len(ranked.labels))
+    for _ in range(resamples):
+        times = np.zeros(places.max() + 1)
+        for members in of_class:
+            times[members] += np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
+        found = summarise(ranked, times[places])
+        for name in names:
+            drawn[name].append(found[name])
+    return drawn
+
+
+def _null_error(ranked: Ranked, seed: int, draws: int = 200) -> float:
+    """The calibration error that 95 % of samples with these scores stay below when the scores are exact."""
+    if len(ranked.labels) < intervals.MIN_PHOTOGRAPHS:
+        return math.nan
+    rng = np.random.default_rng(seed)
+    exact = [
+        _calibration_error(replace(ranked, labels=rng.binomial(1, ranked.scores)), np.ones(len(ranked.labels)))
+        for _ in range(draws)
+    ]
+    return float(np.quantile(exact, 0.95))
+
+
+def gain(before: Scored, after: Scored, *, resamples: int = 500, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the AUC's gain on the same images in the same order: paired bootstrap within each class; NaN
+    where these are not the same images.
+    """
+    if not len(before.labels) or not np.array_equal(before.labels, after.labels):
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    members = [np.flatnonzero(before.labels == label) for label in (0, 1)]
+    ranked = [Ranked.of(before.labels, one.scores) for one in (before, after)]
+    gains = []
+    for _ in range(resamples):
+        weights = np.zeros(len(before.labels))
         for indices in members:
             weights[indices] = np.bincount(rng.integers(len(indices), size=len(indices)), minlength=len(indices))
-        for name, number in summarise(ranked, weights).items():
-            drawn[name].append(number)
-    tail = (1 - level) / 2
-    result: dict[str, dict[str, float]] = {}
-    for name in METRICS:
-        low, high = np.quantile(drawn[name], [tail, 1 - tail]) if drawn[name] else (float("nan"), float("nan"))
-        result[name] = {"value": value[name], "low": float(low), "high": float(high)}
-    return result
+        first, second = (summarise(one, weights)["auc"] for one in ranked)
+        gains.append(second - first)
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def accuracies(labels: np.ndarray, flagged: np.ndarray) -> dict[str, float]:

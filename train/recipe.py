@@ -98,6 +98,7 @@ class Optimisation:
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup_prefix: bool = False  # True: the cosine starts after the warm-up instead of running underneath it
     weight_decay: Annotated[float, Field(ge=0)] = 2e-5
+    per_step: bool = False  # the rate moves with every step instead of once an epoch: for short runs
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -108,7 +109,7 @@ class Training:
     batch_size: Annotated[int, Field(ge=2)] = 256
     accumulation_steps: Count = 1
     steps_per_epoch: Annotated[int, Field(ge=0)] = 1700  # 0 = once through the data
-    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp16"  # auto: bf16 where the hardware has it, else fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     initialisation: Literal["timm", "spectral"] = "timm"  # spectral: see train/spectral.py, for small data
     start_from: str = ""  # weights folder whose encoder to begin with; empty = as `initialisation` says
@@ -123,6 +124,7 @@ class Validation:
 
     every_epochs: Count = 1
     patience: Count = 6
+    max_collapsed: Count = 3  # probes in a row of a collapsed encoder before the run ends
     max_images_per_class: Count = 4800
 
 

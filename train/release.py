@@ -29,6 +29,8 @@ from triton_models.weights import DEPTH, ENCODER_SHAPES, WeightsError
 __all__ = ["UnsafePickleError", "import_release", "timm_names"]
 
 HUB_PREFIX = "hf://"
+# D3's four, under its own names and those that images elsewhere carry.
+D3_GENERATORS = ["gen_0", "gen_1", "gen_2", "gen_3", "deepfloyd-if", "sd-1.4", "sd-2.1", "sdxl-1.0"]
 PUBLISHED = {
     "LogisticRegression": "sklearn/linear_tot_classifier_epoch-32.sav",
     "KNeighborsClassifier": "sklearn/knn_tot_classifier_epoch-32.sav",
@@ -184,5 +186,6 @@ def _card(version: str) -> dict[str, Any]:
         "version": version,
         "encoder": "ViT-Tiny/16 at 224, CLS token after the final norm, float32",
         "heads": {name: f"imported from {path}" for name, path in PUBLISHED.items()},
+        "fitted_on": {"encoder": {"generators": D3_GENERATORS, "photographs": [], "unlisted": "D3's train split"}},
         "inference": "central 224 x 224 at native size; embeddings are not normalised",
     }

@@ -24,8 +24,9 @@ from train import figures
 from train.data.images import DataError
 from train.data.inspect import gather, summary
 from train.data.records import Labelled
-from train.evaluate import EMBEDDINGS, RESULTS
+from train.evaluate import EMBEDDINGS, RESULTS, leaks
 from train.run_folder import RECIPE, read_metrics
+from train.shortcuts import LOUD
 from triton_models.weights import HEADS
 
 PAGE = "report.html"
@@ -43,7 +44,7 @@ _CAPTIONS = {
     "by_generator": "AUC of each head with its interval, against all reals of the group. Dotted: chance.",
     "tsne_label": "t-SNE of the embeddings, by label (the paper's Figure 1).",
     "tsne_generator": "The same map by generator; those with few images are together.",
-    "roc": "ROC on all images. Dotted: chance.",
+    "roc": "ROC on all images as received. Dotted: chance.",
     "det": (
         "Detection error trade-off on all images, on normal deviates: straight lines are Gaussian scores; lower "
         "left is better."
@@ -114,6 +115,8 @@ def write_report(
         .from_string(_TEMPLATE.read_text())
         .render(
             results=results,
+            leaks=leaks(results),
+            loud=LOUD,
             facts=facts,
             heads=HEADS,
             metrics=_METRIC_NAMES,

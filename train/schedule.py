@@ -27,9 +27,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return groups
 
 
-def learning_rate(epoch: int, optimisation: Optimisation | None = None) -> float:
-    """The learning rate in `epoch` (from 0): linear warm-up from `warmup_lr`, then min + (lr - min) (1 + cos(pi e /
-    epochs)) / 2.
+def learning_rate(epoch: float, optimisation: Optimisation | None = None) -> float:
+    """The rate in `epoch` (from 0; a fraction where it moves with every step): linear warm-up from `warmup_lr`,
+    then min + (lr - min) (1 + cos(pi e / epochs)) / 2.
 
     As released the cosine runs underneath the warm-up, so `lr` itself is never reached; after `epochs` it is `min_lr`.
     """

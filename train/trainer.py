@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ class Embedder(nn.Module):
         return embedded
 
 
+def precision_on(device: torch.device, wanted: str) -> str:
+    """`auto` is bf16 where the device multiplies in it, else fp32; anything else is itself."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
 @dataclass
 class Progress:
     """Where a run stands: the next step to do, and the best probe so far."""
@@ -50,6 +61,8 @@ class Progress:
     epochs_without_gain: int = 0
     failed_records: int = 0
     skipped_steps: int = 0  # whose loss or gradient was no number
+    initial_auc: float = math.nan  # of the probe before the first step
+    collapsed_probes: int = 0  # in a row
 
 
 class Trainer:
@@ -70,8 +83,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{key: value for key, value in entry.items() if key != "names"} for entry in groups],
             lr=recipe.optimisation.lr,
+            fused=True,  # on a CPU the plain one is 3 times slower, and 20 times where second moments are denormal
         )
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=recipe.training.precision == "fp16")
+        self.precision = precision_on(group.device, recipe.training.precision)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.precision == "fp16")
 
     def state(self, progress: Progress) -> dict[str, Any]:
         return {
@@ -88,7 +103,7 @@ class Trainer:
         return Progress(**state["progress"])
 
     def autocast(self) -> Any:
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.recipe.training.precision)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.group.device.type, dtype)
 
     def micro_step(self, batch: Batch, *, epoch: int, micro: int, last: bool) -> dict[str, float]:

@@ -17,7 +17,7 @@ from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
 from train.embed import Embedded
-from train.evaluate import EMBEDDINGS, RESULTS, protocol, rows
+from train.evaluate import EMBEDDINGS, RESULTS, Options, protocol, rows
 from train.metrics import Ranked, summarise
 from train.recipe import load_recipe, recipe_to_toml
 from train.report import write_report
@@ -71,7 +71,7 @@ def write_sample(folder: Path) -> Path:
         "unreadable": ["d3_test/augm/real/broken.jpg: not an image"],
         "intervals": "95 %, percentile bootstrap, 100 resamples within each class",
         "protocol": protocol(embedded, scores),
-        "rows": rows(embedded, scores, 100),
+        "rows": rows(embedded, scores, Options(resamples=100)),
         "robustness": {},
     }
     for kind, strengths in {"none": {"": None}, **SWEEPS}.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -15,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,13 +24,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from train import engine, trainer
+from train.collapse import plateau
 from train.data.folder import scan_folder
 from train.data.loader import PairDataset, StepSampler, collate
 from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
 from train.distributed import Group
-from train.embed import Embedded, linear_probe
-from train.engine import TrainingDiverged, fit
+from train.embed import Embedded, Probe, linear_probe
+from train.engine import TrainingCollapsed, TrainingDiverged, fit
 from train.recipe import Recipe, RecipeError, Views, load_recipe, recipe_to_toml
 from train.run_folder import RunFolder, read_metrics
 from train.trainer import Trainer
@@ -59,6 +62,11 @@ def small(images: Path, *overrides: str) -> Recipe:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoint.pt", weights_only=True)["encoder"]
+
+
+def probe_of(auc: float) -> Probe:
+    """A probe with this AUC on no images."""
+    return Probe(auc, np.zeros(0), np.zeros(0))
 
 
 class StopAfter(threading.Event):
@@ -122,7 +130,7 @@ def test_run_folder_says_what_was_run(images: Path, tmp_path: Path) -> None:
     assert facts["packages"]["torch"] and facts["git"]["commit"]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     kinds = [line["kind"] for line in read_metrics(tmp_path / "run")]
-    assert kinds == ["step", "step", "probe"]
+    assert kinds == ["probe", "step", "step", "probe"]
     assert set(load_file(tmp_path / "run" / "best" / "encoder.safetensors")) == set(weights(tmp_path / "run"))
     with pytest.raises(RecipeError, match="--resume"):
         fit(recipe, tmp_path / "run", console=QUIET)
@@ -218,7 +226,7 @@ def test_an_fp16_run_that_only_overflows_ends(images: Path, tmp_path: Path, monk
     recipe = small(images, "training.precision=fp16", "training.max_bad_steps=2", "training.steps_per_epoch=5")
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
         fit(recipe, tmp_path, console=QUIET)
-    assert [line["skipped_steps"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert [line["skipped_steps"] for line in read_metrics(tmp_path) if line["kind"] == "step"] == [1, 2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +246,7 @@ def test_a_rank_that_lost_its_data_to_the_signal_stops_all(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, lost_here: bool
 ) -> None:
     """Where a signal ends one rank's data process, that rank tells the others before it leaves, and they leave too."""
-    group = TwoRanks(0, 1, torch.device("cpu"), told_at=99 if lost_here else 3)
+    group = TwoRanks(0, 1, torch.device("cpu"), told_at=99 if lost_here else 4)
     stopping = threading.Event()
     monkeypatch.setattr(engine, "process_group", lambda _: nullcontext(group))
     monkeypatch.setattr(engine, "_stop_on_signal", lambda: nullcontext(stopping))
@@ -283,9 +291,9 @@ def test_embeddings_that_are_no_numbers_are_not_probed(
     """NaN among the validation images' embeddings ends the run; the advice names `best`, kept as it was, and the
     checkpoint before stays.
     """
-    rows = iter([torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
+    rows = iter([torch.zeros(0, 1), torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], next(rows).numpy(), []))
-    monkeypatch.setattr(engine, "linear_probe", lambda _: 0.5)
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(0.5))
     with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*start_from=\S*best"):
         fit(small(images, "training.steps_per_epoch=1"), tmp_path, console=QUIET)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 1
@@ -353,14 +361,46 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatc
     ).read_bytes() == before
 
 
+def test_a_collapsed_encoder_ends_the_run_by_name(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the plateau with embeddings that have closed up: told at each probe, and the run ends after `max_collapsed`."""
+    true_probe = engine.embed_images
+
+    def closed_up(*arguments: object) -> Embedded:
+        found = true_probe(*arguments)
+        noise = np.random.default_rng(0).normal(0, 1e-3, found.embeddings.shape)
+        return Embedded(found.images, (1 + noise).astype(np.float32), found.failed)
+
+    true_loss = trainer.code_loss
+    monkeypatch.setattr(engine, "embed_images", closed_up)
+    monkeypatch.setattr(
+        trainer, "code_loss", lambda *args, **kwargs: {"total": 0 * true_loss(*args, **kwargs)["total"] + plateau(2)}
+    )
+    recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.max_collapsed=2")
+    console = Console(record=True, width=300)
+    with pytest.raises(TrainingCollapsed, match=r"mean cosine between images is 1\.000, for 2 probes \(step 2\)"):
+        fit(recipe, tmp_path, console=console)
+    assert "epoch 1: the encoder has collapsed" in console.export_text()
+
+
+def test_a_run_that_learnt_nothing_says_so(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no probe is better than that before training, `best` is the initialisation, and the result tells."""
+    values = iter([0.8, 0.7])
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(next(values)))
+    result = fit(small(images, "optimisation.epochs=1"), tmp_path, console=QUIET)
+    assert (result.initial_auc, result.best_auc, result.has_learnt) == (0.8, 0.8, False)
+    assert read_metrics(tmp_path)[0]["kind"] == "probe"
+
+
 def test_training_stops_when_the_probe_does_not_gain(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `patience` probes without a better AUC the run ends, and `best` is the encoder of the best one; resumed, it
     does no step more.
     """
-    values = iter([0.6, 0.8, 0.7, 0.8])
-    monkeypatch.setattr(engine, "linear_probe", lambda _: next(values))
+    values = iter([0.5, 0.6, 0.8, 0.7, 0.8])
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(next(values)))
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], torch.zeros(0, 1).numpy(), []))
     recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.patience=2")
     result = fit(recipe, tmp_path / "run", console=QUIET)
@@ -521,6 +561,4 @@ def test_a_data_process_ends_when_its_parent_says_so(tmp_path: Path) -> None:
 def test_probe_needs_both_classes() -> None:
     """Without both classes in both halves there is no AUC, and no error."""
     images = [Labelled(str(index), Key("x"), 0, "real") for index in range(10)]
-    assert linear_probe(Embedded(images, torch.randn(10, 4).numpy(), [])) != linear_probe(
-        Embedded(images, torch.randn(10, 4).numpy(), [])
-    )
+    assert math.isnan(linear_probe(Embedded(images, torch.randn(10, 4).numpy(), [])).auc)

@@ -20,7 +20,7 @@ from train.data.open import open_source
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
 from train.embed import embed_images
-from train.evaluate import Options, evaluate, family, headline
+from train.evaluate import Options, evaluate, family, headline, leaks
 from train.export import export
 from train.heads import Heads
 from train.model import Backbone, create_encoder, load_encoder, save_encoder, timm_backbone
@@ -72,7 +72,8 @@ def heads(folder: Path) -> Heads:
 def test_evaluation_gives_protocol_rows_and_files(folder: Path, heads: Heads, tmp_path: Path) -> None:
     """Accuracies by group and generator, metrics with intervals, and one CSV row for each image, GIF included."""
     images = scan_folder(folder)[0].images
-    results = evaluate(BACKBONE, heads, images, tmp_path, Options(resamples=50))
+    options = Options(resamples=50, trained_on=frozenset({"gen_0", "gen_1"}))
+    results = evaluate(BACKBONE, heads, images, tmp_path, options)
     assert set(results["protocol"]) == {"augm", "no_augm"}
     assert set(results["protocol"]["augm"]) == {"gen_0", "gen_1"}
     assert results["protocol"]["augm"]["gen_0"]["knn"] == {"real": 1.0, "fake": 1.0, "all": 1.0}
@@ -205,23 +206,41 @@ def test_degradations_keep_images_usable(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "trained_on", "expected"),
     [
-        ("gen_2", "trained on"),
-        ("sd-1.4", "trained on"),
-        ("sdxl-1.0", "trained on"),
-        ("sd-3.5-large", "unseen"),
-        ("stylegan3", "GAN"),
-        ("sdxl-juggernaut", "unseen"),
-        ("stable-diffusion-xl-base-1.0", "trained on"),
-        ("IF-II-L-v1.0", "trained on"),
-        ("organic-diffusion", "unseen"),
-        ("StyleGAN-XL", "GAN"),
+        ("sd-1.4", {"sd-1.4", "gen_0"}, "trained on"),
+        ("sd-3.5-large", {"sd-1.4"}, "unseen"),
+        ("stylegan3", {"sd-1.4"}, "GAN"),
+        ("stylegan3", {"stylegan3"}, "trained on"),
+        ("organic-diffusion", set(), "unseen"),
+        ("sd-1.4", None, "not known"),
     ],
 )
-def test_generators_fall_into_families(name: str, expected: str) -> None:
-    """D3's own generators, GANs and the rest are told apart by name."""
-    assert family(name) == expected
+def test_generators_fall_into_families(name: str, trained_on: set[str] | None, expected: str) -> None:
+    """By what the weights' card says was trained on, never by a list of names kept here."""
+    assert family(name, trained_on) == expected
+
+
+def test_what_leaks_is_told_before_what_detects(heads: Heads, tmp_path: Path) -> None:
+    """Fakes as PNG and reals as JPEG: the probe of the files alone tells them apart, images on the card are counted,
+    and the headline is of images cut and compressed alike.
+    """
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        for label, ending in (("real", "jpg"), ("fake/x", "png")):
+            path = tmp_path / "data" / label / f"{index}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shapes = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+            shapes.resize((260, 250), Image.Resampling.BICUBIC).save(path)
+    images = scan_folder(tmp_path / "data")[0].images
+    known = frozenset(image.id[:16] for image in images[:4])
+    results = evaluate(BACKBONE, heads, images, tmp_path / "out", Options(resamples=0, fitted_hashes=known))
+    assert results["shortcuts"]["format"] == 1.0 and results["fitted_on"] == 4
+    told = leaks(results)
+    assert told[0].startswith("format of the files alone") and "4 of the images" in told[-1]
+    assert headline(results)[0][:2] == ("all", "30") and "controlled" in results
+    page = write_report(tmp_path / "out", tmp_path / "report").read_text()
+    assert page.index(told[0]) < page.index("</b> AUC") and "cut to squares and compressed alike" in page
 
 
 def test_any_timm_backbone_embeds() -> None:

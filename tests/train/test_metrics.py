@@ -46,23 +46,49 @@ def test_recall_at_low_false_positive_rates_by_hand() -> None:
 
 def test_calibration_error_by_hand() -> None:
     """Scores of 0.9 that are right half of the time are off by 0.4; scores that are true cost nothing."""
-    assert summarise(Ranked.of(np.array([0, 1] * 50), np.full(100, 0.9)))["ece"] == pytest.approx(0.4)
+    labels = np.array([0, 1] * 5000)
+    assert summarise(Ranked.of(labels, np.full(10_000, 0.9)))["ece"] == pytest.approx(0.4, abs=1e-3)
     assert summarise(Ranked.of(np.array([0] * 10 + [1] * 10), np.array([0.0] * 10 + [1.0] * 10)))["ece"] == 0
 
 
+def test_calibration_error_has_a_null() -> None:
+    """Perfectly calibrated scores stay below the null in 95 % of samples; scores that are off do not."""
+    rng = np.random.default_rng(3)
+    below = 0
+    for seed in range(100):
+        scores = rng.random(400)
+        error = with_intervals(rng.binomial(1, scores), scores, resamples=0, seed=seed)["ece"]
+        below += error["value"] <= error["null"]
+    assert below >= 88
+    scores = rng.random(2000)
+    error = with_intervals(rng.binomial(1, scores**3), scores, resamples=0)["ece"]
+    assert error["value"] > 2 * error["null"]
+
+
 def test_intervals_cover_and_shrink() -> None:
-    """The interval holds the value, is reproducible, and four times the images halve its width."""
+    """The interval holds the value, is reproducible, and sixteen times the images make it a quarter as wide."""
     rng = np.random.default_rng(1)
 
     def interval(count: int) -> dict[str, float]:
         labels = rng.integers(0, 2, count)
-        return with_intervals(labels, 1 / (1 + np.exp(-(rng.normal(size=count) + labels))), resamples=200)["auc"]
+        return with_intervals(labels, 1 / (1 + np.exp(-(rng.normal(size=count) + labels))), resamples=0)["auc"]
 
     small, large = interval(400), interval(6400)
     assert small["low"] <= small["value"] <= small["high"]
     assert large["high"] - large["low"] < 0.4 * (small["high"] - small["low"])
-    labels, scores = np.array([0, 1] * 20), np.linspace(0, 1, 40)
-    assert with_intervals(labels, scores, resamples=50) == with_intervals(labels, scores, resamples=50)
+
+
+def test_numbers_without_grounds_are_not_printed() -> None:
+    """The AUC of one image has no interval; recall at 0.1 % needs 1,000 reals for a value, 30,000 for an interval."""
+    one = with_intervals(np.array([0, 1]), np.array([0.1, 0.9]), resamples=200)
+    assert one["auc"]["value"] == 1 and np.isnan(one["auc"]["low"])
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [3500, 300])
+    made = with_intervals(labels, rng.normal(size=3800) * 0.1 + 0.4 + 0.2 * labels, resamples=100)
+    assert made["tpr_at_1pct_fpr"]["low"] < made["tpr_at_1pct_fpr"]["value"] < made["tpr_at_1pct_fpr"]["high"]
+    assert made["tpr_at_0.1pct_fpr"]["value"] > 0 and np.isnan(made["tpr_at_0.1pct_fpr"]["low"])
+    few = with_intervals(labels[3400:], rng.random(400), resamples=0)
+    assert np.isnan(few["tpr_at_0.1pct_fpr"]["value"]) and not np.isnan(few["tpr_at_1pct_fpr"]["value"])
 
 
 def test_one_class_alone_has_no_value() -> None:

@@ -24,7 +24,7 @@ from train.data.open import open_source
 from train.data.records import Labelled
 from train.embed import embed_images
 from train.evaluate import RESULTS, SCORES_FILE
-from train.fitted import HASH_DIGITS, hashes_on
+from train.fitted import HASH_DIGITS, hashes_on, read_card
 from train.heads import Heads
 from train.model import code_backbone
 from train.progress import counting
@@ -79,7 +79,7 @@ def read_sample(
 def from_folder(folder: Path, data: Path, console: Console | None = None) -> Sample:
     """The images in `data` through the weights in `folder`. Raises DataError, WeightsError."""
     loaded, backbone, heads = weights.load(folder), code_backbone(folder), Heads.load(folder)
-    known = hashes_on(json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {})
+    known = hashes_on(read_card(folder))
     source = open_source(data, console=console)
     images = source.labelled()
     left_out: Counter[str] = Counter({kind: count for kind, count in source.problems.items() if count})
@@ -125,7 +125,7 @@ def from_results(results: Path, folder: Path | None) -> Sample:
         raise DataError(f"{results}: results of model {version or 'unknown'}, not of the weights that are given")
     if rows and "photograph" not in rows[0]:
         raise DataError(f"{results / SCORES_FILE}: written by an earlier version; run `train.main evaluate` again")
-    known = hashes_on(json.loads((folder / "card.json").read_text())) if folder else set()
+    known = hashes_on(read_card(folder)) if folder else set()
     left_out: Counter[str] = Counter()
     seen = []
     for row in rows:

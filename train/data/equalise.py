@@ -42,6 +42,17 @@ def equalise_image(
     return image, {"quality": int(rng.integers(*QUALITY)), "subsampling": 2 * int(rng.integers(2))}
 
 
+def controlled(image: Image.Image) -> Image.Image:
+    """The image cut, shrunk and compressed as by `equalise_image`, by a draw of its own pixels: what is measured on
+    such images cannot rest on format, size or the last compression.
+    """
+    seed = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
+    cut, kept_as = equalise_image(image, np.random.default_rng(seed))
+    encoded = io.BytesIO()
+    cut.save(encoded, "JPEG", **kept_as)
+    return Image.open(encoded).convert("RGB")
+
+
 def equalise_folder(
     images: list[Labelled],
     destination: Path,
