@@ -300,6 +300,13 @@ MODEL: dict[str, list[Panel]] = {
             width=12,
         ),
         Panel(
+            "Evidence by kind, verdicts/s",
+            [(rate("assay_evidence_total", "kind, value") + " > 0", "{{kind}} {{value}}")],
+            "ops",
+            meaning="What files say of their origin (docs/evidence.md); none of it is the usual case.",
+            width=12,
+        ),
+        Panel(
             "Linear score of 0.65 and above",
             [(_ABOVE_SHARE.replace("{span}", "1h"), "last hour"), (_ABOVE_SHARE.replace("{span}", "1d"), "last day")],
             "percentunit",
