@@ -21,7 +21,7 @@ from worker.terminal import Terminal, out
 def result(image_id: str = "a.jpg", total_ms: float = 12.0, **changes: object) -> Result:
     verdict = Verdict.model_validate_json(verdict_record(image_id, "0" * 64).value or b"")
     timings = verdict.timings_ms.model_copy(update={"total": total_ms})
-    return Result(image_id, verdict.model_copy(update={"timings_ms": timings, **changes}))
+    return Result(image_id, verdict.model_copy(update={"timings_ms": timings, "decision": "fake", **changes}))
 
 
 REJECTION = Result("b.jpg", None, "corrupt", "cut [off]")

@@ -138,7 +138,7 @@ def test_a_variant_that_is_not_read_is_named(data, variant):
     assert rejected(data).startswith("unsupported_format") and variant in rejected(data)
 
 
-def test_rows_that_are_not_there_are_found_before_room_is_made():
+def test_rows_that_are_not_there_are_found_before_memory_is_taken():
     """A small file that claims 100 megapixels is corrupt by its header."""
     with pytest.raises(Rejected, match="corrupt: a bmp of"):
         headers.peek(bmp(10_000, 10_000, bytes(500), bits=24, packing=0))
