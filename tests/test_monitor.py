@@ -62,7 +62,7 @@ def breaker() -> CircuitBreaker:
 @pytest.fixture
 def poll() -> SimpleNamespace:
     """A poll loop that moves for ever, with one partition."""
-    return SimpleNamespace(assigned=[("images.incoming", 0)], heartbeat_at=float("inf"), joined_at=float("inf"))
+    return SimpleNamespace(assigned=[("images.incoming", 0)], has_incoming=True, heartbeat_at=float("inf"), joined_at=float("inf"))
 
 
 @pytest.fixture
@@ -207,5 +207,5 @@ def test_a_poll_that_is_stuck_is_not_ready(monitor: Monitor, poll: SimpleNamespa
 def test_without_partitions_it_is_not_ready(monitor: Monitor, poll: SimpleNamespace) -> None:
     """A worker too many."""
     wait_until(lambda: is_ready(monitor), "ready")
-    poll.assigned = []
+    poll.has_incoming = False
     assert not is_ready(monitor)

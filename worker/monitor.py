@@ -113,7 +113,7 @@ class Monitor:
             obstacles["decoding"] = trouble
         if now - self._seen_at > STALE_S:
             obstacles["monitor"] = "no result yet, or not for too long"
-        well = bool(assigned) and not obstacles and all(look.well for look in seen.values())
+        well = self._poll.has_incoming and not obstacles and all(look.well for look in seen.values())
         return well, checks | obstacles
 
     def _run(self) -> None:

@@ -42,6 +42,9 @@ def main() -> int:
         try:
             recoveries = endure(world, choose(random.Random(seed), arguments.faults))
             found = world.audit()
+        except AssertionError:
+            print(world.worker.log_tail(), flush=True)
+            raise
         finally:
             world.close()
     slowest = max(recoveries, key=lambda recovery: recovery[1])

@@ -25,6 +25,7 @@ from worker.settings import KafkaSettings
 
 SERVERS = ("kafka", "redis", "triton")
 IMAGES_PER_S = 5.0
+PATIENCE_S = 300.0  # a busy machine is no fault
 
 
 class World:
@@ -80,11 +81,11 @@ class World:
 
     def _learn_scores(self) -> None:
         """What each picture scores while nothing is wrong."""
-        self.worker.wait_ready()
+        wait_until(self.worker.is_ready, "worker ready", PATIENCE_S)
         for number, picture in enumerate(self._pictures):
             self.outside.send(f"known/{number}", picture)
         self.outside.flush()
-        verdicts = self.outside.wait_verdicts([f"known/{number}" for number in range(len(self._pictures))])
+        verdicts = self.outside.wait_verdicts([f"known/{number}" for number in range(len(self._pictures))], PATIENCE_S)
         for number, picture in enumerate(self._pictures):
             score = float(verdicts[f"known/{number}"]["scores"]["linear"])  # type: ignore[index]
             self._scores.append(score)
@@ -121,7 +122,7 @@ class World:
         """Whatever a fault killed is started again, and the worker is ready."""
         local_stack.up(self.stack)
 
-    def recovered_after(self, patience_s: float = 90.0) -> float:
+    def recovered_after(self, patience_s: float = PATIENCE_S) -> float:
         """Seconds until an image that is sent now has its verdict."""
         started = time.monotonic()
         probe = self.send()
@@ -137,8 +138,8 @@ class World:
     def audit(self) -> list[str]:
         """Once everything has settled: what is wrong."""
         self.outside.flush()
-        self.outside.wait_verdicts([one.image_id for one in self.sent], 180)
-        wait_until(self.outside.all_committed, "every offset committed", 60)
+        self.outside.wait_verdicts([one.image_id for one in self.sent], PATIENCE_S)
+        wait_until(self.outside.all_committed, "every offset committed", PATIENCE_S)
         reasons = {
             image_id: dict(record.headers)["reject_reason"].decode()  # type: ignore[attr-defined]
             for image_id, record in self.outside.rejections().items()

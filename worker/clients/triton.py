@@ -30,6 +30,7 @@ from worker.settings import TritonSettings
 
 log = structlog.get_logger(__name__)
 _RELOAD_INTERVAL_S = 10.0
+CONTROL_HEADER = "triton-grpc-protocol-assay-control-key"  # Triton's prefix, and the name that the server was told
 _REGISTER_S = 2.0
 _OWN_REGIONS = 2
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "ABORTED")
@@ -75,6 +76,9 @@ class Triton:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_receive_message_length", -1),
             ],
+        )
+        self._control = (
+            {CONTROL_HEADER: settings.control_key.get_secret_value()} if settings.control_key is not None else None
         )
         self._region_bytes = batch_max_items * CROP_BYTES
         self._shared = [region for region in regions.all if region.name] if regions else []
@@ -173,8 +177,8 @@ class Triton:
             self._reloaded_at = time.monotonic()
         try:
             for part in self._parts():
-                self._client.unload_model(part, client_timeout=10.0)
-            self._client.load_model(self._model, client_timeout=30.0)
+                self._client.unload_model(part, headers=self._control, client_timeout=10.0)
+            self._client.load_model(self._model, headers=self._control, client_timeout=30.0)
             log.warning("model_reloaded", model=self._model, reason="its process in the server had died")
         except InferenceServerException as error:
             log.warning("model_reload_refused", model=self._model, error=error.message())

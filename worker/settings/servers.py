@@ -170,6 +170,11 @@ class TritonSettings(Group):
     ssl_ca_path: Path | None = Field(default=None, description="PEM file with the authorities to trust (grpcs).")
     ssl_cert_path: Path | None = Field(default=None, description="PEM file with the client certificate (grpcs).")
     ssl_key_path: Path | None = Field(default=None, description="PEM file with the client's key (grpcs).")
+    control_key: SecretStr | None = Field(
+        default=None,
+        description="What the server wants to hear before it loads a model (`--grpc-restricted-protocol="
+        "model-repository:assay-control-key=…`); for reload_unhealthy.",
+    )
     deadline_ms: int = Field(default=30_000, ge=100, description="Deadline of one inference call.")
     calls_in_flight: int = Field(
         default=2, ge=1, le=64, description="Inference calls under way at once; each holds one batch."

@@ -69,6 +69,11 @@ class Poll(Stage):
         self._commit_at = self.joined_at = self._tools.clock.monotonic()
         self._warn_at = self._commit_at + TELL_EVERY_S
 
+    @property
+    def has_incoming(self) -> bool:
+        """Is a partition of the incoming topic ours? Those of the retry topic alone are no work."""
+        return any(partition.topic == self._settings.kafka.incoming_topic for partition in self.assigned)
+
     def can_park(self) -> bool:
         """Is there a retry topic?"""
         return self._consumer is not None and self._consumer.can_park
@@ -213,7 +218,7 @@ class Poll(Stage):
 
     def _tell_what_keeps_us(self, consumer: Consumer) -> None:
         """Every few seconds without partitions: why, where something is in the way."""
-        if consumer.is_joined and self.assigned:
+        if consumer.is_joined and self.has_incoming:
             self._warn_at = self.heartbeat_at + TELL_EVERY_S
         elif self.heartbeat_at >= self._warn_at:
             obstacle = consumer.obstacle()

@@ -65,19 +65,21 @@ imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 restartPolicy: Always
 {{- end }}
 # /dev/shm outlives the container: what the Python backend of a killed server left there would fill it.
+# Loading a model runs its code: over HTTP nobody may, as nobody knows the key. The worker may over gRPC.
 {{- if .Values.models.shadow }}
 # The init container leaves out a shadow model that cannot be had: the model that decides is served without it.
+{{- end }}
 command:
   - /bin/sh
   - -c
   - |
     rm -f /dev/shm/triton_python_backend_shm_region_*
+    {{- if .Values.models.shadow }}
     [ ! -d /models/repository/code_shadow ] || set -- "$@" --load-model=code_shadow
-    exec tritonserver "$@"
+    {{- end }}
+    key=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \n')
+    exec tritonserver --http-restricted-api=model-repository,shared-memory,trace,logging:key=$key "$@"
   - tritonserver
-{{- else }}
-command: [/bin/sh, -c, 'rm -f /dev/shm/triton_python_backend_shm_region_*; exec tritonserver "$@"', tritonserver]
-{{- end }}
 args:
   - --model-repository=/models/repository
   - --model-control-mode=explicit
@@ -86,6 +88,7 @@ args:
   - --exit-timeout-secs=20
   - --grpc-address={{ ternary "127.0.0.1" "0.0.0.0" $sidecar }}
   - --grpc-port=8001
+  - --http-address=127.0.0.1
   - --http-port=8000
   - --metrics-port=8002
   - --allow-gpu-metrics={{ .Values.gpu.enabled }}
@@ -98,19 +101,19 @@ ports:
   {{- if not $sidecar }}
   - {name: grpc, containerPort: 8001}
   {{- end }}
-  - {name: triton-http, containerPort: 8000}
   - {name: triton-metrics, containerPort: 8002}
 startupProbe:
-  httpGet: {path: /v2/health/ready, port: triton-http}
+  exec: {command: [curl, --fail, --silent, "http://127.0.0.1:8000/v2/health/ready"]}
+  timeoutSeconds: 5
   periodSeconds: 5
   failureThreshold: {{ div .Values.triton.startupSeconds 5 }}
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: triton-http}
+  exec: {command: [curl, --fail, --silent, "http://127.0.0.1:8000/v2/health/live"]}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: triton-http}
+  exec: {command: [curl, --fail, --silent, "http://127.0.0.1:8000/v2/health/ready"]}
   periodSeconds: 5
   timeoutSeconds: 5
 {{- if not $sidecar }}
