@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from worker.clients.triton import InferenceFailed, Triton
+from worker.clients.triton import CONTROL_HEADER, InferenceFailed, Triton
 from worker.errors import Unavailable
 from worker.model import canary
 from worker.settings import TritonSettings
@@ -26,11 +27,20 @@ class Lying(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self) -> None:
         self.bend: Callable[[Any], None] = lambda _answer: None
         self.abort: tuple[grpc.StatusCode, str] | None = None
+        self.orders: list[tuple[str, str]] = []
 
     def ModelConfig(self, _request: Any, _context: Any) -> Any:  # noqa: N802  # gRPC names them
         config = model_config_pb2.ModelConfig(name="code")
         config.parameters["model_version"].string_value = VERSION
         return service_pb2.ModelConfigResponse(config=config)
+
+    def RepositoryModelLoad(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.orders.append(("load", str(dict(context.invocation_metadata()).get(CONTROL_HEADER))))
+        return service_pb2.RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.orders.append(("unload", str(dict(context.invocation_metadata()).get(CONTROL_HEADER))))
+        return service_pb2.RepositoryModelUnloadResponse()
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         if self.abort:
@@ -136,6 +146,18 @@ def test_a_refused_call_is_told_from_a_server_that_is_away(lying: tuple[Lying, s
     lying[0].abort = (grpc.StatusCode.UNAVAILABLE, "unknown model")
     with pytest.raises(Unavailable):
         triton.infer(PIXELS)
+
+
+def test_a_model_is_loaded_with_the_key_that_the_server_wants(lying: tuple[Lying, str]) -> None:
+    """Triton compares the header that its option names; inference goes without it."""
+    client = Triton(TritonSettings(url=lying[1], shared_memory="off", control_key=SecretStr("k3y")), 8)
+    lying[0].abort = (grpc.StatusCode.INTERNAL, "stub process is not healthy")
+    try:
+        with pytest.raises(Unavailable, match="not healthy"):
+            client.infer(PIXELS)
+    finally:
+        client.close()
+    assert lying[0].orders == [("unload", "k3y"), ("load", "k3y")]
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy", "HTTP_PROXY"])
