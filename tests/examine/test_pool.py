@@ -35,7 +35,7 @@ class Bench:
     def __init__(self, processes: int) -> None:
         self.metrics = Metrics()
         self.regions = Regions(4, 32, None)
-        settings = DecodeSettings(device="cpu", processes=processes, timeout_ms=400, memory_bytes=MEMORY_BYTES)
+        settings = DecodeSettings(device="cpu", processes=processes, timeout_ms=1200, memory_bytes=MEMORY_BYTES)
         self.pool: Pool[str] = Pool(settings, LIMITS, self.regions, self.metrics)
 
     def examine(self, images: dict[str, bytes]) -> list[Examined[str]]:
@@ -124,8 +124,8 @@ FAULTS = {
     "SIGNAL SIGABRT": ("signal", r"signal SIGABRT"),
     "SIGNAL SIGKILL": ("signal", r"signal SIGKILL"),
     "EXIT 3": ("exit", r"exit code 3"),
-    "SLEEP 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=400"),
-    "SPIN 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=400"),
+    "SLEEP 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=1200"),
+    "SPIN 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=1200"),
     f"TAKE {4 * MEMORY_BYTES}": ("memory", rf"ASSAY_DECODE__MEMORY_BYTES={MEMORY_BYTES}"),
 }
 

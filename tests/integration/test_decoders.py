@@ -1,0 +1,57 @@
+"""Images that end their decoders, through the whole system: each costs itself alone, and the worker is the same process."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.harness import samples, unlike, wait_until
+
+pytestmark = pytest.mark.integration
+PLANTED = Path(__file__).parents[1] / "examine" / "planted"
+KILLERS = {
+    "crash": ("SIGNAL SIGSEGV", "SIGSEGV"),
+    "killed": ("SIGNAL SIGKILL", "SIGKILL"),
+    "hang": ("SLEEP 600", "ASSAY_DECODE__TIMEOUT_MS=500"),
+    "bomb": ("TAKE 4000000000", "ASSAY_DECODE__MEMORY_BYTES"),
+}
+
+
+def planted(order: str) -> bytes:
+    """A GIF whose decoder does what `order` says (tests/examine/planted)."""
+    out = io.BytesIO()
+    Image.new("P", (300, 300), 3).save(out, "GIF", comment=b"PLANTED " + order.encode())
+    return out.getvalue()
+
+
+def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):
+    """A crash, a kill, a hang and a memory bomb among good images: verdicts for these, `corrupt` after three tries with the
+    cause named for those, and the worker never ends.
+    """
+    worker = start_worker(PYTHONPATH=str(PLANTED), ASSAY_DECODE__TIMEOUT_MS="500")
+    pid = worker.process.pid
+    images = list(samples(10).values())
+    good = {f"good/{number}": unlike(images[number % len(images)], number) for number in range(40)}
+    for number, (name, data) in enumerate(good.items()):
+        outside.send(name, data)
+        if number % 10 == 5:
+            killer, (order, _) = list(KILLERS.items())[number // 10]
+            outside.send(killer, planted(order))
+    outside.flush()
+    assert set(outside.wait_verdicts(good)) == set(good)
+    wait_until(lambda: set(outside.rejections()) == set(KILLERS), "the killers are rejected")
+    for name, record in outside.rejections().items():
+        headers = {key: (value or b"").decode() for key, value in record.headers}
+        assert (headers["reject_reason"], headers["reject_stage"], headers["reject_attempts"]) == (
+            "corrupt",
+            "decode",
+            "3",
+        )
+        assert KILLERS[name][1] in headers["reject_detail"]
+    wait_until(outside.all_committed, "every offset committed")
+    assert worker.process.poll() is None
+    assert worker.process.pid == pid
+    assert worker.terminate() == 0
