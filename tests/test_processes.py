@@ -20,7 +20,7 @@ SLEEPER = "import time; time.sleep(300)"
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """The handlers of this process, put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -64,6 +64,21 @@ def test_one_that_breaks_ends_the_others(children: Children) -> None:
     """Whoever started us sees its exit code."""
     assert processes.supervise([children.start, lambda: children.start("raise SystemExit(3)")]) == 3
     assert children.codes() == [-signal.SIGTERM, 3]
+
+
+# Tells that it is there, and ends with 5 once SIGHUP has come: which was held back until it could take it.
+HEARS = """
+import signal, sys, time
+time.sleep(0.2)
+signal.signal(signal.SIGHUP, lambda *_: sys.exit(5))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+time.sleep(300)
+"""
+
+
+def test_a_hangup_is_handed_on(children: Children) -> None:
+    """Also to one that has only just been started, which does not die of it before it listens."""
+    assert processes.supervise([lambda: children.start(HEARS, then=signal.SIGHUP)]) == 5
 
 
 def test_one_that_cannot_be_started_ends_the_others(children: Children) -> None:

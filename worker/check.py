@@ -16,8 +16,9 @@ from worker.errors import SettingsError, Unavailable
 from worker.examine import confine
 from worker.examine.provenance.trust import load_anchors
 from worker.model import canary
-from worker.policy import load_policy
+from worker.policy import Policy, load_policy
 from worker.settings import Settings, TritonSettings, variable
+from worker.stages.policy_watch import NOT_CALIBRATED, also_decides
 from worker.telemetry.tracing import Tracing
 
 
@@ -34,14 +35,13 @@ class Finding:
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at everything, whatever fails on the way. Raises SettingsError for what `run` would refuse too."""
     _open_what_run_opens(settings)
-    policy = load_policy(settings.policy.path, variable("policy", "path"))
+    policy = load_policy(settings.policy.path, variable("policy", "path"), also_decides(settings))
     yield Finding("policy", ok=True, detail=f"{policy.name} {policy.ref.version}: {policy.form.summary()}")
     yield _confinement()
     yield from _kafka(settings)
-    yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, or start one: make stack-up")
-    yield _attempt(
-        "triton", lambda: _triton(settings.triton), f"set {variable('triton', 'url')}, or start one: make stack-up"
-    )
+    start = "or start one: make stack-up"
+    yield _attempt("redis", lambda: _redis(settings), f"set {variable('redis', 'url')}, {start}")
+    yield _attempt("triton", lambda: _triton(settings.triton, policy), f"set {variable('triton', 'url')}, {start}")
     if settings.shadow.share:
         hint = f"see docs/models.md, or set {variable('shadow', 'share')} to 0; verdicts do not wait for it"
         yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
@@ -112,11 +112,14 @@ def _redis(settings: Settings) -> str:
     return "answers"
 
 
-def _triton(settings: TritonSettings) -> str:
+def _triton(settings: TritonSettings, policy: Policy | None = None) -> str:
     triton = Triton(settings, 1)
     try:
         version = triton.model_version()
         triton.infer(canary(), timeout_s=10.0)
     finally:
         triton.close()
-    return f"{triton.address}, model {settings.model_name} version {version} scores"
+    detail = f"{triton.address}, model {settings.model_name} version {version} scores"
+    if policy is not None and policy.calibration is not None and not policy.is_calibrated_for(version):
+        detail += f"; the policy is of {policy.calibration.model_version}: {NOT_CALIBRATED}"
+    return detail

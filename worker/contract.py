@@ -283,6 +283,18 @@ def verdict_hash(verdict: Verdict, as_json: str) -> dict[str, str]:
     }
 
 
+def overtakes(stored_json: object, verdict: Verdict) -> bool:
+    """Is the stored verdict on a later record of the same partition? What cannot be read is not."""
+    try:
+        stored = Verdict.model_validate_json(stored_json).origin if isinstance(stored_json, str) else None
+    except ValidationError:
+        return False
+    own = verdict.origin
+    if stored is None or own is None or (stored.topic, stored.partition) != (own.topic, own.partition):
+        return False
+    return stored.offset > own.offset
+
+
 def verdict_headers(verdict: Verdict, group_id: str, traceparent: bytes | None) -> Headers:
     """CloudEvents 1.0 headers (Kafka binary mode) of a verdict record."""
     headers: Headers = [

@@ -88,6 +88,10 @@ class Evidence(_Fact):
     nearest: Nearest = Nearest()
 
 
+# Of most images; one object, so that it is known at a glance.
+NOTHING = Evidence()
+
+
 def declare(c2pa: C2pa, metadata: FileMetadata, watermark: Watermark | None) -> Declared | None:
     """The strongest claim, `generated` before `edited` before `captured`.
 

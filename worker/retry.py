@@ -1,8 +1,8 @@
 """How a dependency's faults are waited out: exponential backoff with full jitter behind a circuit breaker.
 
 One `CircuitBreaker` per server (Kafka, Redis, Triton) and storage, shared by all threads. Its calls are tried until
-they succeed or the worker stops: a fault of the system is never a reason to reject an image.
-Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+they succeed or the worker stops: a fault of the system is never a reason to reject an image. Full jitter:
+https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from deploy.helm import generate
 from tests.deploy import chart
 from worker import settings
 from worker.local import paths
-from worker.policy.load import load_policy
+from worker.policy import load_policy
 from worker.telemetry.metrics import metric_docs
 
 pytestmark = pytest.mark.usefixtures("helm")

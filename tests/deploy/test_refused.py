@@ -37,7 +37,7 @@ def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
     }
     for name, value in values.get("secrets", {}).get("values", {}).items():
         environ[settings.variable(*name.split("."))] = value
-    if policy := values.get("policy"):
+    if (policy := values.get("policy")) and policy["toml"]:
         (root / "policy.toml").write_text(policy["toml"])
         environ["ASSAY_POLICY__PATH"] = str(root / "policy.toml")
     found = load_with_policy(None, environ)
@@ -99,6 +99,9 @@ POLICIES = [
     "real_below = 0.9",
     "[default]\nfake_from = 0.7",
     "not a policy",
+    "# nothing but a comment",
+    'head = "knn"\n[[rules]]\nwhen = "true"\ndecision = "fake"',
+    'threshold = 1\n[[rules]]\nwhen = "true"\ndecision = "fake"',
 ]
 # What both refuse: the values, and a word that the chart's message must have.
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -178,7 +181,8 @@ GOOD: list[dict[str, Any]] = [
         {"policy": {"toml": text}}
         for text in (
             "",
-            "# the default",
+            '[[rules]]\nwhen = "scores.linear > 0.9"\ndecision = "fake"\n[otherwise]\ndecision = "review"',
+            'fake_from = 0.9\n[calibration]\nmodel_version = "0123456789ab"',
             "fake_from = 1\nreal_below = 0",
             'head = "svm"\nfake_from = 0.5\nreal_below = 0.5',
         )

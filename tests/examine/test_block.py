@@ -20,7 +20,7 @@ def sides() -> tuple[Block, Block]:
 
 
 def test_images_arrive_as_they_were(sides: tuple[Block, Block]) -> None:
-    """One behind the other, up to the last byte of the room."""
+    """One behind the other, up to the last byte of the block."""
     worker, child = sides
     images = [b"first", b"", os.urandom(CAPACITY - 5)]
     assert [child.image(*place) for place in worker.load(images)] == images
@@ -58,7 +58,7 @@ def test_findings_are_bounded(sides: tuple[Block, Block]) -> None:
 
 
 def test_the_crop_is_shared(sides: tuple[Block, Block]) -> None:
-    """Room for one image's pixels."""
+    """Place for one image's pixels."""
     worker, child = sides
     child.crop()[:] = 7
     assert worker.crop().shape == (1, 224, 224, 3)

@@ -40,8 +40,8 @@ def unpacked(commands: bytes, width: int, height: int, nibbles: bool) -> np.ndar
         count, value = commands[at : at + 2]
         at += 2
         if count:
-            room = max(width - x, 0)
-            for k in range(min(count, room)):
+            space_px = max(width - x, 0)
+            for k in range(min(count, space_px)):
                 paint((value >> 4 if k % 2 == 0 else value & 15) if nibbles else value)
         elif value == 0:
             x, y = 0, y + 1

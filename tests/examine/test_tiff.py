@@ -192,5 +192,5 @@ def test_another_format_in_the_gap_is_not_opened():
     ids=["rows", "strips", "offset", "width"],
 )
 def test_what_a_directory_claims_is_bounded_by_the_file(tags):
-    """Rows, strips and tiles that are not there are found before room is made for them."""
+    """Rows, strips and tiles that are not there are found before memory is taken for them."""
     assert rejected(tiff(RAW, *tags)).startswith("corrupt")

@@ -23,7 +23,7 @@ from tests.fuzz.mutants import mutant, seeds
 ROOT = Path(__file__).parents[2]
 LIMIT_BYTES, LIMIT_PX = 5_000_000, 4_000_000
 MEMORY_BYTES = 512 << 20
-HANG_S = 20.0
+HANG_S, START_S = 20.0, 600.0
 SLOW_MS = 2000.0
 
 
@@ -51,6 +51,8 @@ def fuzz(first: int, count: int, seed: int = 0) -> Found:
         at = child.last + 1
         if child.ended_by:
             found.findings.append({"image": child.last, "kind": child.ended_by})
+        if not child.begun:
+            break  # it does not even start: nothing can be said of the rest
     found.images = count
     return found
 
@@ -68,7 +70,7 @@ class _Child:
     """A process that examines images; `last` is the one it has or had in hand."""
 
     def __init__(self, first: int, count: int, seed: int) -> None:
-        self.last, self.ended_by = first - 1, ""
+        self.last, self.begun, self.ended_by = first - 1, False, ""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.images", str(first), str(count), str(seed)],
             cwd=ROOT,
@@ -81,7 +83,7 @@ class _Child:
         rest = b""
         while True:
             # The first comes after decoders and seeds are there.
-            patience_s = HANG_S if rest or self.last >= 0 else 6 * HANG_S
+            patience_s = HANG_S if self.begun else START_S
             if not select.select([out], [], [], patience_s)[0]:
                 self.ended_by = "hang"
                 self._process.kill()
@@ -95,7 +97,7 @@ class _Child:
                 if "outcome" in message:
                     yield message
                 elif "begin" in message:
-                    self.last = message["begin"]
+                    self.last, self.begun = message["begin"], True
         code = self._process.wait()
         if code and not self.ended_by:
             self.ended_by = f"died with {code}"

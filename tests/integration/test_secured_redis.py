@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from tests.integration.secured import (
 )
 from tests.twins import scores
 from worker.clients.redis import ScoredImage, Store
-from worker.contract import ImageInfo
+from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict
 from worker.errors import Unavailable
 from worker.local.server import HOST, Server
 from worker.settings import RedisSettings, load
@@ -86,6 +88,34 @@ def test_the_documented_user_may_do_what_the_worker_does(locked):
         pytest.raises(Unavailable, match=r"docs/deploy\.md"),
     ):
         store.verdict("a")
+
+
+def test_a_parked_record_does_not_overwrite_a_later_one(locked):
+    """With the rights of the documented user: the later record's verdict stays, an earlier one's is replaced."""
+
+    def verdict(offset: int) -> tuple[Verdict, str]:
+        made = Verdict(
+            verdict_id=uuid.uuid4(),
+            image_id="parked",
+            sha256="a" * 64,
+            decision="real",
+            reasons=[],
+            scores=scores(0.5),
+            model=ModelRef(name="code", version="0123456789ab"),
+            policy=PolicyRef(name="default", version="0123456789ab"),
+            image=IMAGE,
+            source="model",
+            decided_at="2026-11-21T12:00:00.000Z",
+            timings_ms=Timings(queued=None, decode=None, infer=None, total=1.0),
+            origin=Origin(topic="images.incoming", partition=0, offset=offset, uri=None),
+        )
+        return made, made.to_json()
+
+    with closing(Store(by_tls(locked))) as store:
+        store.save([verdict(5)], [])
+        for late, stays in ((3, 5), (8, 8), (7, 8)):
+            store.save([], [], [verdict(late)])
+            assert json.loads(store.verdict("parked")["json"])["origin"]["offset"] == stays
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ INFO = ImageInfo(format="jpeg", width=640, height=480, bytes=1000)
 def test_what_declares_itself_generated_is_fake(value):
     """Whatever the scores say; the reason is the declaration."""
     outcome = load_policy(None).decide(Facts(scores(value), INFO, Evidence(declared="generated")))
-    assert (outcome.decision, outcome.reasons) == ("fake", ('evidence.declared == "generated"',))
+    reason = 'rule 1: evidence.declared == "generated" (evidence.declared = "generated")'
+    assert (outcome.decision, outcome.reasons) == ("fake", (reason,))
 
 
 @pytest.mark.parametrize("declared", [None, "edited", "captured"])
@@ -25,6 +26,16 @@ def test_no_other_declaration_decides(declared, value, decision):
     """Least of all for real: the scores do."""
     outcome = load_policy(None).decide(Facts(scores(value), INFO, Evidence(declared=declared)))
     assert outcome.decision == decision
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "decision"), [(128, 900, "review"), (900, 128, "review"), (129, 129, "fake")]
+)
+def test_what_is_too_small_is_not_judged(width, height, decision):
+    """A thumbnail is mostly padding to the model: it is not applicable, whatever the scores say."""
+    info = INFO.model_copy(update={"width": width, "height": height})
+    outcome = load_policy(None).decide(Facts(scores(0.9), info))
+    assert (outcome.decision, outcome.labels) == (decision, ("not_applicable",) if decision == "review" else ())
 
 
 def test_its_version_is_not_that_of_the_thresholds_alone(tmp_path):

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.simulation.plan import EXPECTED, Plan, Sent, trace_id
+from tests.simulation.plan import BY_REFERENCE, EXPECTED, Plan, Sent
 
 Event = tuple[Any, ...]
+INCOMING, RETRY = "images.incoming", "images.retry"
 VERDICTS, REJECTED = "images.verdicts", "images.rejected"
 MAX_ATTEMPTS = 3
 HEADS = ("linear", "knn", "svm")
@@ -49,15 +50,18 @@ class Auditor:
             self._by_id[one.image_id].append(one)
         self._parsed: dict[str, dict[str, Any]] = {}  # what was saved, by its text
         self._saved: set[str] = set()
-        self._records: dict[int, Sent] = {}  # by the number of what was written
+        self._stored_once: set[str] = set()  # ids
+        self._records: dict[int, tuple[Sent, int | None]] = {}  # by number: what was written; its place where parked
+        self._parked: dict[int, Sent] = {}  # by offset in the retry topic
+        self._last_parked: dict[int, int] = {}  # by trace id: where its last copy is that was acknowledged
         self._acknowledged: set[int] = set()  # trace ids
         self._finished: set[tuple[str, int]] = set()  # and by whom
         self._written: Counter[int] = Counter()
         self._deliveries: Counter[int] = Counter()
         self._unacknowledged: Counter[int] = Counter()
         self._expelled: set[int] = set()
-        self._committed: dict[int, int] = {}
-        self._rewound: set[int] = set()
+        self._committed: dict[Any, int] = {}
+        self._rewound: set[Any] = set()
         self.findings: list[Finding] = []
 
     def audit(self, events: Iterable[Event], stored: dict[str, str], lost: set[str]) -> list[Finding]:
@@ -88,6 +92,7 @@ class Auditor:
     def _on_saved(self, _by: str, image_id: str, as_json: str) -> None:
         verdict = self._parsed[as_json] = json.loads(as_json)
         self._saved.add(verdict["verdict_id"])
+        self._stored_once.add(image_id)
         if verdict["image_id"] != image_id:
             self._find("redis", f"the verdict of {verdict['image_id']} is stored under {image_id}", image_id)
 
@@ -99,7 +104,10 @@ class Auditor:
             self._find("trace", f"a record on {written.topic} continues no trace that was sent: {traced!r}")
             return
         where = (one.partition, one.offset)
-        self._records[written.number] = one
+        self._records[written.number] = (one, written.place)
+        if written.topic == RETRY:
+            self._check_parked(one, written, headers)
+            return
         self._written[one.trace_id] += 1
         reasons = EXPECTED[one.kind]
         if written.topic == VERDICTS:
@@ -127,7 +135,8 @@ class Auditor:
         scores = [verdict["scores"][head] for head in HEADS]
         if scores != [score, score / 2, score / 4]:
             self._find("scores", f"{where}: {scores} by model {version}, expected {score} and its parts", where)
-        if verdict["verdict_id"] not in self._saved:
+        was_overtaken = one in self._parked.values() and one.image_id in self._stored_once
+        if verdict["verdict_id"] not in self._saved and not was_overtaken:
             self._find("redis first", f"the verdict on {where} is on the topic and was never in Redis", where)
 
     def _check_rejection(self, one: Sent, written: Any, headers: dict[str, Any], reasons: Sequence[str]) -> None:
@@ -145,31 +154,49 @@ class Auditor:
         if reason == "inference_failed" and attempts != MAX_ATTEMPTS:
             self._find("attempts", f"{where} was rejected after {attempts} attempts, not {MAX_ATTEMPTS}", where)
 
+    def _check_parked(self, one: Sent, written: Any, headers: dict[str, Any]) -> None:
+        where = (one.partition, one.offset)
+        self._parked[written.place] = one
+        origin = (int(headers["original_partition"]), int(headers["original_offset"]))
+        if one.kind not in BY_REFERENCE or one.kind == "denied":
+            self._find("parked", f"{where} ({one.kind}) was parked", where)
+        if origin != where or (written.key, written.value) != (one.key, one.value):
+            self._find("parked", f"{where} is not as it came: from {origin}, {written.key!r} {written.value!r}", where)
+
     def _on_acknowledged(self, by: str, numbers: list[int]) -> None:
         for number in numbers:
-            if (one := self._records.get(number)) is not None:
+            found = self._records.get(number)
+            if found is None:
+                continue
+            one, place = found
+            self._finished.add((by, one.trace_id))
+            if place is None:
                 self._acknowledged.add(one.trace_id)
-                self._finished.add((by, one.trace_id))
+            else:
+                self._last_parked[one.trace_id] = place
 
-    def _on_committed(self, by: str, partition: int, offset: int, before: int | None, is_anothers: bool) -> None:
+    def _on_committed(self, by: str, partition: Any, offset: int, before: int | None, is_anothers: bool) -> None:
         self._committed[partition] = offset
         if is_anothers:
             self._find("commit", f"{by} committed {offset} of partition {partition}, which is another's", partition)
         if before is not None and offset < before and not is_anothers and partition not in self._rewound:
             self._find("commit", f"{by} took the commit of partition {partition} back: {before} to {offset}", partition)
-        for one in self._by_partition[partition]:
-            if one.offset < offset and one.trace_id not in self._acknowledged:
+        if partition.topic == RETRY:
+            at = [(place, one) for place, one in self._parked.items() if (before or 0) <= place < offset]
+        else:
+            at = [(-1, one) for one in self._by_partition[partition.partition] if one.offset < offset]
+        for place, one in at:
+            if one.trace_id not in self._acknowledged and self._last_parked.get(one.trace_id, -1) <= place:
                 where = (one.partition, one.offset)
                 self._find("commit", f"{by} committed {offset} before the outcome of {where} was acknowledged", where)
 
-    def _on_delivered(self, _by: str, records: list[tuple[int, int]]) -> None:
-        for partition, offset in records:
-            self._deliveries[trace_id(partition, offset)] += 1
+    def _on_delivered(self, _by: str, _places: list[Any], traces: list[bytes]) -> None:
+        self._deliveries.update(int(traced[3:35], 16) for traced in traces)
 
-    def _on_expelled(self, _by: str, partitions: list[int]) -> None:
-        self._expelled.update(partitions)
+    def _on_expelled(self, _by: str, partitions: list[Any]) -> None:
+        self._expelled.update(one.partition for one in partitions)
 
-    def _on_rewound(self, _by: str, partition: int, _position: int) -> None:
+    def _on_rewound(self, _by: str, partition: Any, _position: int) -> None:
         self._rewound.add(partition)  # what is read again is committed again
 
     def _on_ended(self, by: str, how: str) -> None:
@@ -179,7 +206,7 @@ class Auditor:
             return
         for partition, records in self._by_partition.items():
             for one in records:
-                if one.offset < self._committed.get(partition, 0):
+                if one.offset < self._committed.get((INCOMING, partition), 0):
                     continue
                 if (by, one.trace_id) not in self._finished:
                     break

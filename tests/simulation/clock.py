@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 from tests.simulation.hub import Hub, Signal, Task
-from worker import admission, inflight, model, offsets, queues, retry
+from worker import admission, inflight, model, offsets, queues, retry, storages
+from worker.clients import kafka_consumer
 from worker.clock import Clock
 from worker.stages import infer, poll, publish
 
 EPOCH_S = 1_795_262_400.0
-LOCKING: tuple[ModuleType, ...] = (admission, inflight, model, offsets, queues, retry)
-LOGGING: tuple[ModuleType, ...] = (model, retry, infer, poll, publish)
+LOCKING: tuple[ModuleType, ...] = (admission, inflight, model, offsets, queues, retry, storages)
+LOGGING: tuple[ModuleType, ...] = (kafka_consumer, model, retry, infer, poll, publish)
 
 
 class VirtualClock(Clock):

@@ -116,7 +116,7 @@ class _Course:
         return (
             not self.starting
             and broker.is_done
-            and sum(map(len, broker.log.values())) == len(self.world.plan.sent)
+            and sum(len(broker.log[one]) for one in broker.incoming) == len(self.world.plan.sent)
             and all(worker.is_idle for worker in self.alive())
         )
 
@@ -140,12 +140,12 @@ class _Course:
             self.broker.changed.fire()
         elif move.what == "rival":
             self.broker.changed.fire()
-            self.broker.lent[move.partition] = self.hub.now + move.for_s + 1.0
+            self.broker.lent[self.broker.incoming[move.partition]] = self.hub.now + move.for_s + 1.0
         elif move.what == "expel" and members:
             self.broker.expel(members[move.partition % len(members)])
         elif move.what == "rewind":
             for member in members:
-                member.rewind(move.partition)
+                member.rewind(self.broker.incoming[move.partition])
 
     def _strike(self) -> None:
         """The blows whose step has come."""
@@ -170,8 +170,8 @@ class _Course:
             self.hub.wait(lambda: not worker.is_alive, None)
             if blow.what == "kill":
                 self.hub.sleep(self.world.rng.random() * SESSION_S)
-                if worker.consumer is not None:
-                    self.broker.leave(worker.consumer)
+                if worker.library is not None:
+                    self.broker.leave(worker.library)
             self.hub.sleep(blow.after_s)
             self.starting -= 1
             self.start_worker()
@@ -223,7 +223,12 @@ def _unfinished(course: _Course) -> list[Finding]:
         return []
     behind = {p: (broker.position(p), broker.end(p)) for p in broker.partitions if broker.position(p) < broker.end(p)}
     left = {worker.name: worker.leftovers() for worker in course.alive()}
-    about = tuple((p, one.offset) for p in behind for one in broker.log[p] if one.offset >= broker.position(p))[:3]
+    about = tuple(
+        (p.partition, one.offset)
+        for p in behind
+        for one in broker.log[p]
+        if p != broker.retry and one.offset >= broker.position(p)
+    )[:3]
     return [Finding("ends", f"committed and end: {behind}; left {left}", about)]
 
 
@@ -287,7 +292,7 @@ def _concerns(event: Event, about: tuple[Any, ...], plan: Plan) -> bool:
     ids = {one for one in about if isinstance(one, str)}
     ids |= {one.image_id for one in plan.sent if (one.partition, one.offset) in places}
     if kind == "committed":
-        return any(details[1] == one[0] for one in places) or details[1] in about
+        return any(details[1].partition == one[0] for one in places) or details[1] in about
     return any(f"{p}/{o}" in text or f"({p}, {o})" in text for p, o in places) or any(one in text for one in ids)
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 from tests.simulation.clock import VirtualClock, VirtualStop
 from tests.simulation.hub import Process, Task
-from tests.simulation.kafka import Broker, ConsumerTwin, ProducerTwin
+from tests.simulation.kafka import Broker, LibraryTwin, ProducerTwin
 from tests.simulation.plan import BATCH_ITEMS, HOSTS, MAX_IMAGE_BYTES
 from tests.simulation.servers import ExaminerTwin, FetcherTwin, RedisServer, StoreTwin, TritonServer, TritonTwin
 from tests.simulation.world import World
 from worker.admission import Admission
+from worker.clients import kafka_consumer
+from worker.clients.kafka_consumer import Consumer
 from worker.errors import Stopping, Unavailable
 from worker.inflight import UnderWay
 from worker.model import ModelWatch
@@ -24,11 +27,11 @@ from worker.pipeline import STAGES_END_S, Clients, Queues, wire
 from worker.queues import StageQueue
 from worker.retry import CircuitBreaker, Guarded
 from worker.settings import Settings
-from worker.stages.fetch import Storages
 from worker.stages.policy_watch import PolicyWatch
 from worker.stages.poll import Poll
 from worker.stages.publish import Publish
 from worker.stages.stage import Stage, Tools, drive
+from worker.storages import Storages
 from worker.telemetry.tracing import Tracing
 
 
@@ -57,7 +60,11 @@ def variant(number: int) -> Settings:
         {
             "retry": {"base_ms": 10, "max_ms": (100, 400)[number % 2], "breaker_failures": (1, 3)[number // 2 % 2]},
             "intake": {"batch_max_items": BATCH_ITEMS[number // 4 % 4], "batch_max_wait_ms": (0, 5, 40)[number % 3]},
-            "flow": {"max_items": items, "low_water": (0.5, 1.0)[number % 2]},
+            "flow": {
+                "max_items": items,
+                "low_water": (0.5, 1.0)[number % 2],
+                "max_references": (1, 4)[number // 3 % 2],
+            },
             "limits": {"max_image_bytes": MAX_IMAGE_BYTES},
             "kafka": {"commit_interval_ms": (50, 300)[number // 3 % 2], "max_poll_records": (1, 3, 64)[number % 3]},
             "triton": {"calls_in_flight": (1, 2, 3)[number // 5 % 3]},
@@ -65,7 +72,9 @@ def variant(number: int) -> Settings:
             "references": {
                 "schemes": ["https"],
                 "https_hosts": [host.partition("//")[2] for host in HOSTS],
-                "concurrency": (1, 2)[number % 2],
+                "concurrency": (1, 2, 4)[number % 3],
+                "wait_ms": (0, 200, 5000)[number // 2 % 3],
+                "retry_delay_s": (1, 2)[number // 7 % 2],
             },
             "run": {"drain_timeout_s": (1, 20)[number % 2]},
         }
@@ -104,7 +113,12 @@ class Worker:
         self.under_way = UnderWay(_Bounded(self.settings.flow, self._clock))
         self.queues = _queues(self._clock)
         self._kafka, self._redis, self._triton = (self._breaker(one) for one in ("kafka", "redis", "triton"))
-        self._storages = Storages(lambda: self._breaker("storage"))
+        self._storages = Storages(
+            self.settings.references,
+            lambda address: self._breaker(address.host),
+            crowded=self.settings.flow.max_references // 2,
+            clock=self._clock,
+        )
         self._store = StoreTwin(world, self.process, redis)
         self._examiner = ExaminerTwin(world, self.process)
         model = TritonTwin(world, self.process, triton)
@@ -115,11 +129,12 @@ class Worker:
             self._tools,
             self.under_way,
             drain=self._drain,
-            breakers=lambda: (self._redis, self._triton, self._kafka, *self._storages.breakers().values()),
+            breakers=(self._redis, self._triton, self._kafka),
             arrivals=self.queues.arrivals,
         )
         self.publish: Publish | None = None
-        self.consumer: ConsumerTwin | None = None
+        self.consumer: Consumer | None = None
+        self.library: LibraryTwin | None = None
         self.tasks: list[Task] = []
         self._producer = ProducerTwin(world, self.process, broker)
         self._broker = broker
@@ -132,7 +147,7 @@ class Worker:
     @property
     def is_idle(self) -> bool:
         """Nothing is under way here, and nothing waits to be polled."""
-        waits = self.consumer is not None and any(self.consumer.waiting().values())
+        waits = self.library is not None and self.library._has_records()
         return self.under_way.admission.items == 0 and not self.poll._paused and not waits
 
     def request_stop(self) -> None:
@@ -150,6 +165,8 @@ class Worker:
             "admitted items": admission.items,
             "admitted bytes": admission.bytes,
             "fetched bytes": admission._fetched_bytes,
+            "references": admission.references,
+            "waiting for storages": len(self._storages),
             "unfinished": self.under_way.tracker.unfinished(),
             "lines of ids": len(self.under_way.order),
             "flights": len(self.under_way.single_flight),
@@ -192,6 +209,7 @@ class Worker:
             model=Guarded(self._model, self._triton),
             fetcher=FetcherTwin(self._world, self.process),  # type: ignore[arg-type]
             storages=self._storages,
+            can_park=self.poll.can_park,
             examiner=self._examiner,
         )
         for driven in wire(self.settings, self._policies, self._tools, self.under_way, self.queues, clients):
@@ -200,10 +218,11 @@ class Worker:
             for number in range(driven.threads):
                 self._open(f"{self.name}.{driven.name}{number or ''}", driven.stage)
         self.tasks.append(self._world.hub.spawn(f"{self.name}.watch", self._watch, self.process))
-        self.consumer = ConsumerTwin(
-            self._world, self.process, self._broker, self.poll.on_assigned, self.poll.on_revoked
-        )
-        self.poll.attach(self.consumer)  # type: ignore[arg-type]
+        self.library = LibraryTwin(self._world, self.process, self._broker)
+        with mock.patch.object(kafka_consumer, "RecordConsumer", return_value=self.library):
+            poll = self.poll
+            self.consumer = Consumer(self.settings.kafka, poll.on_assigned, poll.on_revoked, self._clock)
+        self.poll.attach(self.consumer)
 
     def _open(self, name: str, stage: Stage) -> None:
         def body() -> None:

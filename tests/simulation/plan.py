@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BATCH_ITEMS = (1, 2, 3, 8)
-THEMES = (0.08, 0.12)  # so many of the histories have faults that were put where they meet
+THEMES = (0.08, 0.12, 0.22)  # so many of the histories have faults that were put where they meet
 PERIOD_S = 3.0  # faults begin within it
 MAX_IMAGE_BYTES = 64
 REFERENCE_TYPE = b"application/vnd.assay.image-ref+json"
@@ -153,7 +153,9 @@ def draw(seed: int) -> Plan:
     partitions = rng.choice((1, 1, 2, 3))
     healed_s = rng.uniform(0.3, PERIOD_S)
     hosts = {host: _server(rng, healed_s, ("away", "slow"), 0.4) for host in HOSTS}
-    sent, astray = _records(rng, partitions)
+    theme = chance()
+    is_parked = THEMES[1] <= theme < THEMES[2]
+    sent, astray = _records(rng, partitions, ["reference", "reference-cut"] if is_parked else None)
     blows = []
     if chance() < 0.45:
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -165,7 +167,6 @@ def draw(seed: int) -> Plan:
             what = rng.choice(("shuffle", "rival", "rival", "rival", "expel", "rewind"))
             moves.append(Move(rng.uniform(0, healed_s), what, rng.randrange(partitions), rng.choice((0.01, 0.3, 1.5))))
     redis = _server(rng, healed_s, ("away", "lost", "late", "oom", "slow"), 0.55)
-    theme = chance()
     if theme < THEMES[0]:  # a partition goes to another while what was read of it waits for Redis
         start = rng.uniform(0.02, 0.2)
         healed_s = max(healed_s, start + 1.5)
@@ -174,6 +175,9 @@ def draw(seed: int) -> Plan:
         moves = [Move(start + rng.uniform(0.02, 0.2), "rival", partition, 2.0) for partition in range(partitions)]
     elif theme < THEMES[1]:  # what is on its way is read again
         moves = [Move(rng.uniform(0.02, 0.5), "rewind", partition, 0.0) for partition in range(partitions)]
+    elif is_parked:  # a storage is away for long, while later records of the same ids need none
+        healed_s = max(healed_s, 2.0)
+        hosts[HOSTS[0]] = Server((Window(0.0, rng.uniform(0.3, healed_s), "away"),))
     return Plan(
         seed=seed,
         partitions=partitions,
@@ -205,11 +209,11 @@ def _server(rng: random.Random, healed_s: float, kinds: tuple[str, ...], share: 
     return Server(tuple(windows), rng.choice((0.0, 0.05, 0.2, 0.5)), latency_s)
 
 
-def _records(rng: random.Random, partitions: int) -> tuple[tuple[Sent, ...], frozenset[str]]:
+def _records(rng: random.Random, partitions: int, odd: list[str] | None) -> tuple[tuple[Sent, ...], frozenset[str]]:
     count = rng.choice((2, 4, 6, 8, 8, 12))
     ids = rng.choice((1, 2, 4, 20))
     contents = rng.choice((1, 2, 4, 12))
-    odd = rng.sample(ODD, rng.choice((0, 1, 2, 4)))
+    odd = odd or rng.sample(ODD, rng.choice((0, 1, 2, 4)))
     odd_share = rng.choice((0.15, 0.4)) if odd else 0.0
     late_share = rng.choice((0.0, 0.3, 1.0))
     is_astray = rng.random() < 0.1

@@ -26,7 +26,8 @@ from worker.stages.fetch import Fetch
 from worker.stages.infer import Infer
 from worker.stages.intake import Intake
 from worker.stages.poll import Poll
-from worker.stages.publish import Publish
+from worker.stages.publish import Publish, _Draft
+from worker.storages import Storages
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PLANTED: dict[str, Callable[[], Any]] = {}  # by name: what plants it, as a context
@@ -160,7 +161,7 @@ def never_closes_the_breaker(self: Any) -> None:
     self._failures = 0
 
 
-@plant_around(CircuitBreaker, "_failed")
+@plant_around(CircuitBreaker, "failed")
 def waits_for_ever_after_a_failure(real: Any, self: Any, error: Unavailable) -> None:
     real(self, error)
     self._not_before = float("inf")
@@ -206,13 +207,36 @@ def keeps_a_batch_until_it_is_full(self: Any) -> float:
     return 1.0
 
 
-@plant_around(Fetch, "_bytes_behind")
-def rejects_for_a_storage_that_is_away(real: Any, self: Any, reference: Any) -> bytes:
-    try:
-        data: bytes = self._fetcher.fetch(reference)
-    except Unavailable as error:
-        raise Rejected(RejectReason.FETCH_FAILED, str(error), stage="fetch") from None
-    return data
+@plant(Fetch, "_given_up")
+def rejects_for_a_storage_that_is_away(self: Any, turn: Any) -> Rejected:
+    return Rejected(RejectReason.FETCH_FAILED, turn.error, stage="fetch")
+
+
+@plant(Fetch, "step")
+def lets_go_before_it_tries(self: Any, wait_s: float) -> None:
+    self._accept(0.0 if len(self._storages) else wait_s)
+    for late in self._storages.overdue():
+        self._end(late.referenced, self._given_up(late))
+    turn = self._storages.take()
+    if turn is not None:
+        self._fetch(turn)
+    elif len(self._storages):
+        self._accept(min(wait_s, 0.05))
+
+
+PLANTED["lets_a_parked_record_overwrite_a_later_one"] = lambda: mock.patch.object(_Draft, "was_parked", new=False)
+
+
+@plant(Storages, "failed")
+def loses_a_reference_whose_storage_is_away(self: Any, turn: Any, error: Unavailable) -> None:
+    self._storages[turn.address.host].running -= 1
+    turn_breaker = self._storages[turn.address.host].breaker
+    turn_breaker.failed(error)
+
+
+@plant(Admission, "release_reference")
+def never_releases_a_reference(self: Any) -> None:
+    return
 
 
 @plant_around(Decode, "_hand_on")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import uuid
 
+from kafka import TopicPartition
+
 from tests.simulation.kafka import RIVAL, Broker
 from tests.simulation.plan import EXPECTED, Sent
 from tests.simulation.servers import RedisServer, TritonServer
@@ -33,7 +35,7 @@ class Rival:
         broker = self._broker
         while True:
             broker.changed.wait(0.1)
-            for partition in broker.partitions:
+            for partition in broker.incoming:
                 if broker.wanted(partition) == RIVAL and broker.may_take(partition):
                     broker.generation += 1
                     broker.owner[partition] = RIVAL
@@ -42,7 +44,7 @@ class Rival:
                 elif broker.owner[partition] == RIVAL and broker.wanted(partition) != RIVAL:
                     broker.release(partition, 0.0)
 
-    def _judge(self, partition: int) -> None:
+    def _judge(self, partition: TopicPartition) -> None:
         """As many of the waiting records as chance wants, usually all."""
         broker, rng = self._broker, self._world.rng
         waiting = [one for one in broker.log[partition] if one.offset >= broker.position(partition)]
@@ -50,8 +52,8 @@ class Rival:
             waiting = waiting[: rng.randrange(len(waiting))]
         self._redis.catch_up()
         for record in waiting:
-            one = self._sent[partition, record.offset]
-            self._world.note("delivered", RIVAL, [(one.partition, one.offset)])
+            one = self._sent[partition.partition, record.offset]
+            self._world.note("delivered", RIVAL, [(one.partition, one.offset)], [dict(one.headers)["traceparent"]])
             written = broker.write(RIVAL, self._rejection(one) if EXPECTED[one.kind] else self._verdict(one))
             self._world.note("acknowledged", RIVAL, [written.number])
         if waiting:
@@ -70,6 +72,7 @@ class Rival:
             "sha256": one.sha256,
             "scores": {"linear": score, "knn": score / 2, "svm": score / 4},
             "model": {"version": version},
+            "origin": {"offset": one.offset},
         }
         as_json = json.dumps(document)
         self._redis.put(RIVAL, one.image_id, as_json)

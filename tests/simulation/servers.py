@@ -7,6 +7,7 @@ one pixel that names them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,12 @@ from worker.contract import ImageInfo, ImageReference, Verdict
 from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.examine.findings import Examined, Findings
+from worker.examine.provenance.trust import load_anchors, reader_version
+from worker.item import Address
 
 VERSIONS = ("000000000001", "000000000002", "000000000003", "000000000004")
 GROUND = {"good": 0, "poison": 1, "nan": 2}  # the second channel of the pixel
+READERS = (reader_version(load_anchors(None)), "an older one")  # of evidence: what is cached is used, or read anew
 MOST_EXAMINED = 3  # batches at once
 SLOW_SHARE = 0.1  # of the images are examined for longer than the others of their batch
 
@@ -83,10 +87,15 @@ class StoreTwin(Twin):
         self._redis.catch_up()
         found = [self._redis.images.get((sha256, model_version)) for sha256 in sha256s]
         self._leave()
-        return [one and CacheEntry(one.scores, one.image.format, one.image.width, one.image.height) for one in found]
+        return [one and _entry(one) for one in found]
 
-    def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
-        """Write verdicts and cache entries."""
+    def save(
+        self,
+        verdicts: Sequence[tuple[Verdict, str]],
+        images: Sequence[ScoredImage],
+        late: Sequence[tuple[Verdict, str]] = (),
+    ) -> None:
+        """Write verdicts and cache entries; of `late` those that no later record has overtaken."""
         self._enter()
         self._world.note("saving", self._process.name, [verdict.image_id for verdict, _ in verdicts])
         trouble = self._trouble()
@@ -94,7 +103,9 @@ class StoreTwin(Twin):
             trouble = ("away", "lost", "late", "half")[int(self._random() * 4)]
 
         def write(share: float = 1.0) -> None:
-            for verdict, as_json in verdicts[: int(len(verdicts) * share + 0.5)]:
+            stored = self._redis.verdicts
+            held = [*verdicts, *[one for one in late if not _is_overtaken(one, stored.get(one[0].image_id))]]
+            for verdict, as_json in held[: int(len(held) * share + 0.5)]:
                 self._redis.put(self._process.name, verdict.image_id, as_json)
             for image in images:
                 self._redis.images[image.sha256, image.model_version] = image
@@ -111,6 +122,16 @@ class StoreTwin(Twin):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
+    """Is what is stored about a later record? In the simulation an id has one partition."""
+    return stored is not None and json.loads(stored)["origin"]["offset"] > json.loads(late[1])["origin"]["offset"]
+
+
+def _entry(one: ScoredImage) -> CacheEntry:
+    image = one.image
+    return CacheEntry(one.scores, image.format, image.width, image.height, evidence=one.evidence, reader=one.reader)
 
 
 class TritonServer:
@@ -191,15 +212,22 @@ class TritonTwin(Twin):
 class FetcherTwin:
     """worker.clients.fetch.Fetcher on two storages."""
 
+    allowed = HOSTS
+
     def __init__(self, world: World, process: Process) -> None:
         self._hosts = {host: Twin(world, world.plan.storages[host], process) for host in HOSTS}
+
+    def address(self, reference: ImageReference) -> Address:
+        """Where it leads. Raises Rejected."""
+        host = reference.uri.rsplit("/", 2)[0]
+        if host not in self._hosts:
+            raise Rejected(RejectReason.FETCH_DENIED, "simulated: no such host is allowed", stage="intake")
+        return Address(host, host)
 
     def fetch(self, reference: ImageReference) -> bytes:
         """The image. Raises Rejected or Unavailable."""
         host, kind, number = reference.uri.rsplit("/", 2)
-        twin = self._hosts.get(host)
-        if twin is None:
-            raise Rejected(RejectReason.FETCH_DENIED, "simulated: no such host is allowed", stage="intake")
+        twin = self._hosts[host]
         twin._enter()
         if twin._trouble():
             twin._give_up()
@@ -279,7 +307,8 @@ class ExaminerTwin(Twin):
             kind, number = data.decode().rstrip("\0").split(":")
             if kind in GROUND:
                 pixels[len(good), 0, 0] = (int(number), GROUND[kind], 0)
-                good.append((token, Findings(ImageInfo(format="png", width=8, height=8, bytes=len(data)))))
+                info = ImageInfo(format="png", width=8, height=8, bytes=len(data))
+                good.append((token, Findings(info, reader=READERS[self._world.plan.variant % 2])))
             else:
                 reason = RejectReason.CORRUPT if kind == "cut" else RejectReason.UNSUPPORTED_FORMAT
                 bad.append((token, Rejected(reason, "simulated: cannot be read", stage="decode")))

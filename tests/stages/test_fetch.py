@@ -163,6 +163,19 @@ def test_a_storage_that_stays_away_parks_its_references() -> None:
     assert bench.metric("assay_storage_state", storage="s3://bucket") == BreakerState.OPEN
 
 
+def test_a_storage_that_is_back_is_asked_even_where_nothing_waits_for_it() -> None:
+    """With no time to wait in place the first reference after the outage is the one that finds it back."""
+    impatient = settings(references=QUICKLY | {"wait_ms": 0}, retry={"breaker_failures": 1})
+    bench = Workbench(impatient, fetcher=FetcherTwin(image(1), failures=1))
+    with bench.running("intake", "fetch"):
+        bench.take(reference(0, {"uri": "s3://bucket/key"}))
+        wait_for(lambda: len(bench.queues.ended), "the first is parked")
+        bench.storages._storages["s3://bucket"].answered_at -= 60  # silent for a minute, and its breaker open
+        time.sleep(0.01)  # the back-off is 5 ms at most
+        bench.take(reference(1, {"uri": "s3://bucket/key"}))
+        wait_for(lambda: len(bench.queues.encoded), "the second is fetched")
+
+
 def test_a_parked_reference_is_given_up_in_the_end() -> None:
     """Rejected with the number of attempts, counted from when it first came."""
     bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))

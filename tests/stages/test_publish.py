@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.twins import P0, P1, VERSION, Workbench, judged, record, scores, wait_for
+from tests.twins import P0, P1, TOPIC, VERSION, Workbench, judged, record, scores, wait_for
 from worker import __version__
-from worker.contract import Headers, ImageInfo, Record, Verdict
+from worker.contract import Headers, ImageInfo, Parked, Record, Source, Verdict
 from worker.errors import Rejected, RejectReason
 from worker.item import Encoded, Ended
 from worker.rejections import REJECTION_HEADERS
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
-IMAGE = ImageInfo(format="png", width=8, height=9, bytes=1)  # as `judged` has it
+IMAGE = ImageInfo(format="png", width=640, height=480, bytes=1)  # as `judged` has it
 
 
 def images(bench: Workbench, *records: Record, ids: str = "abcdefgh", shas: str = "12345678") -> list[Encoded]:
@@ -231,3 +231,15 @@ def test_a_partition_lost_while_kafka_is_away_is_not_produced() -> None:
         wait_for(lambda: bench.admission.items == 0, "both end")
     assert [one.key for one in bench.producer.sent] == [b"b"]
     assert bench.metric("assay_stale_results_total") == 1
+
+
+@pytest.mark.parametrize(("parked_offset", "wins"), [(3, 0.0), (9, 0.1)])
+def test_a_parked_record_does_not_overwrite_a_later_one(parked_offset: int, wins: float) -> None:
+    """It comes back after a minute; what has been judged of the same id since then stays in Redis, its record is produced."""
+    bench = Workbench()
+    parked = Parked(Source(TOPIC, 0, parked_offset, 1), attempt=1, since_ms=1, retry_at_ms=2)
+    later, late = items(bench, record(5), replace(record(0, partition=1), parked=parked), ids="aa")
+    end(bench, [later], [late], ended=2)
+    assert bench.store.verdicts["a"].scores.linear == wins
+    assert len(bench.producer.to("images.verdicts")) == 2
+    assert bench.tracker.committable() == {P0: 6, P1: 1}

@@ -19,7 +19,7 @@ from worker.clients.kafka_topics import create_topics, delete_topics, publish
 from worker.demo import SAMPLES, stop_worker, wait_until_ready
 from worker.errors import SettingsError
 from worker.local.server import free_port
-from worker.settings import Settings, variable
+from worker.settings import KafkaSettings, Settings, variable
 
 PARTITIONS = 4
 BATCH = 32
@@ -83,7 +83,7 @@ def _cpu_s(pid: int) -> float:
 def own_topics(settings: Settings) -> Iterator[Mapping[str, str]]:
     """The variables that give a worker topics, a group and keys of its own; the topics are deleted at the end."""
     name = f"assay-bench-{uuid.uuid4().hex[:8]}"
-    topics = {f"{kind}_topic": f"{name}.{kind}" for kind in ("incoming", "verdicts", "rejected")}
+    topics = {field: f"{name}.{field}" for field in KafkaSettings.model_fields if field.endswith("_topic")}
     environment = {variable("kafka", field): topic for field, topic in topics.items()}
     environment |= {
         variable("kafka", "group_id"): name,

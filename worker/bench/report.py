@@ -12,6 +12,7 @@ from rich.table import Table
 
 from worker.bench import memory, throughput
 from worker.bench.decode import measure_decode
+from worker.bench.evidence import measure_evidence
 from worker.bench.policy import measure_policy
 from worker.settings import Settings
 from worker.terminal import err, out, print_json
@@ -41,6 +42,8 @@ def run(
     elif what == "memory":
         result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=err.say)
         document = {**asdict(result), "within_bound": result.within}
+    elif what == "evidence":
+        document = measure_evidence()
     elif what == "policy":
         document = measure_policy()
     else:

@@ -18,6 +18,7 @@ COMMANDS = (
     ("run", "consume images until SIGTERM"),
     ("send PATH… --wait", "publish images and watch their verdicts"),
     ("query ID", "the stored verdict of an image"),
+    ("explain ID", "why: rule, margins, evidence, and what in the image speaks for it"),
     ("replay", "put rejected images back, once mended"),
     ("policy check FILE", "what a policy means, and what is wrong with it"),
     ("policy backtest FILE", "what it would have decided of what is stored"),

@@ -47,8 +47,7 @@ class Fetcher:
     for.
 
     `sleep` waits between tries and may raise worker.errors.Stopping; `clock` is monotonic, in seconds; `resolve` looks
-    names up.
-    Raises SettingsError for entries that can never match, a CA file that cannot be read, or s3 without boto3.
+    names up. Raises SettingsError for entries that can never match, a CA file that cannot be read, or s3 without boto3.
     """
 
     def __init__(

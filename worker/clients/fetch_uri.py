@@ -1,8 +1,7 @@
 """From the URI of a reference to what may be fetched: parsing and allow-lists. Pure, no look-ups, no I/O.
 
 What is compared with the allow-list is what is later connected to: one parse gives both, so that no second parser can
-read
-the same text differently. An unknown or unallowed scheme, host, bucket or root is `fetch_denied`, a malformed URI
+read the same text differently. An unknown or unallowed scheme, host, bucket or root is `fetch_denied`, a malformed URI
 `bad_reference`.
 
 Use:  rules = Rules(settings.references); target = rules.parse("https://img.example.org/a.jpg")

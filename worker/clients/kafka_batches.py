@@ -173,7 +173,7 @@ class _Found:
     """What has been read of a record so far: all of it, or as much as there is before it breaks."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._room_bytes = max_bytes
+        self._left_bytes = max_bytes
         self.offset_delta = -1
         self._timestamp_delta_ms = 0
         self._key: bytes | None = None
@@ -189,7 +189,7 @@ class _Found:
         self.offset_delta = stream.varint()
         self._key = self._nullable(stream, "key")
         size = stream.varint()
-        if size > self._room_bytes:
+        if size > self._left_bytes:
             self._value, self._omitted = b"", Omitted(size, stream.skip(size))
         elif size >= 0:
             self._value = self._bytes(stream, size)
@@ -204,12 +204,12 @@ class _Found:
 
     def _nullable(self, stream: Unpacked, what: str) -> bytes | None:
         size = stream.varint()
-        if size > self._room_bytes:
+        if size > self._left_bytes:
             raise Broken(f"a {what} of {size} bytes")
         return None if size < 0 else self._bytes(stream, size)
 
     def _bytes(self, stream: Unpacked, size: int) -> bytes:
-        self._room_bytes -= size
+        self._left_bytes -= size
         return bytes(stream.read(size))
 
     def record(self, offset: int, batch: Batch, place: Place) -> Record:

@@ -46,7 +46,7 @@ class RecordConsumer(KafkaConsumer):  # type: ignore[misc]
 
     def poll_records(self, timeout_ms: int, max_records: int, max_bytes: int | None = None) -> list[Record]:
         """Records, in order in each partition: at least one if there is one, none once `max_bytes` are reached."""
-        self._fetcher.room_bytes = max_bytes
+        self._fetcher.budget_bytes = max_bytes
         polled = self.poll(timeout_ms=timeout_ms, max_records=max_records)
         return [record for records in polled.values() for record in records]
 
@@ -55,16 +55,16 @@ class _RecordFetcher(Fetcher):  # type: ignore[misc]
     def __init__(self, client: Any, subscriptions: Any, *, max_record_bytes: int, **configs: Any) -> None:
         super().__init__(client, subscriptions, **configs)
         self.max_record_bytes = max_record_bytes
-        self.room_bytes: int | None = None
+        self.budget_bytes: int | None = None
         self._end = -1
         self._damaged: dict[TopicPartition, tuple[int, int]] = {}
 
     def take(self, size_bytes: int) -> bool:
-        """Count a record against this poll. True where there is room for another."""
-        if self.room_bytes is None:
+        """Count a record against this poll. True where another may be taken."""
+        if self.budget_bytes is None:
             return True
-        self.room_bytes -= size_bytes
-        return self.room_bytes > 0
+        self.budget_bytes -= size_bytes
+        return self.budget_bytes > 0
 
     def is_worth_another_fetch(self, tp: TopicPartition, position: int) -> bool:
         """What damaged a batch on its way may not do so again; a broker whose copy is damaged sends it so each time."""
@@ -90,8 +90,8 @@ class _RecordFetcher(Fetcher):  # type: ignore[misc]
 
     def _append(self, drained: Any, part: Any, max_records: int, update_offsets: bool) -> int:
         taken: int = super()._append(drained, part, max_records, update_offsets)
-        no_room = self.room_bytes is not None and self.room_bytes <= 0
-        return max_records if no_room and drained else taken
+        is_spent = self.budget_bytes is not None and self.budget_bytes <= 0
+        return max_records if is_spent and drained else taken
 
 
 class _PartitionRecords:

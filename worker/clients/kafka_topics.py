@@ -15,6 +15,7 @@ from kafka.errors import TopicAlreadyExistsError
 from worker.clients.kafka import as_unavailable, connection_options, consumer_options, missing_topic
 from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clients.kafka_producer import Outgoing, Producer
+from worker.clock import SYSTEM_CLOCK
 from worker.contract import Record
 from worker.errors import Unavailable
 from worker.settings import KafkaSettings
@@ -120,3 +121,22 @@ class Reader:
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
+
+
+def read_one(settings: KafkaSettings, topic: str, partition: int, offset: int, timeout_s: float = 5.0) -> Record | None:
+    """The record at this place, or None where it is not there any more. Raises Unavailable."""
+    place = TopicPartition(topic, partition)
+    with as_unavailable(settings), contextlib.closing(RecordConsumer(**consumer_options(settings))) as consumer:
+        if partition not in (consumer.partitions_for_topic(topic) or ()):
+            return None
+        consumer.assign([place])
+        first, end = consumer.beginning_offsets([place])[place], consumer.end_offsets([place])[place]
+        if not first <= offset < end:
+            return None
+        consumer.seek(place, offset)
+        deadline = SYSTEM_CLOCK.monotonic() + timeout_s
+        while SYSTEM_CLOCK.monotonic() < deadline:
+            for record in consumer.poll_records(500, 1, settings.fetch_max_bytes):
+                found: Record = record
+                return found if found.offset == offset else None
+    raise Unavailable("kafka", f"{topic}/{partition}/{offset} did not come within {timeout_s:g} s")

@@ -27,6 +27,7 @@ from worker.contract import (
     Scores,
     Verdict,
     cached_scores_json,
+    overtakes,
     parse_cached_scores,
     verdict_hash,
 )
@@ -224,17 +225,40 @@ class Store:
             return None
         return entry
 
-    def save(self, verdicts: Sequence[tuple[Verdict, str]], images: Sequence[ScoredImage]) -> None:
-        """Write verdicts (each with its JSON) and cache entries, with their lifetimes."""
+    def save(
+        self,
+        verdicts: Sequence[tuple[Verdict, str]],
+        images: Sequence[ScoredImage],
+        late: Sequence[tuple[Verdict, str]] = (),
+    ) -> None:
+        """Write verdicts (each with its JSON) and cache entries, with their lifetimes.
+
+        `late`: verdicts on records that were parked; where a later record of the same id has been judged meanwhile,
+        its verdict stays.
+        """
         writes: list[tuple[str, dict[str, str], int]] = [
             (self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl)
-            for verdict, as_json in verdicts
+            for verdict, as_json in [*verdicts, *self._not_overtaken(late)]
         ]
         writes += [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
         foreign = self._write(writes)
         if foreign:
             log.warning("redis_key_replaced", keys=foreign, reason="a key under our prefix had another type")
             self._write([write for write in writes if write[0] in foreign], replace=True)
+
+    def _not_overtaken(self, late: Sequence[tuple[Verdict, str]]) -> list[tuple[Verdict, str]]:
+        """Those whose id has no verdict on a later record of the same partition."""
+        if not late:
+            return []
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=False)
+            for verdict, _ in late:
+                pipeline.hget(self.verdict_key(verdict.image_id), "json")
+            rows = pipeline.execute(raise_on_error=False)
+        for row in rows:
+            if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
+                raise Unavailable("redis", str(row)) from row
+        return [pair for pair, row in zip(late, rows, strict=True) if not overtakes(row, pair[0])]
 
     def _write(self, writes: Sequence[tuple[str, dict[str, str], int]], *, replace: bool = False) -> set[str]:
         """Returns the keys that hold another type than a hash."""

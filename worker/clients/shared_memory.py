@@ -96,7 +96,7 @@ class Regions:
     """The regions that decoded batches travel in, `batch_max_items` crops each."""
 
     def __init__(self, count: int, batch_max_items: int, folder: Path | None) -> None:
-        """`folder`: where a server on this host finds them; None for none. Raises OSError where there is no room."""
+        """`folder`: where a server on this host finds them; None for none. Raises OSError where there is no space."""
         self.all: list[Region] = []
         try:
             for _ in range(count):

@@ -113,5 +113,5 @@ class Block:
     # Both.
 
     def crop(self) -> Pixels:
-        """Room for the pixels of one image whose batch has gone on without it, uint8 [1, 224, 224, 3]."""
+        """Place for the pixels of one image whose batch has gone on without it, uint8 [1, 224, 224, 3]."""
         return np.ndarray((1, CROP_PX, CROP_PX, 3), np.uint8, self._map, _CROP_AT)

@@ -1,8 +1,8 @@
 """What an image's header says, without decoding it: format, size, cost, and the bytes that its pixels depend on.
 
 The format is told by the first bytes; one reader for each walks the file and says what a decoder may open, and nothing
-else is opened. A header costs milliseconds whatever it holds. AVIF, and HEIC where the extra
-`heif` is installed, are measured by their decoder.
+else is opened. A header costs milliseconds whatever it holds. AVIF, and HEIC where the extra `heif` is installed, are
+measured by their decoder.
 """
 
 from __future__ import annotations

@@ -72,11 +72,11 @@ def _paint(data: bytes, layout: bmp.Layout, out: Indices, first: int, left: int)
     raise corrupt(f"the run-length commands of the bmp are more than {MAX_STEPS}")
 
 
-def _paint_runs(runs: bytes, nibbles: bool, out: Indices, at: tuple[int, int], room: int) -> int:
+def _paint_runs(runs: bytes, nibbles: bool, out: Indices, at: tuple[int, int], space_px: int) -> int:
     """Paint (count, index) pairs into one row; the pixels they cover, which end with the row."""
     pairs = np.frombuffer(runs, np.uint8).reshape(-1, 2)
     ends = np.cumsum(pairs[:, 0], dtype=np.int64)
-    covered = int(min(ends[-1], max(room, 0)))
+    covered = int(min(ends[-1], max(space_px, 0)))
     if 0 <= at[0] < len(out) and covered:
         used = int(np.searchsorted(ends, covered)) + 1
         counts = pairs[:used, 0].astype(np.int64)

@@ -209,7 +209,7 @@ def _samples(form: _Form, tags: Tags) -> tuple[tuple[int, ...], int, int]:
 
 
 def _lay_out(data: bytes, form: _Form, kept: Tags, width: int, height: int) -> None:
-    """Bound what a decoder makes room for: strips or tiles, and for rows that are not packed, that they are there."""
+    """Bound what a decoder allocates: strips or tiles, and for rows that are not packed, that they are there."""
     tiled = _TILES in kept and _STRIPS not in kept
     if tiled:
         block = _one(form, kept, _TILE_WIDTH), _one(form, kept, _TILE_HEIGHT)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from worker.contract import ImageInfo
 from worker.errors import AssayError, Rejected, RejectReason
-from worker.evidence import Evidence
+from worker.evidence import NOTHING, Evidence
 from worker.examine.findings import Cost, Findings
 
 # here: all are decoded by this child; apart: those that suit the GPU come back; device: this child has the GPU, and
@@ -32,7 +32,7 @@ class Garbled(AssayError):
 class Job:
     """Images for one child. `places`: offset and size of each in its block.
 
-    `region`: where pixels go, image i to row `first_row + i`; None for the block's own room, which holds one.
+    `region`: where pixels go, image i to row `first_row + i`; None for the block's own place, which holds one.
     What costs more than `most` comes back as it is; None: nothing does. `with_evidence`: read what the files say of
     their origin; not where doing so may have ended a child, for evidence is no reason to reject an image.
     """
@@ -86,7 +86,7 @@ def to_json(outcomes: Sequence[Outcome]) -> bytes:
 def _to_fields(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Findings():
-            evidence = outcome.evidence.model_dump()
+            evidence = None if outcome.evidence is NOTHING else outcome.evidence.model_dump()
             return {"info": outcome.info.model_dump(), "evidence": evidence, "reader": outcome.reader}
         case Rejected():
             return {"reason": outcome.reason.value, "detail": outcome.detail, "stage": outcome.stage}
@@ -112,7 +112,9 @@ def parse(answer: bytes, sizes: Sequence[int]) -> list[Outcome]:
 def _from_fields(fields: Mapping[str, Any], size_bytes: int) -> Outcome:
     if "info" in fields:
         info = ImageInfo.model_validate({**fields["info"], "bytes": size_bytes}, strict=True)
-        return Findings(info, Evidence.model_validate(fields["evidence"], strict=True), str(fields["reader"])[:64])
+        found = fields["evidence"]
+        evidence = NOTHING if found is None else Evidence.model_validate(found, strict=True)
+        return Findings(info, evidence, str(fields["reader"])[:64])
     if "reason" in fields:
         stage: Literal["intake", "decode"] = "intake" if fields["stage"] == "intake" else "decode"
         return Rejected(RejectReason(fields["reason"]), str(fields["detail"])[:MAX_DETAIL_CHARS], stage=stage)

@@ -2,8 +2,7 @@
 Java.
 
 Each part stands in a folder named by the hash of what defines it, and is put there by one rename: what is there is
-complete.
-Run by `make setup` and by `stack up`: `python -m worker.local.install`.
+complete. Run by `make setup` and by `stack up`: `python -m worker.local.install`.
 """
 
 from __future__ import annotations

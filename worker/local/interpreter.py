@@ -1,8 +1,7 @@
 """Finds the Python that the local Triton server embeds: 3.11 or 3.12 together with its shared library.
 
 The worker's own Python will do where it fits. Where only the library is missing, Debian's package of it is unpacked
-below
-`.assay/`, without root; where there is no fitting Python at all, uv fetches one.
+below `.assay/`, without root; where there is no fitting Python at all, uv fetches one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 triton_models/.
 
 Server-ready and model-ready stay true after a model's process has died (2.51), so only a real inference counts as
-serving;
-loading the models anew heals that. A killed server leaves processes and shared memory behind, which the next start
-clears.
+serving; loading the models anew heals that. A killed server leaves processes and shared memory behind, which the next
+start clears.
 """
 
 from __future__ import annotations

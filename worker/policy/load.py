@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from worker.contract import Decision
 from worker.errors import SettingsError
-from worker.policy.builtin import BuiltIn
 from worker.policy.calibration import Calibration
 from worker.policy.expression import ExpressionError, compile_expression
 from worker.policy.policy import Policy
@@ -32,7 +31,7 @@ def load_policy(path: Path | None, variable: str = "", also_decides: Mapping[str
     Raises SettingsError with a line for each problem that names the file and the rule or the field.
     """
     if path is None:
-        return Policy(BuiltIn(), also_decides=also_decides or {})
+        return Policy(also_decides=also_decides or {})
     where = f"{variable}={path}" if variable else str(path)
     try:
         text = path.read_bytes().decode("utf-8")

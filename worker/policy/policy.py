@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from worker.contract import PolicyRef
+from worker.policy.builtin import BUILT_IN
 from worker.policy.calibration import Calibration
 from worker.policy.facts import Facts
 from worker.policy.outcome import Outcome
@@ -23,7 +24,7 @@ class Policy:
     They are part of the version: the same file with another list of trusted signers is another policy.
     """
 
-    form: Thresholds | Rules = field(default_factory=Thresholds)
+    form: Thresholds | Rules = field(default_factory=lambda: Rules(BUILT_IN))
     calibration: Calibration | None = None
     also_decides: Mapping[str, str] = field(default_factory=dict)
 

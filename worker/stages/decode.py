@@ -44,7 +44,7 @@ class Decode(Stage):
         inbox.listen(examiner.wake)
 
     def step(self, wait_s: float) -> None:
-        """Hand over what waits, as far as there is room; hand on what is done."""
+        """Hand over what waits, as far as there is place; hand on what is done."""
         while self._examiner.has_room and (batch := self._inbox.get(0)):
             now = self._tools.clock.monotonic()
             self._examiner.submit([(Handed(encoded, now), encoded.data) for encoded in batch])

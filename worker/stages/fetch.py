@@ -58,11 +58,11 @@ class Fetch(Stage):
     def step(self, wait_s: float) -> None:
         """Take what is new, let go of what has waited for too long, fetch one image."""
         self._accept(0.0 if len(self._storages) else wait_s)
+        turn = self._storages.take()  # before any is let go: each is tried where its storage may be asked
         for late in self._storages.overdue():
             self._end(late.referenced, self._given_up(late))
         for allowed, state in self._storages.states().items():
             self._tools.metrics.storage_state.labels(storage=allowed).set(int(state))
-        turn = self._storages.take()
         if turn is None:
             if len(self._storages):
                 self._accept(min(wait_s, _LOOK_AGAIN_S))

@@ -41,6 +41,11 @@ class _Draft:
     verdict: Verdict | None = None
     text: str = ""
 
+    @property
+    def was_parked(self) -> bool:
+        """Later records of its id may have been judged meanwhile."""
+        return self.ended.item.record.parked is not None
+
 
 class Publish(Stage):
     """`inbox` takes lists of ended items. One thread: whose turn it is, is its own business."""
@@ -117,11 +122,11 @@ class Publish(Stage):
         images = [image for draft in drafts if (image := _scored_image(draft.ended)) is not None]
 
         def save(store: Store) -> None:
-            ours = [
-                (draft.verdict, draft.text) for draft in drafts if draft.verdict and self._is_current(draft.ended.item)
-            ]
+            ours = [draft for draft in drafts if draft.verdict and self._is_current(draft.ended.item)]
+            in_turn = [(draft.verdict, draft.text) for draft in ours if draft.verdict and not draft.was_parked]
+            late = [(draft.verdict, draft.text) for draft in ours if draft.verdict and draft.was_parked]
             if ours or images:
-                store.save(ours, images)
+                store.save(in_turn, images, late)
 
         self._store.call(save, self._tools.stop)
 

@@ -1,10 +1,9 @@
 """W3C trace context: an incoming `traceparent` is continued into the verdict, with or without OpenTelemetry.
 
 Without it (the default) nothing is recorded: the outgoing record has the same trace id and a span id of our own, an
-invalid
-or missing one stays away. With `ASSAY_TRACING__ENABLED=true` (extra `otel`) each item has a span below the incoming one
-and
-each batch a span with links to its items; the exporter is the one that the OTEL_* variables name, none by default.
+invalid or missing one stays away. With `ASSAY_TRACING__ENABLED=true` (extra `otel`) each item has a span below the
+incoming one and each batch a span with links to its items; the exporter is the one that the OTEL_* variables name, none
+by default.
 
 Use:  tracing = Tracing(settings.tracing, version); item = tracing.item(record.header("traceparent")); item.traceparent
       with tracing.batch("infer", items): …

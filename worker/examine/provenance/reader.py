@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.crop import Pixels
-from worker.evidence import C2pa, Evidence, FileMetadata, Watermark, declare
+from worker.evidence import NOTHING, C2pa, Evidence, FileMetadata, Watermark, declare
 from worker.examine.provenance import aigc, exif, tools, watermark, xmp
 from worker.examine.provenance.manifest import ManifestReader
 from worker.examine.provenance.marks import MAX_MARK_BYTES, Marks, find_marks
@@ -33,13 +33,12 @@ class ProvenanceReader:
 
     def read(self, data: bytes, image_format: str, crop: Crop | None = None) -> Evidence:
         """The evidence in `data`, without neighbours. Raises nothing for what the file holds but MemoryError."""
-        c2pa, metadata = C2pa(), FileMetadata()
         marks = find_marks(data, image_format)
-        if marks:
-            metadata = _metadata(marks)
-            if marks.c2pa:
-                c2pa = self._manifests.read(data, image_format)
         found = _watermark(crop) if crop is not None else None
+        if not marks and found is None:
+            return NOTHING
+        metadata = _metadata(marks)
+        c2pa = self._manifests.read(data, image_format) if marks.c2pa else C2pa()
         return Evidence(declared=declare(c2pa, metadata, found), c2pa=c2pa, metadata=metadata, watermark=found)
 
 

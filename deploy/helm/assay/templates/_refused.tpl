@@ -183,17 +183,23 @@ worker/clients/triton.py); with triton.flavour=cpu the input of two processes fo
 {{- toYaml $problems -}}
 {{- end -}}
 
-{{/* worker/policy.py in few words: the text of policy.toml. */}}
+{{/* worker/policy/load.py in few words: the text of policy.toml. Of rules only the worker knows whether they compile. */}}
 {{- define "assay.refusedPolicy" -}}
 {{- $problems := list -}}
 {{- $policy := dict "name" "default" "head" "linear" "fake_from" 0.65 "real_below" 0.35 -}}
-{{- $known := keys $policy -}}
+{{- $short := list "head" "fake_from" "real_below" -}}
 {{- $written := fromToml . -}}
+{{- $rules := or (hasKey $written "rules") (hasKey $written "otherwise") -}}
+{{- if and . (not (omit $written "calibration")) -}}
+{{- $problems = append $problems "policy.toml: no policy in it: either [[rules]], or head, fake_from and real_below" -}}
+{{- end -}}
 {{- range $key, $value := $written -}}
 {{- if eq $key "Error" -}}
 {{- $problems = append $problems (printf "policy.toml: %v" $value) -}}
-{{- else if not (has $key $known) -}}
-{{- $problems = append $problems (printf "policy.toml: %s is none of name, head, fake_from, real_below" $key) -}}
+{{- else if and $rules (has $key $short) -}}
+{{- $problems = append $problems (printf "policy.toml: both forms in one file: rules and %s" $key) -}}
+{{- else if not (has $key (concat $short (list "name" "calibration" "rules" "otherwise"))) -}}
+{{- $problems = append $problems (printf "policy.toml: %s is none of name, head, fake_from, real_below, rules, otherwise, calibration" $key) -}}
 {{- end -}}
 {{- $_ := set $policy $key $value -}}
 {{- end -}}

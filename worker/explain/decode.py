@@ -1,0 +1,68 @@
+"""The crop of one image, decoded in a process of its own that has given up files, connections and programs.
+
+`python -m worker.explain.decode` takes the image on stdin and writes the crop's pixels, or a line that says what is
+wrong. `explain` runs where an operator sits: the bytes of strangers are no more welcome there than in the worker.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import worker
+from worker.crop import CROP_BYTES, CROP_PX, Pixels
+from worker.errors import Rejected
+from worker.explain.origin import Gone
+from worker.settings import LimitSettings
+
+_TIMEOUT_S = 60.0
+_MAX_PIXELS = 1 << 27
+
+
+def crop(data: bytes) -> Pixels:
+    """uint8 [224, 224, 3]. Raises Gone where it cannot be decoded."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "LD_"))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=data,
+            env=kept,
+            cwd=Path(worker.__file__).parents[1],
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Gone("decoding it takes too long") from None
+    if len(done.stdout) != CROP_BYTES:
+        raise Gone(f"it cannot be decoded here: {done.stdout.decode('utf-8', 'replace')[:200] or 'the decoder died'}")
+    return np.frombuffer(done.stdout, np.uint8).reshape(CROP_PX, CROP_PX, 3)
+
+
+def _main() -> None:
+    from worker.examine import headers  # noqa: PLC0415 - what is imported is imported before it is confined
+    from worker.examine.confine import confine  # noqa: PLC0415
+    from worker.examine.pixels import place, try_pillow  # noqa: PLC0415
+
+    data, output = sys.stdin.buffer.read(), os.dup(1)
+    headers.load_plugins()
+    confine(keep_files=[output])
+    try:
+        header = headers.read(data)
+        headers.check_limits(header.info, LimitSettings(max_image_bytes=len(data), max_image_pixels=_MAX_PIXELS))
+        region = try_pillow(header.picture)
+    except Rejected as rejected:
+        region = rejected
+    pixels = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
+    if not isinstance(region, Rejected):
+        place(region, pixels)
+    with os.fdopen(output, "wb") as out:
+        out.write(region.detail.encode() if isinstance(region, Rejected) else pixels.tobytes())
+
+
+if __name__ == "__main__":
+    _main()
