@@ -107,8 +107,8 @@ def test_whatever_a_look_does_it_is_told_and_looked_again(
         raise error
 
     setattr(asked, name, fails)
-    wait_until(lambda: not is_ready(monitor), "not ready")
-    assert str(error) in monitor.readyz()[1][name]
+    wait_until(lambda: str(error) in monitor.readyz()[1][name], "the error in what is told")
+    assert not is_ready(monitor)
     setattr(asked, name, fine)
     wait_until(lambda: is_ready(monitor), "ready again")
 
