@@ -62,7 +62,9 @@ def breaker() -> CircuitBreaker:
 @pytest.fixture
 def poll() -> SimpleNamespace:
     """A poll loop that moves for ever, with one partition."""
-    return SimpleNamespace(assigned=[("images.incoming", 0)], has_incoming=True, heartbeat_at=float("inf"), joined_at=float("inf"))
+    return SimpleNamespace(
+        assigned=[("images.incoming", 0)], has_incoming=True, heartbeat_at=float("inf"), joined_at=float("inf")
+    )
 
 
 @pytest.fixture

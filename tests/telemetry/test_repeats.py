@@ -33,8 +33,19 @@ def test_the_first_passes_and_the_next_one_after_a_pause_counts() -> None:
     assert last.getMessage() == "node 4 is gone (2 more like it in 11 s)"
 
 
+def test_a_message_with_its_numbers_in_it_is_the_same_line() -> None:
+    """Some libraries format before they log: addresses and durations are no other kind."""
+    repeats = Repeats(10.0, Clock())
+    assert repeats.filter(record("Task <Task object at 0x7fd47f30b2d0> ran for 0.107s"))
+    assert not repeats.filter(record("Task <Task object at 0x7fd47f30aaaa> ran for 0.211s"))
+
+
 def test_kinds_without_end_do_not_fill_the_memory() -> None:
     """A library that formats its messages itself makes a new kind of each."""
     repeats = Repeats(10.0, Clock())
-    assert all(repeats.filter(record(f"message {number}")) for number in range(5_000))
+    words = (
+        f"message {chr(97 + number % 26)}{chr(97 + number // 26 % 26)}{chr(97 + number // 676)}"
+        for number in range(5_000)
+    )
+    assert all(repeats.filter(record(word)) for word in words)
     assert len(repeats._seen) <= 1_000

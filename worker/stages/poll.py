@@ -54,7 +54,7 @@ class Poll(Stage):
         self._arrivals = arrivals
         self._consumer: Consumer | None = None
         self._paused = False
-        self._commit_at = self._warn_at = 0.0
+        self._commit_at = self._warn_at = self._tell_away_at = 0.0
         self._drain_until: float | None = None
         self.assigned: list[Partition] = []
         self.record_heartbeat()
@@ -97,7 +97,7 @@ class Poll(Stage):
                 self._observe(self._consumer)
             self._tell_what_keeps_us(self._consumer)
         except Unavailable as error:
-            log.warning("kafka_away", error=error.detail, action="polling goes on")
+            self._tell_away(error, "polling goes on")
             self._drain.wait(AWAY_S)
 
     def _drain_on(self, consumer: Consumer, wait_s: float) -> None:
@@ -115,8 +115,14 @@ class Poll(Stage):
             consumer.poll(int(wait_s * 1000), 1)
             self._commit(consumer, min(COMMIT_MS, max(100, int(1000 * (self._drain_until - now)))))
         except Unavailable as error:
-            log.warning("kafka_away", error=error.detail, action="draining goes on")
+            self._tell_away(error, "draining goes on")
             self._tools.stop.wait(wait_s)
+
+    def _tell_away(self, error: Unavailable, action: str) -> None:
+        """Every few seconds: each poll fails alike."""
+        if self.heartbeat_at >= self._tell_away_at:
+            self._tell_away_at = self.heartbeat_at + TELL_EVERY_S
+            log.warning("kafka_away", error=error.detail, action=action)
 
     def commit_last(self) -> None:
         """What the other stages finished before they stopped."""

@@ -6,16 +6,18 @@ kafka-python writes up to 120 lines a second while a broker resets its connectio
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 
 INTERVAL_S = 10.0
-_MOST_KINDS = 1_000  # templates of log calls are few; a library that formats first has no end of them
+_MOST_KINDS = 1_000  # templates of log calls are few; what a library formats first may have no end
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 class Repeats(logging.Filter):
-    """Lets one record of each kind (logger and message template) through per `interval_s`."""
+    """Lets one record of each kind (logger and message, numbers aside) through per `interval_s`."""
 
     def __init__(self, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -25,7 +27,7 @@ class Repeats(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind = (record.name, str(record.msg))
+        kind = (record.name, _NUMBERS.sub("#", str(record.msg)))
         now = self._clock()
         with self._lock:
             passed_at, held_back = self._seen.get(kind, (-self._interval_s, 0))
