@@ -44,7 +44,7 @@ from worker.queues import StageQueue
 from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
 from worker.stages.decode import Decode, Handed
-from worker.stages.fetch import Fetch
+from worker.stages.fetch import Fetch, ReferenceAccess
 from worker.stages.infer import Infer
 from worker.stages.intake import Arrival, Intake
 from worker.stages.policy_watch import PolicyWatch
@@ -103,14 +103,6 @@ def wire(
     settings: Settings, policies: PolicyWatch, tools: Tools, under_way: UnderWay, queues: Queues, clients: Clients
 ) -> list[Driven]:
     """All stages but Poll, from the last to the first, so that each finds the next one open."""
-    version = lambda: clients.model.client.version  # noqa: E731
-    cache = HashCache(
-        clients.store,
-        clients.model.client,
-        tools.metrics,
-        enabled=settings.cache.enabled,
-        reader=reader_version(load_anchors(settings.evidence.c2pa_trust_path)),
-    )
     publish = Publish(
         settings,
         tools,
@@ -118,7 +110,7 @@ def wire(
         policies,
         store=clients.store,
         producer=clients.producer,
-        model_version=version,
+        model_version=lambda: clients.model.client.version,
         inbox=queues.ended,
     )
     infer = Infer(settings.triton, tools, clients.model, clients.shadow, inbox=queues.decoded, ended=queues.ended)
@@ -132,11 +124,9 @@ def wire(
     )
     fetch = Fetch(
         settings.references,
-        clients.fetcher,
-        clients.storages,
+        ReferenceAccess(clients.fetcher, clients.storages, clients.can_park),
         tools,
         under_way,
-        can_park=clients.can_park,
         inbox=queues.references,
         arrivals=queues.arrivals,
         ended=queues.ended,
@@ -145,7 +135,7 @@ def wire(
         settings,
         tools,
         under_way,
-        cache,
+        _hash_cache(settings, tools, clients),
         inbox=queues.arrivals,
         references=queues.references,
         encoded=queues.encoded,
@@ -161,6 +151,12 @@ def wire(
         Driven("fetch", fetch, fetchers),
         Driven("intake", intake),
     ]
+
+
+def _hash_cache(settings: Settings, tools: Tools, clients: Clients) -> HashCache:
+    reader = reader_version(load_anchors(settings.evidence.c2pa_trust_path))
+    enabled = settings.cache.enabled
+    return HashCache(clients.store, clients.model.client, tools.metrics, enabled=enabled, reader=reader)
 
 
 class Pipeline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from worker.clients.fetch import Fetcher
 from worker.clients.fetch_uri import SCHEMES
@@ -24,35 +25,41 @@ from worker.storages import Storages, Turn
 _LOOK_AGAIN_S = 0.05  # while something waits for its storage
 
 
-class Fetch(Stage):
-    """`inbox` takes references one by one; images go to `arrivals`, rejections and what is parked to `ended`.
-
-    `can_park`: is there a retry topic? Without one a storage that is away ends its references.
+@dataclass(frozen=True, slots=True)
+class ReferenceAccess:
+    """What stands behind references. `can_park`: is there a retry topic? Without one a storage that is away ends its
+    references.
     """
+
+    fetcher: Fetcher
+    storages: Storages
+    can_park: Callable[[], bool]
+
+
+class Fetch(Stage):
+    """`inbox` takes references one by one; images go to `arrivals`, rejections and what is parked to `ended`."""
 
     def __init__(
         self,
         settings: ReferenceSettings,
-        fetcher: Fetcher,
-        storages: Storages,
+        access: ReferenceAccess,
         tools: Tools,
         under_way: UnderWay,
         *,
-        can_park: Callable[[], bool],
         inbox: StageQueue[Referenced],
         arrivals: StageQueue[Sequence[Arrival]],
         ended: StageQueue[list[Ended]],
     ) -> None:
         self._settings = settings
-        self._fetcher = fetcher
-        self._storages = storages
+        self._fetcher = access.fetcher
+        self._storages = access.storages
         self._tools = tools
         self._admission = under_way.admission
-        self._can_park = can_park
+        self._can_park = access.can_park
         self._inbox = inbox
         self._arrivals = arrivals
         self._ended = ended
-        for allowed in fetcher.allowed:
+        for allowed in access.fetcher.allowed:
             tools.metrics.storage_state.labels(storage=allowed)
 
     def step(self, wait_s: float) -> None:
