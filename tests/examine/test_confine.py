@@ -48,7 +48,7 @@ def confined(attempt: str, before: str = "") -> str:
         env={**os.environ, "ASSAY_REDIS__URL": "redis://:secret@host"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     return done.stdout
@@ -126,14 +126,15 @@ def test_every_format_is_still_read():
     attempt = "run()"
     before = """
         from tests.odd_images import odd_images
-        from worker.examine import headers, pixels
-        from worker.settings import DecodeSettings
+        from tests.examine.judged import decoded
+        from worker.examine import headers
+        from worker.examine.body import Body
         headers.load_plugins()
         names = ["plain.jpg", "progressive.jpg", "plain.png", "plain.webp", "plain.gif", "lzw.tiff", "plain.bmp"]
         images = [odd_images()[name].data for name in names]
         def run():
-            decoder = pixels.Decoder(DecodeSettings(device="cpu"))
-            says(decoder.device, decoder.decode(images, [headers.peek(image) for image in images]).failures)
+            body = Body("cpu")
+            says(body.decoder, decoded(body, images)[1])
     """
     assert confined(attempt, textwrap.indent(textwrap.dedent(before), "        ").strip()) in ("cpu {}", "pillow {}")
 

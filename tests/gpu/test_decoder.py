@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.examine.judged import decoded
 from tests.odd_images import odd_images
 from worker.errors import Rejected
+from worker.examine.body import Body
 from worker.examine.headers import check_limits, peek, read
-from worker.examine.pixels import Decoder, decode_with_pillow
-from worker.settings import DecodeSettings, LimitSettings
+from worker.examine.pixels import decode_with_pillow
+from worker.settings import LimitSettings
 
 SAMPLES = Path(__file__).parents[1] / "data"
 # The two inverse transforms and colour conversions round differently; more than this on average is another upsampling or a shift.
@@ -34,10 +36,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def decoder():
-    decoder = Decoder(DecodeSettings(device="gpu"))
-    yield decoder
-    decoder.close()
+def body():
+    body = Body("gpu")
+    yield body
+    body.close()
 
 
 def samples() -> list[bytes]:
@@ -53,27 +55,27 @@ def placed(data: bytes) -> np.ndarray:
     return out
 
 
-def test_auto_takes_the_gpu():
-    """Where there is a GPU, `auto` decodes on it; `cpu` does not."""
-    assert Decoder(DecodeSettings()).device == "gpu"
-    assert Decoder(DecodeSettings(device="cpu")).device == "cpu"
+def test_each_device_is_taken_as_asked(body):
+    """Where there is a GPU it decodes where asked; `cpu` does not take it."""
+    assert body.decoder == "gpu"
+    assert Body("cpu").decoder == "cpu"
 
 
-def test_sample_images_are_near_the_reference(decoder):
+def test_sample_images_are_near_the_reference(body):
     """JPEG on the GPU stays within the stated mean difference of Pillow; other formats are equal in every pixel."""
     data = samples()
     infos = [peek(image) for image in data]
-    decoded = decoder.decode(data, infos)
-    assert decoded.failures == {}
+    pixels, failures = decoded(body, data)
+    assert failures == {}
     for i, image in enumerate(data):
-        difference = np.abs(decoded.pixels[i].astype(np.int16) - placed(image))
+        difference = np.abs(pixels[i].astype(np.int16) - placed(image))
         if infos[i].format == "jpeg":
             assert difference.mean() <= MEAN_DIFFERENCE
         else:
             assert not difference.any()
 
 
-def test_odd_images_are_judged_as_on_the_cpu(decoder):
+def test_odd_images_are_judged_as_on_the_cpu(body):
     """With every odd image in one batch the same ones fail as on the CPU, and what goes to Pillow is equal in every pixel."""
     names, infos = [], []
     for name, odd in odd_images().items():
@@ -85,17 +87,17 @@ def test_odd_images_are_judged_as_on_the_cpu(decoder):
         names.append(name)
         infos.append(info)
     data = [odd_images()[name].data for name in names]
-    decoded = decoder.decode(data, infos)
-    assert {names[i] for i in decoded.failures} == {name for name in names if not odd_images()[name].ok}
+    pixels, failures = decoded(body, data)
+    assert {names[i] for i in failures} == {name for name in names if not odd_images()[name].ok}
     for i, image in enumerate(data):
-        if i not in decoded.failures and not read(image).picture.exact:
-            np.testing.assert_array_equal(decoded.pixels[i], placed(image))
+        if i not in failures and not read(image).picture.exact:
+            np.testing.assert_array_equal(pixels[i], placed(image))
 
 
-def test_the_crop_is_not_shifted(decoder):
+def test_the_crop_is_not_shifted(body):
     """A picture with odd sizes correlates best with the reference unshifted: the region starts at the same pixel."""
     data = odd_images()["odd-size.jpg"].data
-    pixels = decoder.decode([data], [peek(data)]).pixels[0].astype(np.int16)
+    pixels = decoded(body, [data])[0][0].astype(np.int16)
     with Image.open(io.BytesIO(data)) as image:
         whole = np.asarray(image.convert("RGB")).astype(np.int16)
     top, left = round((whole.shape[0] - 224) / 2), round((whole.shape[1] - 224) / 2)

@@ -18,7 +18,7 @@ from worker.examine.findings import Cost, Findings
 from worker.examine.picture import Picture
 from worker.examine.pixels import Dali, central_region, place, try_pillow
 from worker.examine.provenance.reader import Crop, ProvenanceReader
-from worker.settings import DecodeSettings, LimitSettings
+from worker.settings import LimitSettings
 
 Device = Literal["cpu", "gpu", "none"]
 # Milliseconds and bytes for a pixel, or MB for a million of them: what Pillow takes for a whole image.
@@ -69,7 +69,7 @@ class Body:
         if device == "none":
             return
         try:
-            self._dali = Dali(DecodeSettings(device=device), 1)
+            self._dali = Dali(device)
         except ImportError as error:
             if device == "gpu":
                 raise SettingsError([f"DALI cannot be imported ({error}); install nvidia-dali-cuda130"]) from None

@@ -10,37 +10,17 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import structlog
 from PIL import Image, UnidentifiedImageError
 
-from worker.contract import ImageInfo
 from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, RejectReason, SettingsError
-from worker.examine import headers, rle, tiff
-from worker.examine.cores import usable_cores
+from worker.examine import rle, tiff, webp
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
-from worker.settings import DecodeSettings
-
-# Pixels decoded whole at the same time; a larger image is decoded alone. Pillow holds up to 4 bytes for each.
-WHOLE_AT_ONCE_PX = 32_000_000
-_MAX_THREADS = 8
-
-_log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """`pixels`: uint8 [N, 224, 224, 3], C-contiguous, RGB; black where `failures` names the index."""
-
-    pixels: Pixels
-    failures: dict[int, Rejected]
 
 
 def central_region(width: int, height: int) -> tuple[int, int, int, int]:
@@ -60,6 +40,8 @@ def decode_with_pillow(picture: Picture) -> Pixels:
     left, top, width, height = central_region(picture.width, picture.height)
     if not picture.opener:
         return rle.region(picture.data, left, top, width, height)
+    if picture.format == "webp":
+        return webp.region(picture, left, top, width, height)
     inner_left, inner_top, inner_width, inner_height = picture.inner
     with Image.open(io.BytesIO(picture.data), formats=[picture.opener]) as image:
         if image.size != (inner_width, inner_height):
@@ -88,20 +70,6 @@ def _rgb(part: Image.Image, picture: Picture) -> Pixels:
     return np.repeat((grey >> max(picture.bits - 8, 0)).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _chunks(indices: Iterable[int], cost: Callable[[int], int]) -> Iterator[list[int]]:
-    """Runs of indices whose costs add up to WHOLE_AT_ONCE_PX at most; a dearer one stands alone."""
-    chunk: list[int] = []
-    total = 0
-    for index in indices:
-        if chunk and total + cost(index) > WHOLE_AT_ONCE_PX:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(index)
-        total += cost(index)
-    if chunk:
-        yield chunk
-
-
 def _import_dali() -> tuple[Any, Any]:
     """nvidia.dali.backend and the dynamic mode, which imports torch where it finds it, for type names alone: 6 s and
     600 MB.
@@ -121,17 +89,16 @@ def _import_dali() -> tuple[Any, Any]:
 class Dali:
     """DALI in dynamic mode, bound to one device. A batch either decodes or raises as a whole."""
 
-    def __init__(self, settings: DecodeSettings, threads: int) -> None:
+    def __init__(self, device: Literal["cpu", "gpu"]) -> None:
         """Raises ImportError where DALI is not installed, SettingsError where the GPU asked for is not there."""
         backend, dynamic = _import_dali()
-        gpus = int(backend.GetCUDADeviceCount())
-        if settings.device == "gpu" and not gpus:
+        if device == "gpu" and not backend.GetCUDADeviceCount():
             raise SettingsError(
                 ["ASSAY_DECODE__DEVICE=gpu: no CUDA device is visible; expected a GPU with its driver, or auto or cpu"]
             )
-        self.device = "gpu" if gpus and settings.device != "cpu" else "cpu"
+        self.device = device
         self._dynamic = dynamic
-        self._context = dynamic.EvalContext(num_threads=threads)
+        self._context = dynamic.EvalContext(num_threads=1)  # children are as many as cores
         # nvJPEG's own upsampling differs from libjpeg's; this option exists only there.
         self._options: dict[str, Any] = {"jpeg_fancy_upsampling": True} if self.device == "gpu" else {}
 
@@ -155,119 +122,8 @@ class Dali:
             return [np.asarray(tensor) for tensor in decoded.tensors]
 
 
-class Decoder:
-    """Decodes batches. One thread at a time may call it; making it takes seconds, so make it once."""
-
-    def __init__(self, settings: DecodeSettings) -> None:
-        """Raises SettingsError where the settings ask for a GPU that is not there."""
-        threads = min(usable_cores(), _MAX_THREADS)
-        self._dali: Dali | None = None
-        try:
-            self._dali = Dali(settings, threads)
-        except ImportError as error:
-            if settings.device == "gpu":
-                raise SettingsError(
-                    [f"ASSAY_DECODE__DEVICE=gpu: DALI cannot be imported ({error}); install nvidia-dali-cuda130"]
-                ) from None
-            _log.warning(
-                "dali_missing",
-                error=str(error),
-                effect="Pillow decodes, more slowly",
-                remedy="install nvidia-dali-cuda130",
-            )
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-    @property
-    def device(self) -> str:
-        """Where JPEG is decoded: `gpu`, `cpu`, or `pillow` without DALI."""
-        return self._dali.device if self._dali else "pillow"
-
-    def decode(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> Decoded:
-        """The crops of `images`, whose headers `infos` describe (headers.peek, within the limits).
-
-        An image that cannot be decoded stays black and is in `failures`, as Rejected; it costs no other image anything.
-        One whose header says now what it did not say then is not opened.
-        """
-        pixels = np.zeros((len(images), CROP_PX, CROP_PX, 3), np.uint8)
-        failures: dict[int, Rejected] = {}
-        pictures: dict[int, Picture] = {}
-        for i, (data, info) in enumerate(zip(images, infos, strict=True)):
-            header = _header_or_rejected(data, info)
-            if isinstance(header, Rejected):
-                failures[i] = header
-            else:
-                pictures[i] = header
-        fast = [i for i, picture in pictures.items() if self._dali and picture.exact]
-        refused: list[int] = []
-        for chunk in _chunks(fast, lambda i: self._whole_pixels(pictures[i])):
-            refused += self._by_dali(chunk, pictures, pixels)
-        slow = sorted(pictures.keys() - set(fast)) + refused
-        for chunk in _chunks(slow, lambda i: pictures[i].width * pictures[i].height):
-            for i, outcome in zip(chunk, self._by_pillow([pictures[i] for i in chunk]), strict=True):
-                if isinstance(outcome, Rejected):
-                    failures[i] = outcome
-                else:
-                    place(outcome, pixels[i])
-        if len(refused) > 1 and len(refused) == len(fast) and not failures.keys() & set(refused):
-            _log.warning(
-                "dali_refuses_everything",
-                images=len(refused),
-                device=self.device,
-                remedy="restart the worker; ASSAY_DECODE__DEVICE=cpu",
-            )
-        return Decoded(pixels, failures)
-
-    def close(self) -> None:
-        """Ends the threads; the decoder cannot be used afterwards."""
-        self._pool.shutdown(cancel_futures=True)
-        self._dali = None
-
-    def _whole_pixels(self, picture: Picture) -> int:
-        """Pixels that DALI holds at once: of a JPEG on the CPU a few rows, else all."""
-        rows = 16 if picture.format == "jpeg" and self.device == "cpu" else picture.height
-        return rows * picture.width
-
-    def _by_dali(self, indices: list[int], pictures: Mapping[int, Picture], pixels: Pixels) -> list[int]:
-        """Fills `pixels`; returns the indices that DALI refuses, found by halving: one bad image fails a call."""
-        assert self._dali is not None
-        try:
-            regions = self._dali([pictures[i] for i in indices])
-        except Exception as error:  # noqa: BLE001 - DALI raises RuntimeError for a bad image as for its own trouble; Pillow has the last word
-            if len(indices) == 1:
-                _log.debug("dali_refused", error=str(error.__cause__ or error)[:300])
-                return indices
-            middle = len(indices) // 2
-            return [i for half in (indices[:middle], indices[middle:]) for i in self._by_dali(half, pictures, pixels)]
-        for i, region in zip(indices, regions, strict=True):
-            place(region, pixels[i])
-        return []
-
-    def _by_pillow(self, pictures: Sequence[Picture]) -> list[Pixels | Rejected]:
-        """One after the other where together they take more memory than there is: one may be to blame for all."""
-        try:
-            return list(self._pool.map(try_pillow, pictures))
-        except MemoryError:
-            return [_try_alone(picture) for picture in pictures]
-
-
-def _header_or_rejected(data: bytes, info: ImageInfo) -> Picture | Rejected:
-    try:
-        header = headers.read(data, stage="decode")
-    except Rejected as rejected:
-        return rejected
-    if header.info != info:
-        return _failed(f"its header was read as {info.format} of {info.width} x {info.height} pixels, and is another")
-    return header.picture
-
-
-def _try_alone(picture: Picture) -> Pixels | Rejected:
-    try:
-        return try_pillow(picture)
-    except MemoryError:
-        return _failed("its decoder asks for more memory than it may have (MemoryError)")
-
-
 def try_pillow(picture: Picture) -> Pixels | Rejected:
+    """The central region, or why there is none. MemoryError passes through: what it says depends on the process."""
     try:
         return decode_with_pillow(picture)
     except MemoryError:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+from PIL import _webp
+
+from worker.crop import Pixels
 from worker.examine.picture import Picture, corrupt
 
 # 25 MB could hold three million; walking over these takes 0.1 s.
@@ -32,6 +36,23 @@ def read(data: bytes) -> Picture:
     flags &= _ALPHA | _ANIMATION
     header = bytes([flags, 0, 0, 0]) + data[24:30]
     return Picture("webp", "WEBP", width, height, _riff([(b"VP8X", header), *chunks]), frames=frames)
+
+
+def region(picture: Picture, left: int, top: int, width: int, height: int) -> Pixels:
+    """uint8 [height, width, 3]: that part of the first frame. Raises whatever the decoder raises.
+
+    By Pillow's own decoder object: its image class copies the whole canvas twice more, which is 0.8 GB and five of
+    seven seconds for 100 megapixels.
+    """
+    decoder = _webp.WebPAnimDecoder(picture.data)
+    (canvas_width, canvas_height), *_ = decoder.get_info()
+    if (canvas_width, canvas_height) != (picture.width, picture.height):
+        raise corrupt(f"opens as {canvas_width} x {canvas_height} pixels; its header was read as other")
+    frame = decoder.get_next()
+    if frame is None:
+        raise corrupt("a webp whose first frame cannot be decoded")
+    canvas = np.frombuffer(frame[0], np.uint8).reshape(canvas_height, canvas_width, 4)
+    return canvas[top : top + height, left : left + width, :3].copy()
 
 
 def _first_frame(data: bytes, *, animated: bool) -> tuple[list[tuple[bytes, bytes]], int]:
