@@ -56,7 +56,7 @@ class World:
             "ASSAY_REDIS__URL": f"redis://{self.proxies['redis'].address}/0",
             "ASSAY_TRITON__URL": self.proxies["triton"].address,
             # A call that hangs must not outlast the patience of a test.
-            "ASSAY_TRITON__DEADLINE_MS": "15000",
+            "ASSAY_TRITON__DEADLINE_MS": "25000",
             "ASSAY_KAFKA__REQUEST_TIMEOUT_MS": "5000",
         }
         self.outside = Outside(self.direct)
