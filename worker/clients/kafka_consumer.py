@@ -178,9 +178,15 @@ class Consumer:
             (self._consumer.pause if paused else self._consumer.resume)(*changed)
 
     def waiting(self) -> dict[Partition, int]:
-        """Records of each assigned partition that have not been polled yet, as far as the last fetch told."""
+        """Records of each assigned partition that have not been polled yet, as far as the last fetch told.
+
+        None of those that are held: what is not due waits for its time, not for us.
+        """
         waiting = {}
         for tp in self._consumer.assignment():
+            if tp in self._held:
+                waiting[Partition(*tp)] = 0
+                continue
             end = self._consumer.highwater(tp)
             if end is not None:
                 with contextlib.suppress(KafkaError):  # no position yet: the next look will have it
