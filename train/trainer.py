@@ -17,7 +17,7 @@ from train.data.loader import Batch
 from train.distributed import Group
 from train.losses import code_loss, draw_permutation
 from train.model import Backbone, create_encoder, load_encoder, normalise
-from train.recipe import Recipe
+from train.recipe import Recipe, RecipeError
 from train.schedule import parameter_groups
 from train.spectral import initialise_spectral
 from triton_models.weights import MEAN, STD
@@ -94,9 +94,16 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": vars(progress).copy(),
+            "world": self.group.world,
         }
 
     def restore(self, state: Mapping[str, Any]) -> Progress:
+        """Go on from a checkpoint. Raises RecipeError for one of another number of processes: a step would be of
+        another batch, and records would come twice.
+        """
+        if (world := state.get("world", self.group.world)) != self.group.world:
+            problem = f"the run was begun with {world} processes, here are {self.group.world}: start as many, or begin "
+            raise RecipeError([problem + "another run with --set training.start_from=RUN/best"])
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -361,6 +361,14 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatc
     ).read_bytes() == before
 
 
+def test_a_checkpoint_of_more_processes_is_not_gone_on_with(images: Path) -> None:
+    """Two processes' run resumed by one would halve the batch and read records twice: it is refused in a line."""
+    made = Trainer(small(images), Group(0, 1, torch.device("cpu")))
+    state = made.state(trainer.Progress()) | {"world": 2}
+    with pytest.raises(RecipeError, match="begun with 2 processes, here are 1"):
+        made.restore(state)
+
+
 def test_a_collapsed_encoder_ends_the_run_by_name(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

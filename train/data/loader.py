@@ -7,6 +7,7 @@ whether or not the run was resumed. A record that cannot be read is replaced by 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -54,25 +55,26 @@ class Drawn:
 
 @dataclass
 class DrawnBatch:
-    """Records on their way to the device that makes their views; `failed` as in Batch."""
+    """Records on their way to the device that makes their views: `pixels` has all images one behind the other (a tensor
+    each would take a file descriptor each between processes), `sizes` their [H, W, 3]; `failed` as in Batch.
+    """
 
-    records: list[Drawn]
+    pixels: Tensor
+    sizes: list[dict[str, tuple[int, ...]]]
+    plans: list[Mapping[str, Plan]]
     failed: list[str]
 
     def pin_memory(self) -> DrawnBatch:
-        pinned = [
-            replace(record, images={name: image.pin_memory() for name, image in record.images.items()})
-            for record in self.records
-        ]
-        return replace(self, records=pinned)
+        return replace(self, pixels=self.pixels.pin_memory())
 
     def on(self, device: torch.device) -> Batch:
         """The views, made on `device`."""
+        there = self.pixels.to(device, non_blocking=True)
+        parts = iter(torch.split(there, [math.prod(size) for sizes in self.sizes for size in sizes.values()]))
         images = [
-            {name: image.to(device, non_blocking=True).permute(2, 0, 1) for name, image in record.images.items()}
-            for record in self.records
+            {name: next(parts).view(size).permute(2, 0, 1) for name, size in sizes.items()} for sizes in self.sizes
         ]
-        return Batch(batched.make_views(images, [record.plans for record in self.records]), self.failed)
+        return Batch(batched.make_views(images, self.plans), self.failed)
 
 
 Sample = tuple[dict[str, Tensor] | Drawn, list[str]]
@@ -184,8 +186,13 @@ def collate(samples: list[tuple[dict[str, Tensor], list[str]]]) -> Batch:
 
 
 def collate_drawn(samples: list[tuple[Drawn, list[str]]]) -> DrawnBatch:
-    """Samples of a data set that draws only, as they are."""
-    return DrawnBatch([record for record, _ in samples], [line for _, failed in samples for line in failed])
+    """Samples of a data set that draws only, their images in one tensor."""
+    return DrawnBatch(
+        torch.cat([image.reshape(-1) for record, _ in samples for image in record.images.values()]),
+        [{name: tuple(image.shape) for name, image in record.images.items()} for record, _ in samples],
+        [record.plans for record, _ in samples],
+        [line for _, failed in samples for line in failed],
+    )
 
 
 def made_on_device(views: Views, device: torch.device) -> bool:

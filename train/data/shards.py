@@ -143,8 +143,12 @@ def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         raise DataError(f"{shard}: {error}; write or copy the shard again") from error
     if not rows:
         raise DataError(f"{shard}: no members named <id>.real.<ext> or <id>.gen_<0-3>.<ext>")
-    _save_index(shard, list(rows), *([row[part] for row in rows.values()] for part in range(3)))
-    return index_shard(shard)
+    ids = list(rows)
+    parts = [[row[part] for row in rows.values()] for part in range(3)]
+    with suppress(OSError):  # data that may only be read are indexed by every run anew
+        _save_index(shard, ids, *parts)
+    tables = [np.array(part, dtype=np.int64).reshape(-1, len(SLOTS)) for part in parts]
+    return np.array(ids, dtype=np.str_), tables[0], tables[1], tables[2]
 
 
 @dataclass

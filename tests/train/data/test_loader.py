@@ -1,5 +1,6 @@
 """Batches: the same draw of views whoever makes them, failures reported, the views of the next batch made ahead."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from train.data.folder import FolderSource, scan_folder
 from train.data.images import DataError
-from train.data.loader import Batch, StepSampler, made_on_device, make_batches
+from train.data.loader import Batch, PairDataset, StepSampler, collate_drawn, made_on_device, make_batches
 from train.recipe import RecipeError, Views, load_recipe
 
 RECORDS, STEPS = 3, 4
@@ -93,3 +94,14 @@ def test_the_device_makes_views_only_where_it_is_a_gpu_or_told_to() -> None:
     assert made_on_device(Views(made_on="device"), cpu)
     with pytest.raises(RecipeError, match=r"views\.made_on"):
         made_on_device(Views(made_on="device", fast=False), gpu)
+
+
+def test_images_travel_to_the_device_as_one_tensor(source: FolderSource) -> None:
+    """A batch whose views the device makes is one tensor between processes, whatever the number of its images: each
+    tensor would take a file descriptor.
+    """
+    recipe = load_recipe("smoke", ["views.made_on=device"])
+    data = PairDataset(source, recipe.views, recipe.loss.terms, 1, draw_only=True)
+    batch = collate_drawn([data[(0, index)] for index in range(4)])
+    assert sum(isinstance(value, torch.Tensor) for value in vars(batch).values()) == 1
+    assert batch.pixels.numel() == sum(math.prod(size) for sizes in batch.sizes for size in sizes.values())

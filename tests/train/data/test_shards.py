@@ -1,5 +1,6 @@
 """WebDataset shards: bytes kept, readable by the webdataset library, indexed, ordered."""
 
+import errno
 import os
 import tarfile
 from collections import Counter
@@ -136,6 +137,21 @@ def test_split_is_by_record(shards: Path) -> None:
     assert not set(train.ids.tolist()) & set(held.ids.tolist())
     assert len(train.ids) + len(held.ids) == 15
     assert len(held.labelled()) == 5 * len(held.ids)
+
+
+def test_shards_that_cannot_be_indexed_on_disk_are_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On data that may only be read the index is made in memory, the same as the one on disk."""
+    kept = open_shards(shards)
+    for index in shards.glob("*.index.npz"):
+        index.unlink()
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("train.data.shards._save_index", refused)
+    again = open_shards(shards)
+    assert not list(shards.glob("*.index.npz"))
+    assert np.array_equal(kept.offsets, again.offsets) and kept.ids.tolist() == again.ids.tolist()
 
 
 def test_a_pipe_named_as_a_shard_is_not_opened(shards: Path) -> None:
