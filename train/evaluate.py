@@ -92,23 +92,12 @@ def evaluate(
     scores = heads.scores(embedded.embeddings, options.calibration)
     looks = look_at(embedded.images, console)
     photographs = names_of_photographs(embedded.images, looks)
-    unreadable = [
-        f"{problem.path}: {problem.detail}" for problem in left_out if problem.kind == "corrupt"
-    ] + embedded.failed
-    others = [str(problem) for problem in left_out if problem.kind != "corrupt"]
     results: dict[str, Any] = {
         "backbone": backbone.name,
         "about": dict(about or {}),
         "calibration": options.calibration,
         "not_calibrated": heads.not_calibrated if options.calibration else [],
-        "images": {
-            "real": int((embedded.labels == REAL).sum()),
-            "fake": int((embedded.labels == FAKE).sum()),
-            "unreadable": len(unreadable),
-            "left_out": len(others),
-        },
-        "unreadable": unreadable,
-        "left_out": others,
+        **_counted(embedded, left_out),
         "intervals": "95 % by photograph: DeLong's for the AUC, Wilson's for balanced accuracy, else bootstrap; none "
         "where too few photographs stand behind a number",
         "protocol": protocol(embedded, scores),
@@ -132,6 +121,19 @@ def evaluate(
     )
     passes.finish()
     return results
+
+
+def _counted(embedded: Embedded, left_out: Sequence[Problem]) -> dict[str, Any]:
+    """How many images were measured, and which were not: unreadable, or left out before."""
+    unreadable = [f"{one.path}: {one.detail}" for one in left_out if one.kind == "corrupt"] + embedded.failed
+    others = [str(problem) for problem in left_out if problem.kind != "corrupt"]
+    counts = {
+        "real": int((embedded.labels == REAL).sum()),
+        "fake": int((embedded.labels == FAKE).sum()),
+        "unreadable": len(unreadable),
+        "left_out": len(others),
+    }
+    return {"images": counts, "unreadable": unreadable, "left_out": others}
 
 
 def protocol(embedded: Embedded, scores: np.ndarray) -> dict[str, Any]:

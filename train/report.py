@@ -84,20 +84,7 @@ def write_report(
     """
     if run is not None and not (run / RECIPE).exists():
         raise DataError(f"{run / RECIPE} is not there: --run names the folder that `train.main fit --run` was given")
-    if not (results_folder / RESULTS).exists():
-        raise DataError(
-            f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first"
-        )
-    try:
-        results = json.loads((results_folder / RESULTS).read_text())
-    except ValueError as error:
-        raise DataError(
-            f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again"
-        ) from error
-    if not _is_evaluation(results):
-        raise DataError(
-            f"{results_folder / RESULTS} is not what `train.main evaluate` writes: run it again, and name its --out"
-        )
+    results = _read_results(results_folder)
     with np.load(results_folder / EMBEDDINGS) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     facts = summary(gather(data, console)) if data else None
@@ -131,6 +118,25 @@ def write_report(
     )
     (out / PAGE).write_text(page)
     return out / PAGE
+
+
+def _read_results(results_folder: Path) -> Any:
+    """What `evaluate` wrote there. Raises DataError."""
+    if not (results_folder / RESULTS).exists():
+        raise DataError(
+            f"{results_folder / RESULTS} is not there: run `train.main evaluate --out {results_folder}` first"
+        )
+    try:
+        results = json.loads((results_folder / RESULTS).read_text())
+    except ValueError as error:
+        raise DataError(
+            f"{results_folder / RESULTS} is no whole JSON ({error}): run `train.main evaluate` again"
+        ) from error
+    if not _is_evaluation(results):
+        raise DataError(
+            f"{results_folder / RESULTS} is not what `train.main evaluate` writes: run it again, and name its --out"
+        )
+    return results
 
 
 def _is_evaluation(results: Any) -> bool:
