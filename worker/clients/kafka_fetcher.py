@@ -9,6 +9,7 @@ The seam is private to that version: `pyproject.toml` pins it, and `RecordConsum
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ import kafka
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import RequestTimedOutError
 from kafka.protocol.consumer import IsolationLevel
 
 from worker.clients.kafka_batches import Batch, Place, aborts, batch_records, read_batch, split
@@ -26,6 +28,7 @@ from worker.contract import Record
 log = structlog.get_logger(__name__)
 VERSION = "3.0.12"
 FETCHES_OF_A_DAMAGED_BATCH = 3
+_LEAST_FETCH_BYTES = 64 * 1024
 
 
 class RecordConsumer(KafkaConsumer):  # type: ignore[misc]
@@ -57,6 +60,8 @@ class _RecordFetcher(Fetcher):  # type: ignore[misc]
         self.max_record_bytes = max_record_bytes
         self.budget_bytes: int | None = None
         self._end = -1
+        self._most = {name: self.config[name] for name in ("fetch_max_bytes", "max_partition_fetch_bytes")}
+        self._share = 1.0
         self._damaged: dict[TopicPartition, tuple[int, int]] = {}
 
     def take(self, size_bytes: int) -> bool:
@@ -72,6 +77,23 @@ class _RecordFetcher(Fetcher):  # type: ignore[misc]
         times = times + 1 if before == position else 1
         self._damaged[tp] = (position, times)
         return times < FETCHES_OF_A_DAMAGED_BATCH
+
+    def _handle_fetch_error(self, node_id: Any, exception: BaseException) -> None:
+        """An answer that was too long for its deadline would be so each time: the next ones are asked to be shorter."""
+        super()._handle_fetch_error(node_id, exception)
+        if isinstance(exception, RequestTimedOutError):
+            self._ask_for(self._share / 4)
+
+    def _handle_fetch_response(self, node_id: Any, fetch_offsets: Any, send_time: float, response: Any) -> None:
+        super()._handle_fetch_response(node_id, fetch_offsets, send_time, response)
+        if self._share < 1 and (time.monotonic() - send_time) * 1000 < self.config["request_timeout_ms"] / 4:
+            self._ask_for(self._share * 2)
+
+    def _ask_for(self, share: float) -> None:
+        """So much of what the settings allow; a record that is longer still comes, alone."""
+        self._share = min(1.0, max(share, _LEAST_FETCH_BYTES / max(self._most.values())))
+        for name, most in self._most.items():
+            self.config[name] = int(most * self._share)
 
     def _parse_fetched_data(self, completed_fetch: Any) -> _PartitionRecords | None:
         self._end = completed_fetch.partition_data.high_watermark

@@ -40,7 +40,7 @@ class Probe:
     A connection alone proves little: the kernel accepts it for a broker that hangs.
     """
 
-    def __init__(self, settings: KafkaSettings, timeout_s: float = 2.0) -> None:
+    def __init__(self, settings: KafkaSettings, timeout_s: float = 5.0) -> None:
         self._settings = settings
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
