@@ -14,6 +14,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.faults.proxy import Mode, Proxy
 from tests.integration.harness import SAMPLES, Outside, Worker, samples, unlike, wait_until
 from worker.local.server import free_port
 
@@ -73,15 +74,39 @@ def s3(port: int, **changes: str) -> dict[str, str]:
     }
 
 
-def test_a_storage_that_is_away_stops_nobody(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """A name without an address and 300 references to it: images are judged, references parked, and judged once it is back."""
-    port = free_port()
-    worker = start_worker(**s3(port))
+@pytest.fixture
+def storage() -> Iterator[Proxy]:
+    """The way to an S3 server with 300 images in `bucket`; it refuses connections until it is healed."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="k",
+        aws_secret_access_key="s",
+    )
+    client.create_bucket(Bucket="bucket")
+    for number in range(300):
+        client.put_object(Bucket="bucket", Key=f"{number}.jpg", Body=unlike(IMAGE, number))
+    proxy = Proxy(f"{host}:{port}")
+    proxy.set(Mode("refuse"))
+    yield proxy
+    proxy.close()
+    server.stop()
+
+
+def test_a_storage_that_is_away_stops_nobody(
+    outside: Outside, start_worker: Callable[..., Worker], storage: Proxy
+) -> None:
+    """300 references to it: images are judged, references parked, tried again, and judged once it is back."""
+    worker = start_worker(**s3(int(storage.address.rpartition(":")[2])))
     for number in range(300):
         reference(outside, f"ref/{number}", f"s3://bucket/{number}.jpg")
     outside.flush()
-    outside.wait_verdicts(images(outside, "beside"), timeout_s=30)
-    assert worker.is_ready()
+    outside.wait_verdicts(images(outside, "beside"))
+    wait_until(worker.is_ready, "ready, whatever the storage does")
     wait_until(lambda: len({record.headers[0][1] for record in parked(outside)}) == 300, "all are parked")
     first = dict(parked(outside)[0].headers)
     assert (first["original_topic"], first["retry_attempt"]) == (outside.incoming.encode(), b"1")
@@ -91,22 +116,12 @@ def test_a_storage_that_is_away_stops_nobody(outside: Outside, start_worker: Cal
     assert worker.metric("assay_storage_state", storage="s3://bucket") > 0
     assert worker.metric("assay_storage_state", storage="s3://other") == 0
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    try:
-        client = boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
-            aws_access_key_id="k", aws_secret_access_key="s",
-        )  # fmt: skip
-        client.create_bucket(Bucket="bucket")
-        for number in range(300):
-            client.put_object(Bucket="bucket", Key=f"{number}.jpg", Body=unlike(IMAGE, number))
-        verdicts = outside.wait_verdicts([f"ref/{number}" for number in range(300)], timeout_s=120)
-    finally:
-        server.stop()
-    origin = verdicts["ref/7"]["origin"]
+    storage.set(Mode())
+    verdicts = outside.wait_verdicts([f"ref/{number}" for number in range(300)], timeout_s=300)
+    origin: Any = verdicts["ref/7"]["origin"]
     assert (origin["topic"], origin["uri"]) == (outside.incoming, "s3://bucket/7.jpg")
-    sources = {(verdict["origin"]["partition"], verdict["origin"]["offset"]) for verdict in verdicts.values()}
+    origins: list[Any] = [verdict["origin"] for verdict in verdicts.values()]
+    sources = {(one["partition"], one["offset"]) for one in origins}
     assert len(sources) == 300, "each has the place of its own first record"
     assert outside.rejections() == {}
     wait_until(outside.all_committed, "every offset committed")
@@ -144,8 +159,8 @@ def test_a_dripping_storage_takes_nobody_with_it(outside: Outside, start_worker:
         for name in names:
             reference(outside, f"file/{name}", f"file://{SAMPLES}/{name}")
         outside.flush()
-        outside.wait_verdicts([f"file/{name}" for name in names], timeout_s=30)
-        outside.wait_verdicts(images(outside, "beside"), timeout_s=30)
+        outside.wait_verdicts([f"file/{name}" for name in names])
+        outside.wait_verdicts(images(outside, "beside"))
         assert worker.is_ready()
         wait_until(lambda: len({record.headers[0][1] for record in parked(outside)}) == 200, "all are parked")
         assert worker.terminate() == 0
