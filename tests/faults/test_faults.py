@@ -17,9 +17,8 @@ FAULTS = 8  # `make soak` plants a hundred
 
 
 def test_faults_in_random_order_cost_nothing(tmp_path: Path) -> None:
-    """FAULTS_SEED repeats an order; every run takes another one."""
-    seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
-    print(f"FAULTS_SEED={seed}")
+    """The same order in every run, so that a change and not chance decides; FAULTS_SEED takes another one."""
+    seed = int(os.environ.get("FAULTS_SEED", "10"))
     world = World(tmp_path)
     try:
         endure(world, choose(random.Random(seed), FAULTS))
