@@ -46,6 +46,13 @@ def test_a_compacted_topic_gets_a_key() -> None:
     assert rejection(b"v").after(InvalidRecordError()) is None
 
 
+def test_what_cannot_be_parked_is_rejected() -> None:
+    """Its topic refuses it for good: the rejection goes in its place, and may be made smaller itself."""
+    parked = Outgoing("t.retry", b"k", b"v", [("big", b"x" * 2_000_000)], instead=rejection(b"v"))
+    assert parked.after(MessageSizeTooLargeError()) == rejection(b"v")
+    assert parked.after(KafkaTimeoutError()) is None
+
+
 def test_what_is_no_refusal_changes_nothing() -> None:
     """Nor does any refusal of a record that repeats none."""
     assert rejection(b"v").after(KafkaTimeoutError()) is None

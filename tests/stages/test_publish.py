@@ -12,6 +12,7 @@ from worker import __version__
 from worker.contract import Headers, ImageInfo, Parked, Record, Source, Verdict
 from worker.errors import Rejected, RejectReason
 from worker.item import Encoded, Ended
+from worker.parking import Parking
 from worker.rejections import REJECTION_HEADERS
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
@@ -243,3 +244,20 @@ def test_a_parked_record_does_not_overwrite_a_later_one(parked_offset: int, wins
     assert bench.store.verdicts["a"].scores.linear == wins
     assert len(bench.producer.to("images.verdicts")) == 2
     assert bench.tracker.committable() == {P0: 6, P1: 1}
+
+
+def test_a_parked_record_goes_to_the_retry_topic() -> None:
+    """With where it came from; and with the rejection that takes its place where that topic refuses it."""
+    bench = Workbench()
+    (judged,) = items(bench, record(5, b"{}", partition=1, headers=[("ce_id", b"a")]))
+    parking = Parking(at_ms=2_000, since_ms=1_000, attempt=3, detail="s3 is away")
+    end(bench, [Ended(judged.item, "a", None, parking)], ended=1)
+    (sent,) = bench.producer.sent
+    assert (sent.topic, sent.value) == ("images.retry", b"{}")
+    headers = dict(sent.headers)
+    assert (headers["retry_at"], headers["retry_attempt"]) == (b"2000", b"3")
+    assert (headers["original_topic"], headers["original_offset"]) == (b"images.incoming", b"5")
+    assert sent.instead is not None and sent.instead.topic == "images.rejected"
+    assert dict(sent.instead.headers)["reject_reason"] == b"fetch_failed"
+    assert bench.tracker.committable() == {P1: 6}
+    assert bench.metric("assay_records_parked_total") == 1

@@ -41,7 +41,7 @@ class Outgoing:
     """A record to produce. A null header value becomes empty: kafka-python cannot write one.
 
     The last `own_headers` of its headers are ours and lead back to the record that it repeats; a record that has such
-    headers may be made smaller, any other goes as it is.
+    headers may be made smaller, any other goes as it is. `instead`: what goes where its topic refuses this one.
     """
 
     topic: str
@@ -49,6 +49,7 @@ class Outgoing:
     value: bytes | None
     headers: Headers
     own_headers: int = 0
+    instead: Outgoing | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -57,6 +58,8 @@ class Outgoing:
 
     def after(self, refusal: BaseException) -> Outgoing | None:
         """The form to try next, or None where there is none."""
+        if self.instead is not None and isinstance(refusal, (*_TOO_LARGE, InvalidRecordError)):
+            return self.instead
         if not self.own_headers:
             return None
         received, ours = self.headers[: -self.own_headers], self.headers[-self.own_headers :]

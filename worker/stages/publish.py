@@ -17,7 +17,7 @@ from worker import __version__
 from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.redis import ScoredImage, Store
 from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, verdict_headers
-from worker.errors import Rejected
+from worker.errors import Rejected, RejectReason
 from worker.evidence import found
 from worker.inflight import UnderWay
 from worker.item import Ended, Item, Judgement
@@ -149,19 +149,27 @@ class Publish(Stage):
             headers = verdict_headers(draft.verdict, kafka.group_id, ended.item.trace.traceparent)
             return Outgoing(kafka.verdicts_topic, draft.verdict.image_id.encode(), draft.text.encode(), headers)
         if isinstance(ended.outcome, Parking):
-            headers = parked_headers(record, ended.outcome)
-            return Outgoing(kafka.retry_topic, record.key, record.value, headers)
+            parking = ended.outcome
+            detail = f"{parking.detail} (it cannot be parked: {kafka.retry_topic} refuses it)"
+            refused = Rejected(RejectReason.FETCH_FAILED, detail, stage="intake", attempts=parking.attempt)
+            headers = parked_headers(record, parking)
+            instead = self._rejection(ended, refused)
+            return Outgoing(kafka.retry_topic, record.key, record.value, headers, instead=instead)
         assert isinstance(ended.outcome, Rejected), "a current item without a verdict was rejected"
+        return self._rejection(ended, ended.outcome)
+
+    def _rejection(self, ended: Ended, rejected: Rejected) -> Outgoing:
+        record = ended.item.record
         headers = rejection_headers(
             record,
-            ended.outcome,
+            rejected,
             image_id=ended.image_id or _as_received(record),
             sha256=ended.sha256,
             worker_version=__version__,
             model_version=self._model_version() or None,
         )
         own = len(headers) - len(without_rejection_headers(record.headers))
-        return Outgoing(kafka.rejected_topic, record.key, record.value, headers, own)
+        return Outgoing(self._settings.kafka.rejected_topic, record.key, record.value, headers, own)
 
     def _end(self, draft: _Draft, now: float) -> None:
         """Count the item as done, unless its partition is somebody else's by now."""
