@@ -135,6 +135,11 @@ class CircuitBreaker:
                 return
             stop.wait(min(max(wait_s, 0.001), 0.25))
 
+    @property
+    def is_due(self) -> bool:
+        """May a call go out now?"""
+        return self._clock.monotonic() >= self._not_before
+
     def take_turn(self) -> float:
         """0 where a call may go out now; then `succeeded` or `failed` is owed. Else how many seconds to wait, about.
 

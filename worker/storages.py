@@ -125,8 +125,11 @@ class Storages:
             left: list[Turn] = []
             for storage in self._storages.values():
                 silent_s = now - storage.answered_at
+                # One that may be tried at once is left to a fetcher for a moment, also where it may not wait at all.
+                grace_s = SLOW_S if storage.breaker.is_due and not storage.running else 0.0
                 for turn in list(storage.waiting):
-                    if now - turn.since >= limit_s and (turn.error or silent_s >= max(limit_s, SLOW_S)):
+                    is_silent = silent_s >= max(limit_s, SLOW_S) and now - turn.since >= limit_s + grace_s
+                    if is_silent or (turn.error and now - turn.since >= limit_s):
                         storage.waiting.remove(turn)
                         turn.error = turn.error or storage.breaker.last_error or f"no answer for {silent_s:.0f} s"
                         left.append(turn)
