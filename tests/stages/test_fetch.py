@@ -166,10 +166,12 @@ def test_a_storage_that_stays_away_parks_its_references() -> None:
 def test_a_storage_that_is_back_is_asked_even_where_nothing_waits_for_it() -> None:
     """With no time to wait in place the first reference after the outage is the one that finds it back."""
     impatient = settings(references=QUICKLY | {"wait_ms": 0}, retry={"breaker_failures": 1})
-    bench = Workbench(impatient, fetcher=FetcherTwin(image(1), failures=1))
+    fetcher = FetcherTwin(image(1), failures=10_000)
+    bench = Workbench(impatient, fetcher=fetcher)
     with bench.running("intake", "fetch"):
         bench.take(reference(0, {"uri": "s3://bucket/key"}))
         wait_for(lambda: len(bench.queues.ended), "the first is parked")
+        fetcher.failures = 0
         bench.storages._storages["s3://bucket"].answered_at -= 60  # silent for a minute, and its breaker open
         time.sleep(0.01)  # the back-off is 5 ms at most
         bench.take(reference(1, {"uri": "s3://bucket/key"}))
