@@ -190,7 +190,7 @@ class Auditor:
                 where = (one.partition, one.offset)
                 self._find("commit", f"{by} committed {offset} before the outcome of {where} was acknowledged", where)
 
-    def _on_delivered(self, _by: str, _places: list[Any], traces: list[bytes]) -> None:
+    def _on_delivered(self, _by: str, _topic: str, traces: list[bytes]) -> None:
         self._deliveries.update(int(traced[3:35], 16) for traced in traces)
 
     def _on_expelled(self, _by: str, partitions: list[Any]) -> None:

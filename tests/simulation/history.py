@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from kafka import TopicPartition
+
 from tests.simulation.audit import Auditor, Finding
 from tests.simulation.clock import on_hub
 from tests.simulation.hub import NEVER, Stuck
 from tests.simulation.instance import Worker
-from tests.simulation.kafka import SESSION_S, Broker
-from tests.simulation.plan import Blow, Move, Plan, draw, trace_id
+from tests.simulation.kafka import SESSION_S, Broker, Written
+from tests.simulation.plan import Blow, Move, Plan, draw
 from tests.simulation.rival import Rival
 from tests.simulation.servers import RedisServer, TritonServer
 from tests.simulation.world import Event, World
@@ -271,11 +273,17 @@ def _shown(event: Event) -> str:
 
 
 def _detail(value: Any) -> str:
-    if hasattr(value, "topic"):
+    if isinstance(value, Written):
         headers = dict(value.headers)
         what = headers.get("reject_reason") or headers.get("ce_id") or b""
-        trace = int((headers.get("traceparent") or b"00-0")[3:35], 16)
-        return f"{value.topic} {trace // 1_000_000 - 1}/{trace % 1_000_000 - 1} {what.decode()}"
+        return f"{value.topic} {_detail(headers.get('traceparent'))} {what.decode()}"
+    if isinstance(value, TopicPartition):
+        return f"{value.topic}/{value.partition}"
+    if isinstance(value, bytes):  # a traceparent, which names the record
+        trace = int(value[3:35], 16)
+        return f"{trace // 1_000_000 - 1}/{trace % 1_000_000 - 1}"
+    if isinstance(value, list):
+        return f"[{', '.join(_detail(one) for one in value)}]"
     text = str(value)
     return text if len(text) < 100 or not text.startswith("{") else text[text.find("verdict_id") : 100]
 
@@ -293,7 +301,5 @@ def _concerns(event: Event, about: tuple[Any, ...], plan: Plan) -> bool:
     ids |= {one.image_id for one in plan.sent if (one.partition, one.offset) in places}
     if kind == "committed":
         return any(details[1].partition == one[0] for one in places) or details[1] in about
-    return any(f"{p}/{o}" in text or f"({p}, {o})" in text for p, o in places) or any(one in text for one in ids)
-
-
-__all__ = ["History", "run", "run_plan", "trace_id"]
+    words = text.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    return any(f"{p}/{o}" in words for p, o in places) or any(one in text for one in ids)

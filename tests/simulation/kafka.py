@@ -256,7 +256,7 @@ class LibraryTwin(Twin):
                 records += taken
         if records:
             traces = [dict(one.headers).get("traceparent") for one in records]
-            self._world.note("delivered", self.name, [(one.topic, one.offset) for one in records], traces)
+            self._world.note("delivered", self.name, records[0].topic, traces)
             self._hub.preempted()
         return records
 

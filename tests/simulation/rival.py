@@ -53,7 +53,7 @@ class Rival:
         self._redis.catch_up()
         for record in waiting:
             one = self._sent[partition.partition, record.offset]
-            self._world.note("delivered", RIVAL, [(one.partition, one.offset)], [dict(one.headers)["traceparent"]])
+            self._world.note("delivered", RIVAL, record.topic, [dict(one.headers)["traceparent"]])
             written = broker.write(RIVAL, self._rejection(one) if EXPECTED[one.kind] else self._verdict(one))
             self._world.note("acknowledged", RIVAL, [written.number])
         if waiting:
