@@ -77,6 +77,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
     class Fetcher(Kafka):
         name = "fetcher"
+        allowed = ()
 
         def __init__(self, *_arguments: object, **_options: object) -> None:
             super().__init__()

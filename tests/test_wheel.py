@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 DATA = {
     "train/report.html.j2",
+    "train/calibration/page.html.j2",
+    *(f"{package}/py.typed" for package in ("worker", "train", "triton_models")),
     "triton_models/python_backend.py",  # copied into the model repository as model.py
     "worker/local/kafka_jars.sha256",
     *(f"train/recipes/{path.name}" for path in (ROOT / "train" / "recipes").glob("*.toml")),

@@ -193,6 +193,7 @@ def test_real_prometheus_finds_every_metric(promtool: Path, worker_env: dict[str
     policy = tmp_path / "policy.toml"
     policy.write_text('fake_from = 0.6\n[calibration]\nmodel_version = "0123456789ab"\n')
     worker_env = worker_env | {name: str(policy) for name in ("ASSAY_POLICY__PATH", "ASSAY_POLICY__SHADOW_PATH")}
+    worker_env |= {"ASSAY_REFERENCES__SCHEMES": "file", "ASSAY_REFERENCES__FILE_ROOTS": str(tmp_path)}
     targets = {"worker": f"127.0.0.1:{worker_env['ASSAY_HTTP__PORT']}", "triton": triton_http}
     scrape = [
         {"job_name": name, "static_configs": [{"targets": [address], "labels": {"namespace": "test", "pod": name}}]}

@@ -4,6 +4,7 @@ the program's own parser.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +31,9 @@ CPU = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
 
 
 def _told(container: chart.Object, directory: Path) -> list[str]:
-    """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`."""
+    """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`; the key
+    of its own that closes the model-repository API comes first.
+    """
     program = directory / "bin" / "tritonserver"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -40,9 +43,13 @@ def _told(container: chart.Object, directory: Path) -> list[str]:
         for part in container["command"]
     ]
     environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
-    return subprocess.run(
+    restricted, *handed_on = subprocess.run(
         [*argv, *container["args"]], env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
+    assert re.fullmatch(
+        r"--http-restricted-api=model-repository,shared-memory,trace,logging:key=[0-9a-f]{32}", restricted
+    )
+    return handed_on
 
 
 def _containers(text: str, name: str) -> list[chart.Object]:

@@ -11,8 +11,9 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.util import calc_crc32c
 
 from worker.clients.kafka_batches import Place, batch_records, read_batch, split
-from worker.contract import ImageReference, Record, rejection_headers, resolve_image_id
+from worker.contract import ImageReference, Record, resolve_image_id
 from worker.errors import Rejected, RejectReason
+from worker.rejections import rejection_headers
 
 TOPIC_END = 1000
 MAX_RECORD_BYTES = 100_000

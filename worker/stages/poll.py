@@ -72,7 +72,10 @@ class Poll(Stage):
     @property
     def has_incoming(self) -> bool:
         """Is a partition of the incoming topic ours? Those of the retry topic alone are no work."""
-        return any(partition.topic == self._settings.kafka.incoming_topic for partition in self.assigned)
+        return self._count_incoming() > 0
+
+    def _count_incoming(self) -> int:
+        return sum(partition.topic == self._settings.kafka.incoming_topic for partition in self.assigned)
 
     def can_park(self) -> bool:
         """Is there a retry topic?"""
@@ -138,7 +141,7 @@ class Poll(Stage):
         """From inside `poll`: new epochs begin. Cooperative: only what is new."""
         self._under_way.tracker.assign(partitions)
         self.assigned = sorted({*self.assigned, *partitions})
-        self._tools.metrics.assigned_partitions.set(len(self.assigned))
+        self._tools.metrics.assigned_partitions.set(self._count_incoming())
         if partitions:
             self._tools.metrics.rebalances.inc()
             log.info("partitions_assigned", new=_shown(partitions), all=_shown(self.assigned))
@@ -147,7 +150,7 @@ class Poll(Stage):
         """From inside `poll` or `close`: these epochs end; what is under way for them is the new owner's."""
         fenced = self._under_way.tracker.revoke(partitions)
         self.assigned = sorted({*self.assigned} - {*partitions})
-        self._tools.metrics.assigned_partitions.set(len(self.assigned))
+        self._tools.metrics.assigned_partitions.set(self._count_incoming())
         for partition in partitions:
             self._tools.metrics.forget_partition(partition.topic, partition.number)
         if partitions:

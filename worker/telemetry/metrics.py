@@ -165,7 +165,7 @@ class Metrics:
             labels=("topic", "partition"),
         )
         self.assigned_partitions = self._gauge(
-            "assigned_partitions", "Partitions assigned to this worker.", unit="partitions"
+            "assigned_partitions", "Partitions of the incoming topic assigned to this worker.", unit="partitions"
         )
         self.rebalances = self._counter("rebalances", "Changes of the assignment.", unit="rebalances")
         self.commits = self._counter("commits", "Offset commits acknowledged.", unit="commits")
