@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 from kafka import ConsumerRebalanceListener, TopicPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
 from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
 from kafka.structs import OffsetAndMetadata
 
 from worker.clients.kafka import as_unavailable, consumer_options, missing_topic
+from worker.clients.kafka_assignor import PerTopicAssignor
 from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clients.kafka_probe import diagnose
 from worker.clock import SYSTEM_CLOCK, Clock
@@ -77,7 +77,7 @@ class Consumer:
                 heartbeat_interval_ms=settings.heartbeat_interval_ms,
                 max_poll_interval_ms=settings.max_poll_interval_ms,
                 # Named alone: a group cannot mix cooperative and eager assignors.
-                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                partition_assignment_strategy=(PerTopicAssignor,),
                 metadata_max_age_ms=30_000,
             )
             self.can_park = bool(self._consumer.partitions_for_topic(settings.retry_topic))
