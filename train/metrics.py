@@ -57,8 +57,7 @@ def summarise(ranked: Ranked, weights: np.ndarray | None = None) -> dict[str, fl
     equal bins of P(fake).
     """
     w = np.ones(len(ranked.labels)) if weights is None else weights
-    fake = np.bincount(ranked.group, w * ranked.labels, minlength=ranked.count)[::-1]  # from the highest score down
-    real = np.bincount(ranked.group, w * (1 - ranked.labels), minlength=ranked.count)[::-1]
+    fake, real = _counts(ranked, w)
     fakes, reals = fake.sum(), real.sum()
     if fakes == 0 or reals == 0:
         return dict.fromkeys(METRICS, float("nan"))
@@ -68,7 +67,7 @@ def summarise(ranked: Ranked, weights: np.ndarray | None = None) -> dict[str, fl
     sensitivity = (w * (flagged & (ranked.labels == 1))).sum() / fakes
     specificity = (w * (~flagged & (ranked.labels == 0))).sum() / reals
     return {
-        "auc": float((real * (true_positive - fake / 2)).sum() / (fakes * reals)),
+        "auc": _auc(fake, real),
         "average_precision": float(
             (fake / fakes * true_positive / np.maximum(true_positive + false_positive, 1e-300)).sum()
         ),
@@ -77,6 +76,17 @@ def summarise(ranked: Ranked, weights: np.ndarray | None = None) -> dict[str, fl
         "tpr_at_0.1pct_fpr": _recall_at(recall, fpr, 0.001),
         "ece": _calibration_error(ranked, w),
     }
+
+
+def _counts(ranked: Ranked, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of fakes and of reals at each distinct score, from the highest down."""
+    fake = np.bincount(ranked.group, weights * ranked.labels, minlength=ranked.count)[::-1]
+    real = np.bincount(ranked.group, weights * (1 - ranked.labels), minlength=ranked.count)[::-1]
+    return fake, real
+
+
+def _auc(fake: np.ndarray, real: np.ndarray) -> float:
+    return float((real * (np.cumsum(fake) - fake / 2)).sum() / (fake.sum() * real.sum()))
 
 
 def _recall_at(recall: np.ndarray, fpr: np.ndarray, limit: float) -> float:
@@ -177,7 +187,7 @@ def _null_error(ranked: Ranked, seed: int, draws: int = 200) -> float:
 
 def gain(before: Scored, after: Scored, *, resamples: int = 500, level: float = 0.95) -> tuple[float, float]:
     """The interval of the AUC's gain on the same images in the same order: paired bootstrap within each class; NaN
-    where these are not the same images.
+    where these are not the same images. The scores may be on any scale: only their order counts.
     """
     if not len(before.labels) or not np.array_equal(before.labels, after.labels):
         return float("nan"), float("nan")
@@ -189,7 +199,7 @@ def gain(before: Scored, after: Scored, *, resamples: int = 500, level: float = 
         weights = np.zeros(len(before.labels))
         for indices in members:
             weights[indices] = np.bincount(rng.integers(len(indices), size=len(indices)), minlength=len(indices))
-        first, second = (summarise(one, weights)["auc"] for one in ranked)
+        first, second = (_auc(*_counts(one, weights)) for one in ranked)
         gains.append(second - first)
     low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
