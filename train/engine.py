@@ -254,11 +254,11 @@ class Loop:
         )
 
     def _diverged(self, what: str) -> TrainingDiverged:
-        """The error with what to do next: `best` is named only where there is one."""
+        """The error with what to do next: `best` is named only where it is more than the initialisation."""
         best = self.folder.path / "best"
         hint = (
-            f"; --set training.start_from={best} starts from the last encoder that was probed"
-            if (best / ENCODER_FILE).exists()
+            f"; --set training.start_from={best} starts from the best encoder that was probed"
+            if (best / ENCODER_FILE).exists() and self._result("diverged").has_learnt
             else ""
         )
         return TrainingDiverged(
@@ -289,7 +289,7 @@ class Loop:
             self._keep_best()  # nothing to judge by: the latest encoder is the one to keep
             self.bar.note(f"epoch {progress.epoch}: no linear probe, too few validation images of both classes")
             return
-        if auc > progress.best_auc:
+        if progress.step == 0 or auc > progress.best_auc:  # a run stopped before its first step is probed again
             progress.best_auc, progress.epochs_without_gain = auc, 0
             self._keep_best()
         else:

@@ -78,9 +78,9 @@ class RunFolder:
         return state
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run does again, and a line that a kill cut off."""
+        """Drop metrics of what a resumed run does again (at step 0 the probe too), and a line that a kill cut off."""
         if self.writes:
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
             with replacing(self.path / METRICS) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 

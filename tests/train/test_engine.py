@@ -106,6 +106,26 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+def test_a_run_stopped_before_its_first_step_begins_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop in the probe before training, a run saves and ends; resumed it is the uninterrupted one: the second
+    probe of the same encoder is no epoch without gain, and stands in the metrics once.
+    """
+    recipe = small(images, "optimisation.epochs=1", "validation.patience=1")
+    whole = fit(recipe, tmp_path / "whole", console=QUIET)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_stop_on_signal", lambda: nullcontext(StopAfter(0)))
+        stopped = fit(recipe, tmp_path / "parts", console=QUIET)
+    assert (stopped.status, stopped.step) == ("interrupted", 0)
+    assert fit(recipe, tmp_path / "parts", resume=True, console=QUIET) == whole
+    assert whole.status == "finished"
+    lines = [[(line["kind"], line["step"]) for line in read_metrics(tmp_path / run)] for run in ("whole", "parts")]
+    assert lines[0] == lines[1] == [("probe", 0), ("step", 1), ("step", 2), ("probe", 2)]
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
 @pytest.mark.parametrize("last", ['{"kind": "step", "st', '{"kind": "step", "step": 2, "total": 1.0}'])
 def test_metrics_cut_off_by_a_kill_do_not_stop_a_resumed_run(last: str, tmp_path: Path) -> None:
     """A last line that a kill cut off, or left without its end, is dropped or ended; what is logged then stands on
@@ -266,8 +286,8 @@ def test_a_rank_that_lost_its_data_to_the_signal_stops_all(
 
 
 def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, tmp_path: Path) -> None:
-    """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed and
-    nothing saved.
+    """Bad steps before a probe, or an encoder that only the last update wrecked: a clear end, nothing probed but the
+    initialisation, which is no advice to start from, and no checkpoint.
     """
     wild = ["optimisation.lr=1e30", "training.checkpoint_every_steps=1"]
     with pytest.raises(
@@ -282,7 +302,11 @@ def test_divergence_at_the_end_of_an_epoch_ends_the_run_unprobed(images: Path, t
             console=QUIET,
         )
     for run in ("run", "single"):
-        assert not {"best", "checkpoint.pt"} & {path.name for path in (tmp_path / run).iterdir()}
+        assert [line["step"] for line in read_metrics(tmp_path / run) if line["kind"] == "probe"] == [0]
+        assert not (tmp_path / run / "checkpoint.pt").exists()
+        untrained = Trainer(small(images), Group(0, 1, torch.device("cpu"))).encoder.state_dict()
+        kept = load_file(tmp_path / run / "best" / "encoder.safetensors")
+        assert all(torch.equal(tensor, untrained[name]) for name, tensor in kept.items())
 
 
 def test_embeddings_that_are_no_numbers_are_not_probed(
@@ -292,8 +316,9 @@ def test_embeddings_that_are_no_numbers_are_not_probed(
     checkpoint before stays.
     """
     rows = iter([torch.zeros(0, 1), torch.zeros(0, 1), torch.tensor([[1.0], [float("nan")]])])
+    values = iter([0.5, 0.6])
     monkeypatch.setattr(engine, "embed_images", lambda *_: Embedded([], next(rows).numpy(), []))
-    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(0.5))
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(next(values)))
     with pytest.raises(TrainingDiverged, match=r"embeddings are no numbers \(step 2\).*start_from=\S*best"):
         fit(small(images, "training.steps_per_epoch=1"), tmp_path, console=QUIET)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 1
@@ -457,6 +482,13 @@ def test_two_processes_on_gloo_train_together(images: Path, tmp_path: Path) -> N
     assert [line["step"] for line in steps] == [1, 2]
 
 
+def wait_for_a_step(process: subprocess.Popen[str], run: Path) -> None:
+    """The probe before training comes first in a run's metrics."""
+    waiting = threading.Event()
+    while process.poll() is None and not any(line["kind"] == "step" for line in read_metrics(run)):
+        waiting.wait(0.05)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
     """A process that gets SIGTERM in training writes its checkpoint and exits 0; the run can be continued."""
@@ -478,9 +510,7 @@ def test_sigterm_saves_and_ends(images: Path, tmp_path: Path) -> None:
         text=True,
         env=environment,
     )
-    waiting = threading.Event()
-    while process.poll() is None and not read_metrics(run):
-        waiting.wait(0.1)
+    wait_for_a_step(process, run)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "interrupted" in output
@@ -519,9 +549,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends(images: Path, tmp_path: Path)
         )
 
     stopped, whole = begin(tmp_path / "stopped"), begin(tmp_path / "whole")
-    waiting = threading.Event()
-    while stopped.poll() is None and not read_metrics(tmp_path / "stopped"):
-        waiting.wait(0.05)
+    wait_for_a_step(stopped, tmp_path / "stopped")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         os.killpg(stopped.pid, number)
     _, said = stopped.communicate(timeout=120)
