@@ -319,7 +319,8 @@ def test_a_stopped_embedding_goes_on(
     assert stopped.exit_code == 130 and GOES_ON in stopped.output
     done = runner.invoke(app, made)
     assert done.exit_code == 0, done.output
-    assert embedded == [3, 3, 0, 2]
+    cut_alike = [3, 3, 2] if command == "evaluate" else []  # its second pass over the same images
+    assert embedded == [3, 3, 0, 2, *cut_alike]
     assert not list(tmp_path.glob("*/.unfinished-*"))
 
 
