@@ -33,6 +33,7 @@ GENERATORS = {
     "midjourney-v5": 0.7,
     "stylegan3": 0.1,
 }
+TRAINED_ON = frozenset(name for name in GENERATORS if name.startswith("gen_"))
 GROUPS = ("augm", "no_augm")
 
 
@@ -71,7 +72,7 @@ def write_sample(folder: Path) -> Path:
         "unreadable": ["d3_test/augm/real/broken.jpg: not an image"],
         "intervals": "95 %, percentile bootstrap, 100 resamples within each class",
         "protocol": protocol(embedded, scores),
-        "rows": rows(embedded, scores, Options(resamples=100)),
+        "rows": rows(embedded, scores, Options(resamples=100, trained_on=TRAINED_ON)),
         "robustness": {},
     }
     for kind, strengths in {"none": {"": None}, **SWEEPS}.items():
