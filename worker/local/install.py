@@ -238,7 +238,7 @@ def check_models(repository: Path) -> None:
     """Raises Unavailable naming the file that is not as it was built: of a damaged configuration Triton's last words do
     not say which.
     """
-    command = [sys.executable, "-m", "triton_models.build", "--check", str(repository)]
+    command = [sys.executable, "-m", "triton_models.build", "--check", str(repository.absolute())]
     _run(command, "triton", "the models cannot be served", cwd=paths.CHECKOUT)
 
 
