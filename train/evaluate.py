@@ -113,7 +113,7 @@ def evaluate(
         results["controlled"] = rows(alike, heads.scores(alike.embeddings, options.calibration), options, of_alike)
     if options.robustness:
         results["robustness"] = sweep(passes, heads, embedded.images, options, console=console)
-    (out / RESULTS).write_text(json.dumps(_finite(results), indent=2) + "\n")
+    (out / RESULTS).write_text(json.dumps(finite(results), indent=2) + "\n")
     _write_scores(out / SCORES_FILE, embedded.images, looks, photographs, scores)
     generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
     np.savez_compressed(
@@ -263,12 +263,12 @@ def headline(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN is no JSON: null says that a metric has no value there."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -17,7 +17,7 @@ from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
 from train.degrade import SWEEPS
 from train.embed import Embedded
-from train.evaluate import EMBEDDINGS, RESULTS, Options, protocol, rows
+from train.evaluate import EMBEDDINGS, RESULTS, Options, finite, protocol, rows
 from train.metrics import Ranked, summarise
 from train.recipe import load_recipe, recipe_to_toml
 from train.report import write_report
@@ -42,7 +42,7 @@ def drawn(rng: np.random.Generator, strength: float) -> tuple[list[Labelled], np
     images, embeddings, logits = [], [], []
     for group in GROUPS:
         for generator, distance in {"real": 0.0, **GENERATORS}.items():
-            for index in range(120 if generator == "real" else 25):
+            for index in range(120 if generator == "real" else 40):
                 label = REAL if generator == "real" else FAKE
                 shift = distance * strength * (0.7 if group == "augm" else 1)
                 images.append(Labelled(f"{group}-{generator}-{index}", Key("drawn"), label, generator, group))
@@ -83,7 +83,7 @@ def write_sample(folder: Path) -> Path:
             }
             results["robustness"].setdefault(kind, {})[strength] = by_head
     (folder / "results").mkdir(parents=True)
-    (folder / "results" / RESULTS).write_text(json.dumps(results))
+    (folder / "results" / RESULTS).write_text(json.dumps(finite(results)))
     generators = np.array([image.generator for image in images], dtype=np.str_)
     np.savez(
         folder / "results" / EMBEDDINGS,

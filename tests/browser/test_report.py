@@ -130,10 +130,10 @@ def test_every_part_of_an_evaluation_is_there(browser: playwright.Browser, page_
         for name in (*GENERATORS, "trained on", "unseen", "GAN"):
             assert table.locator("th[scope=row]", has_text=name).count() >= 2, name
         row = table.locator("tr", has=page.locator("th", has_text="flux-1-pro")).first
-        assert (
-            all("\N{EN DASH}" in cell for cell in row.locator("td small").all_inner_texts())
-            and row.locator("td small").count() == 6
-        )
+        # 40 fakes are enough for the intervals of AUC and balanced accuracy, and for what calibrated scores would reach.
+        auc, balanced_accuracy, calibration = row.locator("td small").all_inner_texts()
+        assert "\N{EN DASH}" in auc and "\N{EN DASH}" in balanced_accuracy
+        assert calibration.startswith("exact scores: below")
         assert page.locator("#protocol tbody tr").count() == 2 * (1 + len(GENERATORS))
         assert "optimisation" in page.locator("#run pre").first.inner_text()
         assert "Cramér" in page.locator("#data").inner_text()
