@@ -1,7 +1,7 @@
 """Fixtures for every test: the real local stack, once per test session, and an environment of one's own on it.
 
-A session starts a stack in its temporary directory and ends it; xdist's processes share one. With TEST_STACK=<run directory>
-(say `.assay/stack` after `make stack-up`) a stack that already runs is used and left running.
+A session starts a stack in its temporary directory and ends it; xdist's processes share one. With TEST_STACK=<run
+directory> (say `.assay/stack` after `make stack-up`) a stack that already runs is used and left running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("search", max_examples=5_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# A shell starts its background jobs with SIGINT ignored, and Python leaves it so: tests that send it would wait in vain.
+# A shell starts its background jobs with SIGINT ignored, and Python leaves it so: tests that send it would wait in
+# vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -71,7 +72,9 @@ def _count(users: Path) -> int:
 
 @pytest.fixture
 def worker_env(stack: dict[str, str]) -> dict[str, str]:
-    """A process environment on the shared stack with topics (3 partitions each), group, key prefix and HTTP port of its own."""
+    """A process environment on the shared stack with topics (3 partitions each), group, key prefix and HTTP port of its
+    own.
+    """
     unique = uuid.uuid4().hex[:8]
     topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected", "retry")}
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
@@ -88,7 +91,9 @@ def worker_env(stack: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def private_stack(tmp_path: Path) -> Iterator[Path]:
-    """The run directory of a stack for one test alone, not started yet: for tests that kill servers. Ended with the test."""
+    """The run directory of a stack for one test alone, not started yet: for tests that kill servers. Ended with the
+    test.
+    """
     directory = tmp_path / "stack"
     yield directory
     local_stack.down(directory, purge=True)

@@ -1,4 +1,6 @@
-"""hypothesis' `given` without its deadline: on a busy machine a slow example is no finding, and no test asserts on wall time."""
+"""hypothesis' `given` without its deadline: on a busy machine a slow example is no finding, and no test asserts on wall
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, help, and stdout that a script can rely on.
 
-`process` starts `python -m worker`, for each exit code at least once; `invoke` runs the same app inside, which takes no second.
+`process` starts `python -m worker`, for each exit code at least once; `invoke` runs the same app inside, which takes no
+second.
 """
 
 from __future__ import annotations
@@ -307,7 +308,10 @@ def test_stack_down_where_nothing_runs(tmp_path: Path) -> None:
 
 def test_the_worker_needs_no_torch() -> None:
     """Neither importing the command line nor the whole pipeline loads torch or scikit-learn."""
-    script = "import sys, worker.cli, worker.pipeline; print(sorted({'torch', 'sklearn', 'timm', 'pickle5'} & set(sys.modules)))"
+    script = (
+        "import sys, worker.cli, worker.pipeline; "
+        "print(sorted({'torch', 'sklearn', 'timm', 'pickle5'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=False)
     assert done.stdout == "[]\n", done.stderr
 

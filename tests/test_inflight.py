@@ -29,7 +29,9 @@ def image(image_id: str = "a", sha256: str = "0" * 64, offset: int = 0) -> Ident
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.randoms(use_true_random=False))
 def test_whatever_order_items_finish_in_each_id_leaves_in_order(ids: list[str], chance: random.Random) -> None:
-    """Each item leaves exactly once, and per id in order of arrival, when the held ones are followed up as `leave` says."""
+    """Each item leaves exactly once, and per id in order of arrival, when the held ones are followed up as `leave`
+    says.
+    """
     order = PublishOrder()
     items = [Ended.of(image(image_id, offset=offset), CORRUPT) for offset, image_id in enumerate(ids)]
     for one in items:
@@ -76,7 +78,9 @@ def test_an_id_that_has_left_starts_anew() -> None:
 
 @given(st.lists(st.sampled_from("xyz"), min_size=1, max_size=30))
 def test_the_first_of_equal_bytes_leads_and_the_others_get_its_outcome(hashes: list[str]) -> None:
-    """Per hash one image is worked on; all others receive its scores, once, marked as from the cache and without times."""
+    """Per hash one image is worked on; all others receive its scores, once, marked as from the cache and without
+    times.
+    """
     flights = SingleFlight()
     images = [image(sha256=sha256, offset=offset) for offset, sha256 in enumerate(hashes)]
     leaders = [one for one in images if flights.join(one)]

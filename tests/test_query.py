@@ -89,7 +89,9 @@ def test_a_file_of_other_bytes_is_not_found(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_questions(question: dict[str, str]) -> None:
-    """None or several at once, what is no hash, a file that is not there: one line each, and nothing is asked of Redis."""
+    """None or several at once, what is no hash, a file that is not there: one line each, and nothing is asked of
+    Redis.
+    """
     with pytest.raises(SettingsError) as caught:
         ask(**question)  # type: ignore[arg-type]
     assert len(caught.value.problems) == 1

@@ -1,4 +1,6 @@
-"""Replay: which rejected records go back, and how they look when they do. Reading the topic itself is an integration test's."""
+"""Replay: which rejected records go back, and how they look when they do. Reading the topic itself is an integration
+test's.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ def test_dry_run_sends_nothing(topic: type[ReaderTwin], producer: ProducerOf) ->
 
 
 def test_a_record_without_its_bytes_stays(topic: type[ReaderTwin], producer: ProducerOf) -> None:
-    """A rejection that was too large for its topic came without its value: an empty image must not go back in its place."""
+    """A rejection that was too large for its topic came without its value: an empty image must not go back in its
+    place.
+    """
     whole, empty = rejected(0), rejected(1, image_id="b", value=b"")
     empty.headers.append(("value_omitted", b"50000000"))
     topic.records = [whole, empty]

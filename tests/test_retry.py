@@ -178,7 +178,9 @@ class Until:
 
 @pytest.mark.parametrize("answer", [Rejected(RejectReason.FETCH_FAILED, "404", stage="intake"), AssayError("refused")])
 def test_an_answer_that_is_an_error_closes_the_breaker(answer: AssayError) -> None:
-    """A storage that comes back and says 404 is there: were it still counted as away, consumption would stay paused for ever."""
+    """A storage that comes back and says 404 is there: were it still counted as away, consumption would stay paused for
+    ever.
+    """
     time = Time()
     subject = opened(time)
     with pytest.raises(type(answer)):

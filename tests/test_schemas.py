@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from tests.contents import verdicts
 from tests.properties import given
-from tests.test_contract import verdicts
 from worker.contract import REFERENCE_CONTENT_TYPE, VERDICT_TYPE, Verdict
 from worker.errors import RejectReason
 from worker.parking import RETRY_HEADERS

@@ -163,7 +163,9 @@ def wait(
 
 
 def test_waiting_ends_with_a_result_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verdicts and rejections alike, in the order in which they come; what others sent is passed over, repeats count once."""
+    """Verdicts and rejections alike, in the order in which they come; what others sent is passed over, repeats count
+    once.
+    """
     wanted = [Sent("a", "a", SHA_A, 1), Sent("b", "b", SHA_B, 1), Sent("c", "c", SHA_A, 1, error="too large")]
     mine, other = verdict_record("b", SHA_B), verdict_record("stranger", SHA_A)
     scripts = {"images.verdicts": [[other], [mine, mine]], "images.rejected": [[], [], [rejection_record("a", SHA_A)]]}

@@ -112,7 +112,9 @@ def test_wrong_durations(text: str) -> None:
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
-    """A person mends a file once, not once for each line: values, misspelt names and rules over several fields together."""
+    """A person mends a file once, not once for each line: values, misspelt names and rules over several fields
+    together.
+    """
     path = toml(tmp_path, '[flow]\nmax_items = 0\nmax_itmes = 5\n[flwo]\nx = 1\n[cache]\nenabled = "perhaps"\n')
     found = problems(
         {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.contents import verdicts
 from tests.properties import given
-from tests.test_contract import verdicts
 from tests.test_send import verdict_record
 from worker import show
 from worker.contract import Verdict

@@ -51,7 +51,9 @@ def test_wheel_holds_every_module_and_what_they_read(wheel: Path) -> None:
 
 
 def test_installed_package_runs_outside_of_the_repository(wheel: Path, tmp_path: Path) -> None:
-    """From the wheel alone, in another folder: the commands answer, a recipe is found by name, the report's template is there."""
+    """From the wheel alone, in another folder: the commands answer, a recipe is found by name, the report's template is
+    there.
+    """
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     # -S and PYTHONPATH: this environment's libraries without the editable install, so that only the wheel can be meant.
     libraries = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]

@@ -72,7 +72,9 @@ def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIEN
 
 
 class StoreTwin:
-    """worker.clients.redis.Store in two dicts. `log` is shared with the producer's twin, so that orders can be compared."""
+    """worker.clients.redis.Store in two dicts. `log` is shared with the producer's twin, so that orders can be
+    compared.
+    """
 
     def __init__(self, log: list[tuple[str, str]]) -> None:
         self.away = False
@@ -220,7 +222,9 @@ class ExaminerTwin:
 
 
 class Workbench:
-    """Everything under way, twins, breakers and queues, wired by the pipeline's own `wire`; `stage` finds one of them."""
+    """Everything under way, twins, breakers and queues, wired by the pipeline's own `wire`; `stage` finds one of
+    them.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""A results folder, a run and a data set as training and evaluation leave them, from numbers drawn here: quick to make, rich enough to look at.
+"""A results folder, a run and a data set as training and evaluation leave them, from numbers drawn here: quick to make,
+rich enough to look at.
 
 python -m tests.browser.sample FOLDER     # also writes FOLDER/report/report.html
 """
@@ -38,7 +39,9 @@ GROUPS = ("augm", "no_augm")
 
 
 def drawn(rng: np.random.Generator, strength: float) -> tuple[list[Labelled], np.ndarray, np.ndarray]:
-    """Images of two groups with (embeddings [N, 192], scores [N, 3]); a generator's fakes are as far from the reals as it is easy."""
+    """Images of two groups with (embeddings [N, 192], scores [N, 3]); a generator's fakes are as far from the reals as
+    it is easy.
+    """
     images, embeddings, logits = [], [], []
     for group in GROUPS:
         for generator, distance in {"real": 0.0, **GENERATORS}.items():

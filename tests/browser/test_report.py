@@ -1,4 +1,6 @@
-"""The training report in a real browser: it opens without errors, needs nothing from outside, and can be read on a phone and in the dark."""
+"""The training report in a real browser: it opens without errors, needs nothing from outside, and can be read on a
+phone and in the dark.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,12 @@ FIGURES = {
 }
 AA = 4.5  # WCAG 2.2, 1.4.3: contrast of text
 
-# The contrast of every element that has text of its own against the nearest background that is painted, as WCAG computes it.
+# The contrast of every element that has text of its own against the nearest background that is painted, as WCAG
+# computes it.
 CONTRASTS = """() => {
   const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = node => {
     for (; node; node = node.parentElement) {
@@ -46,7 +50,8 @@ CONTRASTS = """() => {
     return [255, 255, 255];
   };
   return [...document.querySelectorAll('body *')]
-    .filter(node => [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim()) && node.getClientRects().length)
+    .filter(node => [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim())
+      && node.getClientRects().length)
     .map(node => {
       const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
       return [(a + 0.05) / (b + 0.05), node.tagName + ': ' + node.textContent.trim().slice(0, 40)];
@@ -110,7 +115,8 @@ def test_every_figure_is_drawn_and_described(browser: playwright.Browser, page_p
     with Opened(browser, page_path, DESKTOP) as opened:
         figures = opened.page.eval_on_selector_all(
             "figure",
-            "all => all.map(f => { const i = f.querySelector('img'); return [f.id, i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]; })",
+            "all => all.map(f => { const i = f.querySelector('img'); "
+            "return [f.id, i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]; })",
         )
         assert {name for name, *_ in figures} == FIGURES
         for name, natural, width, height, description in figures:
@@ -120,7 +126,9 @@ def test_every_figure_is_drawn_and_described(browser: playwright.Browser, page_p
 
 
 def test_every_part_of_an_evaluation_is_there(browser: playwright.Browser, page_path: Path) -> None:
-    """Summary, generators with intervals, protocol, curves, robustness, embeddings, shortcuts, training and recipe; the links lead to them."""
+    """Summary, generators with intervals, protocol, curves, robustness, embeddings, shortcuts, training and recipe; the
+    links lead to them.
+    """
     with Opened(browser, page_path, DESKTOP) as opened:
         page = opened.page
         for link in page.locator("nav a").all():
@@ -130,7 +138,8 @@ def test_every_part_of_an_evaluation_is_there(browser: playwright.Browser, page_
         for name in (*GENERATORS, "trained on", "unseen", "GAN"):
             assert table.locator("th[scope=row]", has_text=name).count() >= 2, name
         row = table.locator("tr", has=page.locator("th", has_text="flux-1-pro")).first
-        # 40 fakes are enough for the intervals of AUC and balanced accuracy, and for what calibrated scores would reach.
+        # 40 fakes are enough for the intervals of AUC and balanced accuracy, and for what calibrated scores would
+        # reach.
         auc, balanced_accuracy, calibration = row.locator("td small").all_inner_texts()
         assert "\N{EN DASH}" in auc and "\N{EN DASH}" in balanced_accuracy
         assert calibration.startswith("exact scores: below")
@@ -152,7 +161,8 @@ def test_page_never_scrolls_sideways(viewport: dict[str, int], browser: playwrig
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         outside = page.evaluate(
             "() => [...document.querySelectorAll('h1, h2, p, dd, summary, figcaption, .wide, .scroll')]"
-            ".filter(node => node.getBoundingClientRect().right > innerWidth + 1).map(node => node.outerHTML.slice(0, 80))"
+            ".filter(node => node.getBoundingClientRect().right > innerWidth + 1)"
+            ".map(node => node.outerHTML.slice(0, 80))"
         )
         assert outside == []
 

@@ -19,7 +19,9 @@ RawHeaders = Sequence[tuple[bytes | None, bytes | None]]
 
 @dataclass(frozen=True)
 class Raw:
-    """One record as it stands on the wire. `delta`: its offset's distance from the batch's first, its number by default."""
+    """One record as it stands on the wire. `delta`: its offset's distance from the batch's first, its number by
+    default.
+    """
 
     value: bytes | None
     key: bytes | None = None
@@ -59,7 +61,9 @@ def batch_bytes(
     attributes: int = 0,
     producer_id: int = -1,
 ) -> bytes:
-    """`records`, or their bytes, as a batch; `behind` stands after the packed records; `crc` instead of the right one."""
+    """`records`, or their bytes, as a batch; `behind` stands after the packed records; `crc` instead of the right
+    one.
+    """
     body = b"".join(
         entry if isinstance(entry, bytes) else record_bytes(entry, number) for number, entry in enumerate(records)
     )

@@ -1,4 +1,6 @@
-"""Allow-lists and URI parsing: whatever a producer writes gives a target, a clean rejection, and never anything else."""
+"""Allow-lists and URI parsing: whatever a producer writes gives a target, a clean rejection, and never anything
+else.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ PARTITIONS = 3
 
 
 def test_a_join_that_outlives_its_poll_is_collected(worker_env: dict[str, str]) -> None:
-    """Polls shorter than a join: the consumer gets its partitions and keeps them (kafka-python 3.0.12 alone hangs here every time)."""
+    """Polls shorter than a join: the consumer gets its partitions and keeps them (kafka-python 3.0.12 alone hangs here
+    every time).
+    """
     settings = load(environ={name: value for name, value in worker_env.items() if name.startswith("ASSAY_")}).kafka
     consumer = Consumer(settings, lambda _new: None, lambda _gone: None)
 

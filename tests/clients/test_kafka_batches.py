@@ -59,7 +59,9 @@ def test_a_header_name_of_any_bytes_is_kept(packed: str, name: bytes) -> None:
 
 
 def test_a_damaged_record_costs_itself() -> None:
-    """A field longer than its record, a null name, a count that lies: the others are read, and what was there is kept."""
+    """A field longer than its record, a null name, a count that lies: the others are read, and what was there is
+    kept.
+    """
     broken = [
         Raw(b"value", key=b"k", headers=[(None, b"1")]),
         Raw(b"value", key=b"k", headers=[(b"a", b"1")], behind=b""),

@@ -34,7 +34,9 @@ def test_pixels_are_written_to_the_named_file(tmp_path: Path) -> None:
 
 
 def test_only_the_regions_of_the_dead_are_removed(tmp_path: Path) -> None:
-    """A region goes when its maker was killed, whatever process id that had; those of living makers and other files stay."""
+    """A region goes when its maker was killed, whatever process id that had; those of living makers and other files
+    stay.
+    """
     other = tmp_path / "assay_other"
     other.touch()
     mine = Region(4096, tmp_path)

@@ -31,8 +31,8 @@ CPU = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
 
 
 def _told(container: chart.Object, directory: Path) -> list[str]:
-    """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`; the key
-    of its own that closes the model-repository API comes first.
+    """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`; the
+    key of its own that closes the model-repository API comes first.
     """
     program = directory / "bin" / "tritonserver"
     program.parent.mkdir()

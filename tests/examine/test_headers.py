@@ -62,7 +62,9 @@ def test_sample_images_are_read_as_the_manifest_says(row):
 
 @pytest.mark.parametrize("name", odd_images())
 def test_odd_images_are_read_or_rejected_for_the_right_reason(name):
-    """An odd image that is fine has Pillow's size; one that is not is accepted by its header or rejected for an expected reason."""
+    """An odd image that is fine has Pillow's size; one that is not is accepted by its header or rejected for an
+    expected reason.
+    """
     odd = odd_images()[name]
     info = outcome(odd.data)
     if isinstance(info, Rejected):

@@ -108,7 +108,9 @@ def test_odd_images_equal_the_reference_or_are_corrupt(body, name):
 
 
 def test_bad_images_cost_the_others_of_their_batch_nothing(body):
-    """With every odd image in one batch, the bad ones fail alone and stay black, and the good ones equal the reference."""
+    """With every odd image in one batch, the bad ones fail alone and stay black, and the good ones equal the
+    reference.
+    """
     names = [name for name in odd_images() if decodable(name)]
     data = [odd_images()[name].data for name in names]
     pixels, failures = decoded(body, data)

@@ -201,7 +201,9 @@ def test_a_killed_zygote_costs_no_image_an_attempt(bench: Bench) -> None:
 
 
 def test_children_get_no_secret_and_no_descriptor(bench: Bench) -> None:
-    """Their environment has nothing of ours but what an interpreter needs, their files are the channel and /dev/null."""
+    """Their environment has nothing of ours but what an interpreter needs, their files are the channel and
+    /dev/null.
+    """
     bench.examine({"a": plain(1)})
     for pid in bench.pool.pids:
         assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()

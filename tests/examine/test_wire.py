@@ -1,4 +1,6 @@
-"""What worker and child say to each other survives the way, and an answer of a child that was taken over does no harm."""
+"""What worker and child say to each other survives the way, and an answer of a child that was taken over does no
+harm.
+"""
 
 from __future__ import annotations
 

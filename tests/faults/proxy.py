@@ -31,7 +31,9 @@ OK = Mode()
 
 
 class Proxy:
-    """Listens on `address` of 127.0.0.1. `advertises`: the server names its own address in answers (Kafka); it is replaced."""
+    """Listens on `address` of 127.0.0.1. `advertises`: the server names its own address in answers (Kafka); it is
+    replaced.
+    """
 
     def __init__(self, target: str, *, advertises: bool = False) -> None:
         host, _, port = target.rpartition(":")

@@ -1,7 +1,7 @@
 """Damaged images, each from a number: a sound image of some kind, and one to four changes that know its structure.
 
-Chunks, segments, directories and boxes are found and changed as such (length, kind, order, contents with a checksum that
-holds); bytes anywhere are changed too. The same number and seed give the same bytes on every machine.
+Chunks, segments, directories and boxes are found and changed as such (length, kind, order, contents with a checksum
+that holds); bytes anywhere are changed too. The same number and seed give the same bytes on every machine.
 """
 
 import random

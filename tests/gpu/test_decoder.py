@@ -1,4 +1,6 @@
-"""Decoding on a GPU: nvJPEG is not libjpeg, so JPEG is near the reference instead of equal; everything else is equal."""
+"""Decoding on a GPU: nvJPEG is not libjpeg, so JPEG is near the reference instead of equal; everything else is
+equal.
+"""
 
 import csv
 import io
@@ -17,7 +19,8 @@ from worker.examine.pixels import decode_with_pillow
 from worker.settings import LimitSettings
 
 SAMPLES = Path(__file__).parents[1] / "data"
-# The two inverse transforms and colour conversions round differently; more than this on average is another upsampling or a shift.
+# The two inverse transforms and colour conversions round differently; more than this on average is another upsampling
+# or a shift.
 MEAN_DIFFERENCE = 1.0
 
 
@@ -76,7 +79,9 @@ def test_sample_images_are_near_the_reference(body):
 
 
 def test_odd_images_are_judged_as_on_the_cpu(body):
-    """With every odd image in one batch the same ones fail as on the CPU, and what goes to Pillow is equal in every pixel."""
+    """With every odd image in one batch the same ones fail as on the CPU, and what goes to Pillow is equal in every
+    pixel.
+    """
     names, infos = [], []
     for name, odd in odd_images().items():
         try:

@@ -149,7 +149,9 @@ class Outside:
     def send_raw(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
     ) -> None:
-        """One record as it is, null header values and a null value without a key included: kafka-python's own checks refuse them."""
+        """One record as it is, null header values and a null value without a key included: kafka-python's own checks
+        refuse them.
+        """
         produce_raw(self.servers, topic, key, value, list(headers))
 
     def send_all(self, images: Mapping[str, bytes]) -> None:

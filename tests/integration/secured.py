@@ -1,5 +1,5 @@
-"""Servers as they stand in production, each small and on 127.0.0.1: Kafka with TLS, SASL and ACLs; Redis with TLS and ACL users,
-behind Sentinel, as a Cluster. Used by test_secured_kafka.py and test_secured_redis.py.
+"""Servers as they stand in production, each small and on 127.0.0.1: Kafka with TLS, SASL and ACLs; Redis with TLS and
+ACL users, behind Sentinel, as a Cluster. Used by test_secured_kafka.py and test_secured_redis.py.
 
     with serving(SecuredKafka(directory, certificates)) as [kafka]: …
 """
@@ -28,7 +28,9 @@ KEY_PASSWORD = "of the key"  # made for one test
 
 
 class Certificates:
-    """PEM files: `ca`, a server's `server` (key and chain) for localhost, a client's `client_cert` and `client_key`, a `foreign_ca`."""
+    """PEM files: `ca`, a server's `server` (key and chain) for localhost, a client's `client_cert` and `client_key`, a
+    `foreign_ca`.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -62,7 +64,9 @@ def _pkcs8(key: bytes, encryption: pem.KeySerializationEncryption | None = None)
 
 
 class SecuredKafka(KafkaServer):
-    """One broker with three doors: plain for the test itself (a super user), `sasl` (SASL_SSL), `mutual` (SSL with client certificates)."""
+    """One broker with three doors: plain for the test itself (a super user), `sasl` (SASL_SSL), `mutual` (SSL with
+    client certificates).
+    """
 
     port_names = ("kafka", "kafka_controller", "sasl", "mutual")
 
@@ -80,7 +84,9 @@ class SecuredKafka(KafkaServer):
             "advertised.listeners": listeners,
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL",
             "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
-            "listener.name.sasl.plain.sasl.jaas.config": f'{login}.plain.PlainLoginModule required user_worker="plain secret";',
+            "listener.name.sasl.plain.sasl.jaas.config": (
+                f'{login}.plain.PlainLoginModule required user_worker="plain secret";'
+            ),
             "listener.name.sasl.scram-sha-512.sasl.jaas.config": f"{login}.scram.ScramLoginModule required;",
             "listener.name.mutual.ssl.client.auth": "required",
             "ssl.principal.mapping.rules": "RULE:^.*CN=([^,]+).*$/$1/",
@@ -242,7 +248,9 @@ class TlsSentinel(Sentinel):
 
 @contextlib.contextmanager
 def watched(directory: Path) -> Iterator[tuple[Redis, list[Sentinel]]]:
-    """A master with a replica, and three sentinels, all serving. Sentinels see at once a replica that was there before them, else after 10 s."""
+    """A master with a replica, and three sentinels, all serving. Sentinels see at once a replica that was there before
+    them, else after 10 s.
+    """
     master = Redis(directory / "master")
     replica = Redis(directory / "replica", {"replicaof": f"{HOST} {master.port}"})
     sentinels = [Sentinel(directory / f"sentinel-{number}", master) for number in range(3)]

@@ -1,4 +1,6 @@
-"""Images that end their decoders, through the whole system: each costs itself alone, and the worker is the same process."""
+"""Images that end their decoders, through the whole system: each costs itself alone, and the worker is the same
+process.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ def planted(order: str) -> bytes:
 
 
 def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):
-    """A crash, a kill, a hang and a memory bomb among good images: verdicts for these, `corrupt` after three tries with the
-    cause named for those, and the worker never ends.
+    """A crash, a kill, a hang and a memory bomb among good images: verdicts for these, `corrupt` after three tries with
+    the cause named for those, and the worker never ends.
     """
     worker = start_worker(PYTHONPATH=str(PLANTED), ASSAY_DECODE__TIMEOUT_MS="500")
     pid = worker.process.pid

@@ -137,7 +137,9 @@ def test_memory_marks_pause_consumption(outside, start_worker):
 
 
 def test_killed_workers_leave_no_memory_with_triton(outside, start_worker):
-    """The regions of a worker that was killed are given up by the server, too, when the next one starts: their pages are free again."""
+    """The regions of a worker that was killed are given up by the server, too, when the next one starts: their pages
+    are free again.
+    """
     with closing(grpc.InferenceServerClient(outside.env["ASSAY_TRITON__URL"])) as triton:
 
         def held(worker) -> set[str]:

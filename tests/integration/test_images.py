@@ -1,4 +1,6 @@
-"""Every format and odd image through the whole system: the right verdict or the right reason, and nothing else affected."""
+"""Every format and odd image through the whole system: the right verdict or the right reason, and nothing else
+affected.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_a_verdict_is_complete_and_stored_before_its_record(outside, start_worke
 
 
 def test_ids_follow_the_contract(outside, start_worker):
-    """ce_id beats the key, the key beats the hash; an invalid ce_id is rejected, an empty one leaves the choice to the key."""
+    """ce_id beats the key, the key beats the hash; an invalid ce_id is rejected, an empty one leaves the choice to the
+    key.
+    """
     start_worker()
     image = next(iter(samples(1).values()))
     sha256 = hashlib.sha256(image).hexdigest()
@@ -95,7 +99,9 @@ def test_ids_follow_the_contract(outside, start_worker):
 
 
 def test_a_rejection_carries_the_record_and_replay_brings_it_back(outside, start_worker, run_cli):
-    """Bytes, key and headers as received, plus ours; after the limit is mended `replay` leads to a verdict with the same bytes."""
+    """Bytes, key and headers as received, plus ours; after the limit is mended `replay` leads to a verdict with the
+    same bytes.
+    """
     first = start_worker(ASSAY_LIMITS__MAX_IMAGE_BYTES="1000")
     image = next(iter(samples(1).values()))
     theirs = [
@@ -188,7 +194,9 @@ def test_the_same_bytes_are_not_inferred_twice(outside, start_worker):
 
 
 def test_the_later_record_of_an_id_wins(outside, start_worker):
-    """One id with changing bytes: a verdict record per content, and Redis ends with the last, also when it was cached and the others not."""
+    """One id with changing bytes: a verdict record per content, and Redis ends with the last, also when it was cached
+    and the others not.
+    """
     start_worker()
     images = list(samples(6).values())
     outside.send("warm", images[0])

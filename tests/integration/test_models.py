@@ -1,4 +1,6 @@
-"""Models in operation: the commands of docs/models.md in order as they stand there, and a worker that follows a roll-out and a roll-back."""
+"""Models in operation: the commands of docs/models.md in order as they stand there, and a worker that follows a
+roll-out and a roll-back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_every_shell_block_of_the_page_is_tested() -> None:
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_page_work_in_order(private_stack: Path, tmp_path: Path) -> None:
-    """Build, check, verify, shadow, load and back end with 0; the last line says that the first version serves and the other was before."""
+    """Build, check, verify, shadow, load and back end with 0; the last line says that the first version serves and the
+    other was before.
+    """
     for name in ("triton_models", "tests"):
         (tmp_path / name).symlink_to(REPO / name)
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASSAY_")}
@@ -51,7 +55,9 @@ def test_the_commands_of_the_page_work_in_order(private_stack: Path, tmp_path: P
 @pytest.mark.integration
 @pytest.mark.slow
 def test_a_worker_follows_a_roll_out_and_a_roll_back(private_stack: Path, tmp_path: Path) -> None:
-    """One command each, no restart: verdicts name the version that serves; a shadow sees its share of the images, by their hash."""
+    """One command each, no restart: verdicts name the version that serves; a shadow sees its share of the images, by
+    their hash.
+    """
     live, new = tmp_path / "live", tmp_path / "new"
     old_version = build.build(REPO / "triton_models" / "weights" / "demo", "cpu", live)["model_version"]
     new_version = build.build(None, "null", new)["model_version"]

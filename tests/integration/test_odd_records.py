@@ -1,4 +1,6 @@
-"""Records that no client library would send: each gets its way out, and those before, beside and behind it their verdicts."""
+"""Records that no client library would send: each gets its way out, and those before, beside and behind it their
+verdicts.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def bitmap(width: int, height: int) -> bytes:
 
 
 def test_header_names_of_any_bytes_cost_nothing(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """In each codec, alone and between others: every image is judged, and a rejection gives the name back as it came."""
+    """In each codec, alone and between others: every image is judged, and a rejection gives the name back as it
+    came.
+    """
     worker = start_worker()
     ids: list[str] = []
 
@@ -70,7 +74,9 @@ def names_of_rejections(outside: Outside) -> list[bytes]:
 
 
 def test_offsets_that_repeat_lose_nobody(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """Brokers do not compare the deltas of batches that are not packed: each record is judged, and the group moves on."""
+    """Brokers do not compare the deltas of batches that are not packed: each record is judged, and the group moves
+    on.
+    """
     start_worker()
     for number, deltas in enumerate(([0, 0, 0], [2, 1, 0], [0, 70_000, 1])):
         records = [
@@ -95,7 +101,9 @@ def test_records_without_a_time_have_not_waited(outside: Outside, start_worker: 
 
 
 def test_what_is_large_only_when_unpacked_is_rejected(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """60 MB go whole, 200 MB without their value, noise above the topic's limit too; memory stays, the others are judged."""
+    """60 MB go whole, 200 MB without their value, noise above the topic's limit too; memory stays, the others are
+    judged.
+    """
     worker = start_worker()
     settings = KafkaSettings(bootstrap_servers=[outside.servers])
     kafka_topics.delete_topics(settings, [outside.rejected_topic])
@@ -131,7 +139,9 @@ def test_what_is_large_only_when_unpacked_is_rejected(outside: Outside, start_wo
 
 
 def test_what_cannot_be_read_is_told_and_passed_by(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """A gzip with junk behind it is read as Java reads it, headers without end are cut, a key without end is refused."""
+    """A gzip with junk behind it is read as Java reads it, headers without end are cut, a key without end is
+    refused.
+    """
     start_worker()
     whole = batch_bytes([Raw(image(1), headers=[(b"ce_id", b"junk")])])[61:]
     junk = batch_bytes([b""], behind=gzip.compress(whole) + b"\0junk", attributes=CODECS["gzip"])

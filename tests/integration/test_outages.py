@@ -1,4 +1,6 @@
-"""Servers that are not there, go away, hang or come back: the worker waits, says for whom, and rejects nothing for it."""
+"""Servers that are not there, go away, hang or come back: the worker waits, says for whom, and rejects nothing for
+it.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def _unready_but_alive(worker: Worker) -> bool:
 
 
 def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
-    """kill -9, SIGSTOP and a dead model process, one after the other: not ready but alive, then everything is judged."""
+    """kill -9, SIGSTOP and a dead model process, one after the other: not ready but alive, then everything is
+    judged.
+    """
     outside = Outside(env)
     feed = Feed(outside)
     with running_worker(env, tmp_path / "worker.log") as worker:
@@ -113,7 +117,9 @@ def test_each_server_is_killed_hung_and_healed(env, private_stack, tmp_path):
 
 @pytest.mark.parametrize("hanging", [("triton",), SERVICES])
 def test_a_drain_ends_within_the_grace_period_whatever_hangs(env, private_stack, tmp_path, hanging):
-    """SIGTERM while calls hang: the worker ends by itself, exit 0, before the kubelet would kill it; the next one does the rest, once."""
+    """SIGTERM while calls hang: the worker ends by itself, exit 0, before the kubelet would kill it; the next one does
+    the rest, once.
+    """
     drain_s, margin_s = 2, 15  # margin_s: worker.drainMarginSeconds of the chart
     outside = Outside(env)
     feed = Feed(outside)
@@ -209,7 +215,9 @@ def test_the_topics_may_come_late(private_stack, tmp_path):
 
 
 def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
-    """Other models behind the same server: the running worker follows, and the same bytes are inferred again under the new version."""
+    """Other models behind the same server: the running worker follows, and the same bytes are inferred again under the
+    new version.
+    """
     repository = tmp_path / "models"
     build = [sys.executable, "-m", "triton_models.build", "--flavour", "null", "--out", str(repository)]
     subprocess.run(build, check=True, capture_output=True, cwd=REPO)
@@ -234,7 +242,9 @@ def test_a_new_model_version_misses_the_cache(env, private_stack, tmp_path):
 
 
 def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path, run_cli):
-    """With a share of 1 every image is scored by both models; verdicts are the first model's, the stream holds every comparison."""
+    """With a share of 1 every image is scored by both models; verdicts are the first model's, the stream holds every
+    comparison.
+    """
     live, new = tmp_path / "live", tmp_path / "new"
     build = [sys.executable, "-m", "triton_models.build", "--weights", "triton_models/weights/demo"]
     for folder, flavour in ((live, "cpu"), (new, "null")):

@@ -25,8 +25,8 @@ decision = "fake"
 
 
 def test_a_policy_from_the_first_image_to_its_backtest(outside, start_worker, run_cli, tmp_path: Path):
-    """Rules decide with their reasons and labels; another policy is taken up at SIGHUP, a broken one is not, and what was
-    stored is decided anew as the worker now decides.
+    """Rules decide with their reasons and labels; another policy is taken up at SIGHUP, a broken one is not, and what
+    was stored is decided anew as the worker now decides.
     """
     policy = tmp_path / "policy.toml"
     policy.write_text(RULES)

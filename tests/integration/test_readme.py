@@ -1,7 +1,8 @@
 """The README's commands, run in order as they stand there, against the local stack.
 
-A block under `<!-- tested -->` is run; one under `<!-- tested: background -->` is started, waited for, and ended with SIGTERM
-at the end. Of `make` only the targets are checked (they start the test run itself), and `curl` is asked for on the worker's own port.
+A block under `<!-- tested -->` is run; one under `<!-- tested: background -->` is started, waited for, and ended with
+SIGTERM at the end. Of `make` only the targets are checked (they start the test run itself), and `curl` is asked for on
+the worker's own port.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def https(root: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.fixture
 def s3() -> Iterator[tuple[str, str]]:
-    """(endpoint, version id of the image) of moto's real S3 server; bucket/image.jpg has been overwritten with garbage since."""
+    """(endpoint, version id of the image) of moto's real S3 server; bucket/image.jpg has been overwritten with garbage
+    since.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -75,7 +77,9 @@ def s3() -> Iterator[tuple[str, str]]:
 
 
 def test_references_lead_to_verdicts_or_to_the_right_reason(outside, start_worker, root, https, s3, tmp_path):
-    """Allowed ones are judged like inline images (and hit the same cache); each bad one has its reason, and nothing waits."""
+    """Allowed ones are judged like inline images (and hit the same cache); each bad one has its reason, and nothing
+    waits.
+    """
     (address, ca_path), (endpoint, version) = https, s3
     start_worker(
         ASSAY_REFERENCES__SCHEMES="file,https,s3",
@@ -148,7 +152,9 @@ def test_references_are_off_by_default(outside, start_worker, root):
 
 
 def test_a_storage_that_is_away_is_waited_for(outside, start_worker, root, tmp_path):
-    """The host of a reference is down: nothing is rejected and nothing pauses; it comes back and the verdict with it."""
+    """The host of a reference is down: nothing is rejected and nothing pauses; it comes back and the verdict with
+    it.
+    """
     authority, ca_path = trustme.CA(), tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(ca_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as placeholder:

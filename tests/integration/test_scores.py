@@ -1,4 +1,6 @@
-"""The verdict's scores against the same weights outside the pipeline: PyTorch, scikit-learn's formulas, the reference crop."""
+"""The verdict's scores against the same weights outside the pipeline: PyTorch, scikit-learn's formulas, the reference
+crop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A broker with TLS, SASL and ACLs: every way in works, every refusal names its setting, and the documented ACLs are enough."""
+"""A broker with TLS, SASL and ACLs: every way in works, every refusal names its setting, and the documented ACLs are
+enough.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def by_certificate(kafka: SecuredKafka, certificates: Certificates, **change: An
 
 
 def test_every_way_in(broker, certificates):
-    """SCRAM, PLAIN, a client certificate, one whose key has a password, a renewed one; names unchecked: who comes so sees the topics and writes."""
+    """SCRAM, PLAIN, a client certificate, one whose key has a password, a renewed one; names unchecked: who comes so
+    sees the topics and writes.
+    """
     locked = {"ssl_key_path": certificates.locked_key, "ssl_key_password": KEY_PASSWORD}
     ways = {
         "scram": lambda: by_password(broker, certificates),
@@ -151,7 +155,9 @@ def test_a_key_that_cannot_be_opened(broker, certificates, capfd):
 
 
 def test_a_missing_permission_is_named(broker, certificates):
-    """A topic that ACLs hide, one that may not be read, a group, a topic that may not be written to: each is told, with where to look."""
+    """A topic that ACLs hide, one that may not be read, a group, a topic that may not be written to: each is told, with
+    where to look.
+    """
     settings = by_password(broker, certificates, session_timeout_ms=3000, heartbeat_interval_ms=500)
 
     def refusal(consumer: Consumer) -> str:
@@ -195,7 +201,9 @@ def test_a_missing_permission_is_named(broker, certificates):
 
 
 def test_a_worker_behind_locks(broker, certificates, stack, redis_tls_binary, run_cli, tmp_path):
-    """SASL_SSL and rediss, with the documented ACLs alone: it waits until its password is right, judges and rejects; then send, query, replay."""
+    """SASL_SSL and rediss, with the documented ACLs alone: it waits until its password is right, judges and rejects;
+    then send, query, replay.
+    """
     secret = tmp_path / "password"
     secret.write_text("not yet set\n")
     outside = KafkaSettings(bootstrap_servers=broker.address)

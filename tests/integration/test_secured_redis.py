@@ -1,4 +1,6 @@
-"""Redis behind TLS with a least user, on a Unix socket, behind Sentinel, and as a Cluster: what is refused, and what a fail-over costs."""
+"""Redis behind TLS with a least user, on a Unix socket, behind Sentinel, and as a Cluster: what is refused, and what a
+fail-over costs.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def image(number: int) -> ScoredImage:
 
 
 def test_the_documented_user_may_do_what_the_worker_does(locked):
-    """Over TLS and over a Unix socket, user in the settings or in the URL: writing, reading, replacing a foreign key; nothing outside the prefix."""
+    """Over TLS and over a Unix socket, user in the settings or in the URL: writing, reading, replacing a foreign key;
+    nothing outside the prefix.
+    """
     server, _ = locked
     ways = [
         {},
@@ -132,7 +136,9 @@ def test_a_parked_record_does_not_overwrite_a_later_one(locked):
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_refusal_names_the_setting(locked, change, expected, capfd):
-    """Whatever keeps the worker out is told in one line, with the setting to change; no key's password is asked for at the terminal."""
+    """Whatever keeps the worker out is told in one line, with the setting to change; no key's password is asked for at
+    the terminal.
+    """
     server, certificates = locked
     real = {"locked": certificates.locked_key, "by address": f"rediss://{server.address}/0"}
     settings = by_tls(locked, **{name: real.get(value, value) if value else value for name, value in change.items()})
@@ -164,7 +170,9 @@ def as_cluster(directory: Path) -> Iterator[tuple[dict[str, str], list[Server]]]
 
 @pytest.mark.parametrize("deployment", [behind_sentinel, as_cluster])
 def test_a_worker_outlives_a_master(deployment: Deployment, outside, start_worker, run_cli, tmp_path):
-    """kill -9 of a master under a worker: it waits for the fail-over, every image gets its verdict, in Redis too, and none is rejected."""
+    """kill -9 of a master under a worker: it waits for the fail-over, every image gets its verdict, in Redis too, and
+    none is rejected.
+    """
     jpegs = [data for name, data in samples().items() if name.endswith(".jpg")]
     images = {f"image/{number}": unlike(jpegs[number % len(jpegs)], number) for number in range(24)}
     before, after = dict(list(images.items())[:12]), dict(list(images.items())[12:])
@@ -194,7 +202,9 @@ def test_a_worker_outlives_a_master(deployment: Deployment, outside, start_worke
 
 
 def test_sentinels_are_asked_over_tls_too(locked, tmp_path):
-    """With rediss:// the sentinels are behind TLS as well: the master is found and written to; without the authority the setting is named."""
+    """With rediss:// the sentinels are behind TLS as well: the master is found and written to; without the authority
+    the setting is named.
+    """
     server, _ = locked
     sentinel = TlsSentinel(tmp_path, server)
     with serving(sentinel):
@@ -213,7 +223,9 @@ def test_sentinels_are_asked_over_tls_too(locked, tmp_path):
 
 
 def test_sentinels_that_refuse_are_told(tmp_path):
-    """A wrong password of the sentinels, a name that they do not watch: one line with their addresses and the settings."""
+    """A wrong password of the sentinels, a name that they do not watch: one line with their addresses and the
+    settings.
+    """
     with behind_sentinel(tmp_path) as (variables, _):
         for change, expected in (
             ({"SENTINEL_PASSWORD": "wrong"}, "AuthenticationError"),

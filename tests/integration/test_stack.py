@@ -40,8 +40,10 @@ _IMAGES = '{ name: "images" data_type: TYPE_UINT8 dims: [224, 224, 3] }'
 _EMBEDDING = '{ name: "embedding" data_type: TYPE_FP32 dims: [192] }'
 _SCORES = '{ name: "scores" data_type: TYPE_FP32 dims: [3] }'
 _STEPS = """ensemble_scheduling { step [
-  { model_name: "code_encoder" model_version: -1 input_map { key: "images" value: "images" } output_map { key: "embedding" value: "embedding" } },
-  { model_name: "code_heads" model_version: -1 input_map { key: "embedding" value: "embedding" } output_map { key: "scores" value: "scores" } } ] }"""
+  { model_name: "code_encoder" model_version: -1
+    input_map { key: "images" value: "images" } output_map { key: "embedding" value: "embedding" } },
+  { model_name: "code_heads" model_version: -1
+    input_map { key: "embedding" value: "embedding" } output_map { key: "scores" value: "scores" } } ] }"""
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +89,9 @@ def processes_below(directory: Path) -> list[str]:
 
 
 def test_everything_serves_when_up_returns_and_a_second_up_changes_nothing(private_stack, models):
-    """After `up` the topics are there, Redis answers, and a second `up` finds the same processes at the same addresses."""
+    """After `up` the topics are there, Redis answers, and a second `up` finds the same processes at the same
+    addresses.
+    """
     first = stack.up(private_stack, models=models)
     settings = KafkaSettings(bootstrap_servers=[first.env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
     partitions = {topic.name: topic.partitions for topic in kafka_topics.topics(settings)}
@@ -123,7 +127,10 @@ def test_only_the_stack_itself_loads_models(private_stack, models):
 
 def test_concurrent_ups_start_one_stack(private_stack):
     """Several `up` at the same time end with one server, the same for all of them."""
-    code = f"from pathlib import Path; from worker.local import stack; print(stack.up(Path({str(private_stack)!r}), services=['redis']).to_json())"
+    code = (
+        "from pathlib import Path; from worker.local import stack; "
+        f"print(stack.up(Path({str(private_stack)!r}), services=['redis']).to_json())"
+    )
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: subprocess.check_output([sys.executable, "-c", code], text=True), range(3)))
     assert len({pid_of(stack.StackStatus.model_validate_json(answer), "redis") for answer in answers}) == 1
@@ -131,7 +138,9 @@ def test_concurrent_ups_start_one_stack(private_stack):
 
 @pytest.mark.parametrize("victim", ["kafka", "redis", "triton"])
 def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, models, victim):
-    """After kill -9 of one server `up` starts that one again, alone, at the same address, and what was stored is still there."""
+    """After kill -9 of one server `up` starts that one again, alone, at the same address, and what was stored is still
+    there.
+    """
     before = stack.up(private_stack, models=models)
     store = redis.Redis.from_url(before.env["ASSAY_REDIS__URL"])
     store.set("kept", "yes")
@@ -155,7 +164,9 @@ def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, 
 
 
 def test_a_killed_model_process_is_healed(private_stack, models):
-    """Triton goes on calling itself ready when a model's process is gone; `up` sees that no inference works and heals it in place."""
+    """Triton goes on calling itself ready when a model's process is gone; `up` sees that no inference works and heals
+    it in place.
+    """
     before = stack.up(private_stack, services=["triton"], models=models)
     (copy,) = model_processes(pid_of(before, "triton"), "code_heads")
     os.kill(copy, signal.SIGKILL)
@@ -166,7 +177,9 @@ def test_a_killed_model_process_is_healed(private_stack, models):
 
 
 def test_a_killed_triton_leaves_no_orphans(private_stack, models):
-    """The model processes and shared memory of a Triton that was killed are gone after `down`, those of others are not touched."""
+    """The model processes and shared memory of a Triton that was killed are gone after `down`, those of others are not
+    touched.
+    """
     status = stack.up(private_stack, services=["triton"], models=models)
     server = TritonServer(
         private_stack.resolve(), json.loads((private_stack / "stack.json").read_text())["ports"], models
@@ -204,7 +217,9 @@ def test_changed_models_are_served(private_stack, models, tmp_path):
 
 
 def test_down_leaves_no_process_and_keeps_the_data(private_stack, models):
-    """After `down` nothing of the stack runs; the next `up` is at the same addresses with the data; `purge` removes the directory."""
+    """After `down` nothing of the stack runs; the next `up` is at the same addresses with the data; `purge` removes the
+    directory.
+    """
     before = stack.up(private_stack, models=models)
     redis.Redis.from_url(before.env["ASSAY_REDIS__URL"]).set("kept", "yes")
     assert stack.down(private_stack) == stack.StackStatus(services=dict.fromkeys(stack.SERVICES), env={})
@@ -243,7 +258,9 @@ def test_a_record_of_25_megabytes_goes_through(stack, worker_env):
 
 
 def test_a_recycled_pid_is_never_taken_for_the_server(private_stack):
-    """A pid file whose pid now belongs to another process counts as not running, and `down` leaves that process alone."""
+    """A pid file whose pid now belongs to another process counts as not running, and `down` leaves that process
+    alone.
+    """
     status = stack.up(private_stack, services=["redis"])
     pid_file = private_stack / "redis" / "pid.json"
     written = json.loads(pid_file.read_text())
@@ -259,7 +276,10 @@ def test_a_recycled_pid_is_never_taken_for_the_server(private_stack):
 
 def test_an_up_that_was_killed_is_taken_over(private_stack):
     """The servers that a killed `up` has started are waited for by the next one, not started twice."""
-    code = f"from pathlib import Path; from worker.local import stack; stack.up(Path({str(private_stack)!r}), services=['redis', 'kafka'])"
+    code = (
+        "from pathlib import Path; from worker.local import stack; "
+        f"stack.up(Path({str(private_stack)!r}), services=['redis', 'kafka'])"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as command:
         while stack.discover(private_stack) is None:
             assert command.poll() is None

@@ -1,4 +1,6 @@
-"""Storages that are away, slow or back: their references wait apart, and everything else is judged in the usual time."""
+"""Storages that are away, slow or back: their references wait apart, and everything else is judged in the usual
+time.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,9 @@ def test_a_storage_that_is_away_stops_nobody(
 
 
 def test_a_storage_that_never_comes_back_is_given_up(outside: Outside, start_worker: Callable[..., Worker]) -> None:
-    """Rejected as fetch_failed, with its attempts, as it came and with where it came from; through a worker's end too."""
+    """Rejected as fetch_failed, with its attempts, as it came and with where it came from; through a worker's end
+    too.
+    """
     settings = s3(free_port(), ASSAY_REFERENCES__GIVE_UP_S="6")
     worker = start_worker(**settings)
     reference(outside, "lost", "s3://bucket/lost.jpg")

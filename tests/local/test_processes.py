@@ -79,7 +79,9 @@ def test_a_large_log_is_put_aside_at_a_start(tmp_path, monkeypatch):
 
 
 def test_a_server_without_a_pid_file_is_ended(sleeper, tmp_path):
-    """Its starter was killed before it wrote the file: told by folder and log; another program in the folder is left alone."""
+    """Its starter was killed before it wrote the file: told by folder and log; another program in the folder is left
+    alone.
+    """
     process, pid_file = sleeper
     pid_file.unlink()
     with subprocess.Popen(["sleep", "600"], cwd=tmp_path) as bystander:

@@ -44,7 +44,9 @@ def test_an_unreadable_plan_names_the_directory_to_remove(tmp_path):
 
 
 def test_a_taken_port_is_named(tmp_path, monkeypatch):
-    """A server whose port another program took does not start somewhere else: the error names the port and the way out."""
+    """A server whose port another program took does not start somewhere else: the error names the port and the way
+    out.
+    """
     monkeypatch.setattr("worker.local.server._KILL_S", 0.0)
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]

@@ -1,4 +1,6 @@
-"""Drift: a planted shift is told within 10,000 images; what has not shifted raises no alarm, whatever the share of fakes."""
+"""Drift: a planted shift is told within 10,000 images; what has not shifted raises no alarm, whatever the share of
+fakes.
+"""
 
 from __future__ import annotations
 

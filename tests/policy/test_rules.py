@@ -91,7 +91,9 @@ def test_the_policy_of_the_contract(facts: Facts, decision: str, reason: str, la
 
 
 def test_the_quality_of_what_is_no_jpeg() -> None:
-    """It is 100 for a PNG, whose verdict says null; of a JPEG that has none it is absent, and the rule does not hold."""
+    """It is 100 for a PNG, whose verdict says null; of a JPEG that has none it is absent, and the rule does not
+    hold.
+    """
     policy = parse_policy("[[rules]]\nwhen = 'image.jpeg_quality >= 100'\ndecision = 'fake'", "test")
     assert policy.decide(Facts(scores(0), image(format="png", jpeg_quality=None))).decision == "fake"
     assert policy.decide(Facts(scores(0), image(jpeg_quality=None))).decision == "review"

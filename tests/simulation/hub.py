@@ -150,7 +150,9 @@ class Hub:
         return True
 
     def wait_for_notice(self, timeout_s: float) -> None:
-        """Wait, `timeout_s` at most, until somebody calls `notify` for this task and the predicate given there holds."""
+        """Wait, `timeout_s` at most, until somebody calls `notify` for this task and the predicate given there
+        holds.
+        """
         self._switch(None, self.now + timeout_s)
 
     def notify(self, task: Task, predicate: Callable[[], Any] | None) -> None:

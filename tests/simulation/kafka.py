@@ -1,10 +1,10 @@
 """Kafka in memory: partitions, a consumer group that rebalances at any time, and acknowledgements that get lost.
 
-`Broker` is the server; `LibraryTwin` stands in for kafka-python's consumer below worker/clients/kafka_consumer.py, which
-runs as it is; `ProducerTwin` is what a worker holds of the producer. As in kafka-python the callbacks of a rebalance
-come from another thread than the one that polls, partitions are handed over only after the callback has returned, a
-commit is checked for the generation and not for who owns the partition, and a member that was expelled goes on
-fetching until it hears of it.
+`Broker` is the server; `LibraryTwin` stands in for kafka-python's consumer below worker/clients/kafka_consumer.py,
+which runs as it is; `ProducerTwin` is what a worker holds of the producer. As in kafka-python the callbacks of a
+rebalance come from another thread than the one that polls, partitions are handed over only after the callback has
+returned, a commit is checked for the generation and not for who owns the partition, and a member that was expelled goes
+on fetching until it hears of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Simulated histories keep the contract, are pure functions of their seeds, and have everything in them that can fail."""
+"""Simulated histories keep the contract, are pure functions of their seeds, and have everything in them that can
+fail.
+"""
 
 from __future__ import annotations
 

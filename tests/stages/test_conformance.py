@@ -243,7 +243,9 @@ def test_a_stop_ends_the_wait_for_a_dependency(name: str, client: str) -> None:
 
 
 def test_the_whole_line_ends_every_record_exactly_once() -> None:
-    """Good, bad, repeated and poisonous images in random order, with every server away now and then: one outcome each."""
+    """Good, bad, repeated and poisonous images in random order, with every server away now and then: one outcome
+    each.
+    """
     rng = random.Random(7)
     bench = Workbench(
         settings(intake={"batch_max_items": 8}, triton={"max_attempts": 2}), encoded_capacity=2, decoded_capacity=1

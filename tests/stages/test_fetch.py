@@ -239,7 +239,9 @@ def test_a_defect_in_a_fetch_ends_the_stage() -> None:
 
 
 def test_a_storage_that_comes_back_with_a_refusal_is_back() -> None:
-    """After an outage the object turns out to be gone: the image is rejected, and consumption does not stay paused for it."""
+    """After an outage the object turns out to be gone: the image is rejected, and consumption does not stay paused for
+    it.
+    """
     gone = Rejected(RejectReason.FETCH_FAILED, "no such key", stage="intake")
     bench = Workbench(fetcher=FetcherTwin(gone, failures=8))
     assert rejected(bench, reference(0, {"uri": "s3://bucket/key"})).outcome is gone

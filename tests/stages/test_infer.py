@@ -1,4 +1,6 @@
-"""Inference: versions that belong to their scores, guilty images found by halving, a sick model told from a bad image."""
+"""Inference: versions that belong to their scores, guilty images found by halving, a sick model told from a bad
+image.
+"""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def known(bench: Workbench, data: bytes, version: str = VERSION, reader: str = R
 
 
 def test_known_bytes_skip_the_model() -> None:
-    """A hit takes scores and header from the cache, its own size from its own bytes, and goes straight to the publisher."""
+    """A hit takes scores and header from the cache, its own size from its own bytes, and goes straight to the
+    publisher.
+    """
     bench, data = Workbench(), image(1)
     known(bench, data)
     with bench.running("intake"):

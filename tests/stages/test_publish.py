@@ -183,7 +183,9 @@ def test_followers_end_with_their_leader() -> None:
 
 
 def test_a_leader_does_not_wait_for_its_own_follower() -> None:
-    """A reference that was sent twice: the second is fetched first and leads, the first follows it and stands before it in the line of its id."""
+    """A reference that was sent twice: the second is fetched first and leads, the first follows it and stands before it
+    in the line of its id.
+    """
     bench = Workbench()
     first, second = images(bench, record(0), record(1), ids="aa", shas="11")
     assert [bench.single_flight.join(one.image) for one in (second, first)] == [True, False]
@@ -206,7 +208,9 @@ def test_metrics_tell_what_ended() -> None:
 
 
 def test_a_partition_lost_while_redis_is_away_is_not_written() -> None:
-    """Whose the partition is, is asked in each attempt: the new owner's newer verdict is not overwritten by a late one."""
+    """Whose the partition is, is asked in each attempt: the new owner's newer verdict is not overwritten by a late
+    one.
+    """
     bench = Workbench()
     bench.store.away = True
     with bench.running("publish"):
@@ -236,7 +240,9 @@ def test_a_partition_lost_while_kafka_is_away_is_not_produced() -> None:
 
 @pytest.mark.parametrize(("parked_offset", "wins"), [(3, 0.0), (9, 0.1)])
 def test_a_parked_record_does_not_overwrite_a_later_one(parked_offset: int, wins: float) -> None:
-    """It comes back after a minute; what has been judged of the same id since then stays in Redis, its record is produced."""
+    """It comes back after a minute; what has been judged of the same id since then stays in Redis, its record is
+    produced.
+    """
     bench = Workbench()
     parked = Parked(Source(TOPIC, 0, parked_offset, 1), attempt=1, since_ms=1, retry_at_ms=2)
     later, late = items(bench, record(5), replace(record(0, partition=1), parked=parked), ids="aa")

@@ -21,7 +21,9 @@ class Comparisons:
 
 
 def test_a_comparison_carries_the_version_that_gave_its_scores() -> None:
-    """When the shadow is replaced during a call, the call is made again: the scores and the version named are the new one's."""
+    """When the shadow is replaced during a call, the call is made again: the scores and the version named are the new
+    one's.
+    """
     bench, store = Workbench(settings(shadow={"share": 1.0})), Comparisons()
     clients: dict[str, Any] = {"triton": bench.triton, "store": store}
     shadow = Shadow(bench.settings.shadow, bench.tools, bench.policies, **clients)

@@ -23,7 +23,8 @@ logs.configure(*sys.argv[1:])
 log = structlog.get_logger()
 log.debug("debugged")
 log.info("verdict_published", image_id="ä.jpg", score=0.5, password="hunter2", secret=SecretStr("hunter2"),
-         url="redis://user:hunter2@host:6379/0", nested={"urls": ["https://h/a?X-Amz-Signature=hunter2&b=1"]}, value=b"hunter2")
+         url="redis://user:hunter2@host:6379/0", nested={"urls": ["https://h/a?X-Amz-Signature=hunter2&b=1"]},
+         value=b"hunter2")
 logging.getLogger("kafka.conn").info("chatter")
 logging.getLogger("kafka.conn").warning("lost %s", "https://user:hunter2@host/")
 warnings.warn("old")
@@ -48,7 +49,9 @@ def run(level: str, form: str) -> str:
 
 @pytest.mark.parametrize("form", ["json", "auto"])
 def test_json_lines(form: str) -> None:
-    """One JSON document a line with time, level and event first, libraries included; `auto` is JSON where there is no terminal."""
+    """One JSON document a line with time, level and event first, libraries included; `auto` is JSON where there is no
+    terminal.
+    """
     lines = [json.loads(line) for line in run("info", form).splitlines()]
     assert [line["event"].split("\n")[0] for line in lines[:2]] == ["verdict_published", "lost https://user:***@host/"]
     assert all(list(line)[:3] == ["time", "level", "event"] for line in lines)

@@ -25,7 +25,9 @@ def exposed(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], flo
 
 
 def test_docs_and_exposition_agree() -> None:
-    """Every metric is documented under the name, type and labels that a scrape shows, and nothing else has our prefix."""
+    """Every metric is documented under the name, type and labels that a scrape shows, and nothing else has our
+    prefix.
+    """
     metrics = Metrics(certificates=[Path("/nonexistent.pem")])
     metrics.model("code", "0123456789ab")
     metrics.shadow_model("code_shadow", "ba9876543210")

@@ -97,7 +97,9 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
 
 
 def test_spans_of_items_and_batches(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    """An item's span is the child of the incoming one and the parent named in the outgoing record; the batch links to its items."""
+    """An item's span is the child of the incoming one and the parent named in the outgoing record; the batch links to
+    its items.
+    """
     items = [tracing.item(INCOMING), tracing.item(None), tracing.item(b"garbage")]
     with tracing.batch("infer", items):
         pass

@@ -1,10 +1,15 @@
-"""Where the golden values of the released code are: the committed part, or the whole set named by ASSAY_GOLDEN."""
+"""What tests of training share: golden values (the committed part, or the whole set named by ASSAY_GOLDEN), images, the
+command line.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+from train.data.synthetic import write_synthetic_folder
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,16 @@ def golden() -> Path:
 def few_threads() -> None:
     """The machine is shared, and small tensors run slower on many threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight synthetic photographs and their fakes; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("images")
+    write_synthetic_folder(folder, 8, size=64)
+    return folder
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner()

@@ -18,7 +18,9 @@ def test_the_plateau_is_the_loss_of_equal_embeddings() -> None:
 
 
 def test_spread_tells_closed_up_from_open() -> None:
-    """Random directions have a cosine near 0 and use all directions; copies with a little noise have a cosine near 1."""
+    """Random directions have a cosine near 0 and use all directions; copies with a little noise have a cosine near
+    1.
+    """
     rng = np.random.default_rng(0)
     open_ = spread(rng.normal(size=(500, 16)))
     closed = spread(1 + rng.normal(0, 1e-3, (500, 16)))

@@ -49,7 +49,9 @@ def examine(authority, tmp_path_factory):
 
 
 def test_a_confined_child_reads_every_kind(authority, examine):
-    """Manifests against the worker's trust list, metadata, and nothing of a plain image; each with the reader's version."""
+    """Manifests against the worker's trust list, metadata, and nothing of a plain image; each with the reader's
+    version.
+    """
     found = examine(
         {
             "signed": made.signed(made.encoded(), "jpeg", authority.signer()),

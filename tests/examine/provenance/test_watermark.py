@@ -1,4 +1,6 @@
-"""Open watermarks, embedded here over the whole image by the published method, found in the crop; none where none is."""
+"""Open watermarks, embedded here over the whole image by the published method, found in the crop; none where none
+is.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ def samples(label):
 
 @pytest.mark.parametrize("path", samples("real"))
 def test_photographs_declare_nothing(path):
-    """Cameras' and editors' metadata is no claim that a photograph was made otherwise, and no watermark is seen in it."""
+    """Cameras' and editors' metadata is no claim that a photograph was made otherwise, and no watermark is seen in
+    it.
+    """
     assert evidence_of((DATA / "images" / path).read_bytes()) == Evidence()
 
 

@@ -1,4 +1,6 @@
-"""Calibrate: from photographs counted once to a policy that the worker reads, or a refusal that says what is missing."""
+"""Calibrate: from photographs counted once to a policy that the worker reads, or a refusal that says what is
+missing.
+"""
 
 import hashlib
 import json

@@ -1,15 +1,9 @@
 """D3 from parquet with its real images from a local web server that misbehaves in every way."""
 
-import io
 import json
 import os
-import socket
 import tarfile
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,181 +12,19 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from tests.train.data.d3_server import KINDS, LIMITS, Server, write_rows
 from train.data import d3, download
 from train.data.d3 import build_shards
 from train.data.d3_rows import D3Rows
-from train.data.download import Downloader, DownloadLimits
 from train.data.images import DataError
 from train.data.shards import open_shards
 from train.data.synthetic import synthetic_record
-
-LIMITS = DownloadLimits(
-    concurrency=4, timeout_s=30, attempts=2, backoff_s=0.01, max_bytes=200_000, max_redirects=2, allow_private=True
-)
-
-
-BAD_REDIRECTS = {
-    "far": "http://127.0.0.1:99999/ok/1",
-    "spaced": "http://a b/ok/1",
-    "split": "http://[::1/ok/1",
-    "ftp": "ftp://x/ok/1",
-    "nowhere": "",
-}
-
-
-class Server(ThreadingHTTPServer):
-    """Serves /ok/<n>, and under other paths what goes wrong on the web; counts the requests by path."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: dict[str, int] = {}
-        self.hosts: list[str] = []
-        self.ended = threading.Event()
-        self.down = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.hosts.append(self.headers["host"])
-        self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
-        kind = self.path.split("/")[1]
-        image = synthetic_record(int(self.path.rsplit("/", maxsplit=1)[1])).images["real"]
-        if self.server.down:
-            self.close_connection = True  # without a word, as where a link is cut
-        elif kind == "slow":
-            self.server.ended.wait(60)
-        elif kind == "moved":
-            self.answer(302, b"", location=self.path.replace("moved", "ok"))
-        elif kind == "away":
-            self.answer(302, b"", location=f"http://inside.example:{self.server.server_port}/ok/1")
-        elif kind in BAD_REDIRECTS:
-            self.answer(302, b"", location=BAD_REDIRECTS[kind])
-        elif kind == "loop":
-            self.answer(302, b"", location=self.path)
-        elif kind == "gone":
-            self.answer(404, b"not found")
-        elif kind == "busy":
-            self.answer(503 if self.server.asked[self.path] == 1 else 200, image)
-        elif kind == "html":
-            self.answer(200, b"<html>sorry</html>")
-        elif kind == "huge":
-            self.answer(200, b"x" * 300_000)
-        elif kind == "cut":
-            self.send_response(200)
-            self.send_header("content-length", str(len(image)))
-            self.end_headers()
-            self.wfile.write(image[: len(image) // 2])
-        elif kind == "pixel":
-            self.answer(200, synthetic_record(1, size=8).images["real"])
-        elif kind == "halfimage":
-            self.answer(200, image[: len(image) // 2])
-        else:
-            self.answer(200, image)
-
-    def answer(self, status: int, body: bytes, location: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        if location is not None:
-            self.send_header("location", location)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.ended.set()
-    server.shutdown()
-    server.server_close()
-
-
-KINDS = ["ok", "moved", "gone", "busy", "html", "huge", "cut", "halfimage", "gone", "loop", "ok", "ok"]
-
-
-def write_rows(path: Path, urls: list[str]) -> None:
-    """Parquet in D3's schema: four PNG or GIF fakes a row, no image column for the real."""
-    rows = []
-    for index, url in enumerate(urls):
-        record = synthetic_record(index, size=32)
-        row = {
-            "id": f"{index:04d}",
-            "original_prompt": f"prompt {index}",
-            "positive_prompt": "p",
-            "negative_prompt": "n",
-            "url": url,
-        }
-        for k in range(4):
-            data = record.images[f"gen_{k}"]
-            if k == 3:
-                buffer = io.BytesIO()
-                Image.open(io.BytesIO(data)).save(buffer, "GIF")
-                data = buffer.getvalue()
-            row |= {
-                f"model_gen{k}": f"m{k}",
-                f"width_gen{k}": 32,
-                f"height_gen{k}": 32,
-                f"num_inference_steps_gen{k}": 50,
-                f"filepath_gen{k}": "f",
-            }
-            row[f"image_gen{k}"] = {"bytes": data, "path": None}
-        rows.append(row)
-    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
 
 
 @pytest.fixture
 def rows(server: Server, tmp_path: Path) -> Path:
     write_rows(tmp_path / "d3.parquet", [f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)])
     return tmp_path / "d3.parquet"
-
-
-def download_all(urls: list[str], limits: DownloadLimits, **options: object) -> list[bytes | str]:
-    """What each URL ends as, in order."""
-    results: dict[int, bytes | str] = {}
-    with Downloader(limits, **options) as downloader:
-        for future in [downloader.submit(url, partial(results.__setitem__, index)) for index, url in enumerate(urls)]:
-            future.result()
-    return [results[index] for index in range(len(urls))]
-
-
-def test_downloads_end_as_images_or_reasons(server: Server) -> None:
-    """Each thing that goes wrong on the web has its reason; what is passing is tried again, what is not is not."""
-    results = download_all(
-        [f"{server.url}/{kind}/{index}" for index, kind in enumerate(KINDS)] + ["no url", "ftp://x/y"], LIMITS
-    )
-    by_kind = dict(zip([*KINDS[:10], "ok", "ok", "words", "ftp"], results, strict=True))
-    for kind in ("ok", "moved", "busy"):
-        assert isinstance(by_kind[kind], bytes)
-    assert by_kind["gone"] == "dead link 404"
-    assert by_kind["html"].startswith("not an image")
-    assert by_kind["halfimage"].startswith("not an image")
-    assert by_kind["huge"] == "larger than 200000 bytes"
-    assert by_kind["cut"] == "broke off"
-    assert by_kind["loop"] == "too many redirects"
-    assert by_kind["words"] == by_kind["ftp"] == "invalid URL"
-    assert server.asked["/busy/3"] == server.asked["/cut/6"] == 2
-    assert server.asked["/gone/2"] == server.asked["/html/4"] == 1
-
-
-@pytest.mark.parametrize("kind", BAD_REDIRECTS)
-def test_a_redirect_that_cannot_be_followed_is_a_dead_link(kind: str, server: Server) -> None:
-    """A redirect to what is no URL, to a port that there is not, or to nowhere ends its link at once."""
-    (reason,) = download_all([f"{server.url}/{kind}/1"], LIMITS)
-    assert str(reason).startswith("dead link: redirect")
-    assert server.asked == {f"/{kind}/1": 1}
 
 
 def test_one_odd_link_does_not_stop_the_build(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,79 +43,6 @@ def test_one_odd_link_does_not_stop_the_build(server: Server, tmp_path: Path, mo
     manifest = build_shards(str(tmp_path / "d3.parquet"), tmp_path / "out", limits=LIMITS)
     assert manifest["records"] == 1
     assert manifest["failures"] == {"invalid URL": 1, "unforeseen ZeroDivisionError": 1}
-
-
-def test_placeholders_are_no_images(server: Server) -> None:
-    """What a host puts in the place of a deleted image, a few pixels, is refused as tiny."""
-    assert download_all([f"{server.url}/pixel/1"], LIMITS) == ["tiny: 8x8"]
-
-
-def test_a_server_that_does_not_answer_is_a_timeout(server: Server) -> None:
-    """Each try has its time; after the last one the reason is `timeout`."""
-    assert download_all([f"{server.url}/slow/1"], replace(LIMITS, timeout_s=1)) == ["timeout"]
-    assert server.asked["/slow/1"] <= LIMITS.attempts
-
-
-PUBLIC, PRIVATE = (
-    "93.184.215.14",
-    ["127.0.0.1", "10.0.0.8", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1"],
-)
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_private_addresses_are_refused_by_default(address: str, server: Server) -> None:
-    """A URL from the data set cannot make the machine ask its own network, whatever form the name's address has."""
-    strict = replace(LIMITS, allow_private=False)
-    assert not DownloadLimits().allow_private
-    assert download_all(["http://images.example/1"], strict, resolve=lambda _host, _port: [address]) == [
-        "address is not public"
-    ]
-    literal = f"[{address}]" if ":" in address else address
-    assert download_all([f"http://{literal}:{server.server_port}/ok/1"], strict) == ["address is not public"]
-    assert server.asked == {}
-
-
-def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked(server: Server) -> None:
-    """A name server that says a public address first and a private one later (DNS rebinding) is asked once, and its
-    first answer is used.
-    """
-    answers, asked = [["127.0.0.1"], ["127.0.0.2"]], []
-
-    def resolve(host: str, _port: int) -> list[str]:
-        asked.append(host)
-        return answers[min(len(asked), len(answers)) - 1]
-
-    found = download_all([f"http://images.example:{server.server_port}/ok/1"], LIMITS, resolve=resolve)
-    assert found == [synthetic_record(1).images["real"]]
-    assert asked == ["images.example"]
-    assert server.hosts == [f"images.example:{server.server_port}"]
-
-
-def test_a_redirect_to_a_private_address_is_refused(server: Server) -> None:
-    """The address is checked at every hop: a public page cannot send the downloader to the machine's own network."""
-
-    def resolve(host: str, _port: int) -> list[str]:
-        return {"outside.example": ["127.0.0.1"], "inside.example": ["0.0.0.0"]}[host]
-
-    urls = [f"http://outside.example:{server.server_port}/away/1"]
-    # The test's own server has a private address: 0.0.0.0, refused always, stands for what is refused.
-    assert download_all(urls, LIMITS, resolve=resolve) == ["address is not public"]
-    assert list(server.asked) == ["/away/1"]
-
-
-def test_names_without_an_address_are_told_from_silent_name_servers() -> None:
-    """No such name is final; a name server that does not answer is tried again."""
-    tried: list[str] = []
-
-    def resolve(host: str, _port: int) -> list[str]:
-        tried.append(host)
-        raise socket.gaierror(socket.EAI_AGAIN if host == "silent.example" else socket.EAI_NONAME, "no answer")
-
-    assert download_all(["http://gone.example/1", "http://silent.example/1"], LIMITS, resolve=resolve) == [
-        "unknown host",
-        "name server does not answer",
-    ]
-    assert sorted(tried) == ["gone.example", "silent.example", "silent.example"]
 
 
 def test_shards_hold_what_could_be_had_and_the_manifest_the_rest(rows: Path, tmp_path: Path) -> None:
