@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BATCH_ITEMS = (1, 2, 3, 8)
-THEMES = (0.08, 0.12, 0.22)  # so many of the histories have faults that were put where they meet
+COUNTS, FEW = (2, 4, 6, 8, 8, 12), (1, 2, 4)  # records; ids and contents that meet each other
+LAST_BLOW_STEP = 600
 PERIOD_S = 3.0  # faults begin within it
 MAX_IMAGE_BYTES = 64
 REFERENCE_TYPE = b"application/vnd.assay.image-ref+json"
@@ -152,33 +154,18 @@ def draw(seed: int) -> Plan:
     chance = rng.random
     partitions = rng.choice((1, 1, 2, 3))
     healed_s = rng.uniform(0.3, PERIOD_S)
-    hosts = {host: _server(rng, healed_s, ("away", "slow"), 0.4) for host in HOSTS}
-    theme = chance()
-    is_parked = THEMES[1] <= theme < THEMES[2]
-    sent, astray = _records(rng, partitions, ["reference", "reference-cut"] if is_parked else None)
+    sent, astray = _records(rng, partitions, rng.sample(ODD, rng.choice((0, 1, 2, 4))))
     blows = []
     if chance() < 0.45:
         for _ in range(rng.choice((1, 1, 2, 3))):
             what = "kill" if chance() < 0.6 else "stop"
-            blows.append(Blow(int(rng.uniform(20, 600)), what, rng.choice((0.0, 0.05, 0.4)), rng.randrange(4)))
+            blows.append(_blow(rng, what, LAST_BLOW_STEP))
     moves = []
     if chance() < 0.5:
         for _ in range(rng.choice((1, 2, 3))):
             what = rng.choice(("shuffle", "rival", "rival", "rival", "expel", "rewind"))
             moves.append(Move(rng.uniform(0, healed_s), what, rng.randrange(partitions), rng.choice((0.01, 0.3, 1.5))))
-    redis = _server(rng, healed_s, ("away", "lost", "late", "oom", "slow"), 0.55)
-    if theme < THEMES[0]:  # a partition goes to another while what was read of it waits for Redis
-        start = rng.uniform(0.02, 0.2)
-        healed_s = max(healed_s, start + 1.5)
-        kind = rng.choice(("away", "lost", "late", "oom"))
-        redis = Server((Window(start, start + rng.uniform(1.0, 2.5), kind),), 0.0, redis.latency_s)
-        moves = [Move(start + rng.uniform(0.02, 0.2), "rival", partition, 2.0) for partition in range(partitions)]
-    elif theme < THEMES[1]:  # what is on its way is read again
-        moves = [Move(rng.uniform(0.02, 0.5), "rewind", partition, 0.0) for partition in range(partitions)]
-    elif is_parked:  # a storage is away for long, while later records of the same ids need none
-        healed_s = max(healed_s, 2.0)
-        hosts[HOSTS[0]] = Server((Window(0.0, rng.uniform(0.3, healed_s), "away"),))
-    return Plan(
+    plan = Plan(
         seed=seed,
         partitions=partitions,
         sent=sent,
@@ -186,15 +173,99 @@ def draw(seed: int) -> Plan:
         variant=rng.randrange(1_000_000),
         healed_s=healed_s,
         kafka=_server(rng, healed_s, ("away", "silent", "no-acks"), 0.45),
-        redis=redis,
+        redis=_server(rng, healed_s, ("away", "lost", "late", "oom", "slow"), 0.55),
         triton=_server(rng, healed_s, ("away", "ill", "slow"), 0.45),
-        storages=hosts,
+        storages={host: _server(rng, healed_s, ("away", "slow"), 0.4) for host in HOSTS},
         reloads=tuple(rng.uniform(0, healed_s) for _ in range(rng.choice((0, 0, 0, 1, 2)))),
         failovers=tuple(rng.uniform(0, healed_s) for _ in range(rng.choice((0, 0, 0, 0, 1)))),
-        blows=tuple(sorted(blows, key=lambda one: one.step)),
-        moves=tuple(sorted(moves, key=lambda one: one.at_s)),
+        blows=tuple(blows),
+        moves=tuple(moves),
         astray=astray,
     )
+    theme = chance()
+    for share, arranged in THEMES:
+        if theme < share:
+            plan = arranged(rng, plan)
+            break
+        theme -= share
+    in_order = sorted(plan.blows, key=lambda one: one.step), sorted(plan.moves, key=lambda one: one.at_s)
+    return replace(plan, blows=tuple(in_order[0]), moves=tuple(in_order[1]))
+
+
+# -- themes: faults that are put where they meet, because chance alone seldom does
+
+
+def _lends_what_waits(rng: random.Random, plan: Plan) -> Plan:
+    """A partition goes to another while what was read of it waits for Redis."""
+    start = rng.uniform(0.02, 0.2)
+    window = Window(start, start + rng.uniform(1.0, 2.5), rng.choice(("away", "lost", "late", "oom")))
+    return replace(
+        plan,
+        healed_s=max(plan.healed_s, start + 1.5),
+        redis=Server((window,), 0.0, plan.redis.latency_s),
+        moves=tuple(Move(start + rng.uniform(0.02, 0.2), "rival", one, 2.0) for one in range(plan.partitions)),
+    )
+
+
+def _reads_again(rng: random.Random, plan: Plan) -> Plan:
+    """What is on its way, for longer than usual, is read again."""
+    return replace(
+        plan,
+        triton=Server((Window(0.0, 1.0, "slow"),), 0.0, 0.03),
+        moves=tuple(Move(rng.uniform(0.05, 0.6), "rewind", one, 0.0) for one in range(plan.partitions) for _ in FEW),
+    )
+
+
+def _parks(rng: random.Random, plan: Plan) -> Plan:
+    """A storage is away, perhaps twice, while later records of the same ids need none; perhaps the worker stops then."""
+    healed_s = max(plan.healed_s, 2.0)
+    odd = ["reference", "reference", "reference-cut"]
+    sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW)
+    back_s = rng.uniform(0.3, healed_s)
+    windows = [Window(0.0, back_s, "away")]
+    if rng.random() < 0.4:
+        windows.append(Window(back_s + rng.uniform(0.05, 0.5), healed_s, "away"))
+    stop = (_blow(rng, "stop", LAST_BLOW_STEP // 2),) if rng.random() < 0.4 else ()
+    away = Server(tuple(windows), 0.0, 0.03)
+    return replace(
+        plan,
+        healed_s=healed_s,
+        sent=sent,
+        astray=astray,
+        storages=dict.fromkeys(HOSTS, away) if rng.random() < 0.5 else plan.storages | {HOSTS[0]: away},
+        blows=(*plan.blows[:1], *stop),
+    )
+
+
+def _reloads(rng: random.Random, plan: Plan) -> Plan:
+    """The model is reloaded while it is asked."""
+    times = tuple(rng.uniform(0.05, 0.5) for _ in range(3))
+    return replace(plan, reloads=times, triton=Server((), 0.0, 0.03), workers=1)
+
+
+def _refuses_commits(rng: random.Random, plan: Plan) -> Plan:
+    """Kafka does not take, or does not acknowledge, half of all, until everything else is over."""
+    return replace(plan, healed_s=max(plan.healed_s, 2.0), kafka=Server((), rng.choice((0.2, 0.5)), 0.005))
+
+
+def _stops_in_peace(rng: random.Random, plan: Plan) -> Plan:
+    """The worker is told to stop at any step, with neither Kafka nor the group in trouble."""
+    stop = _blow(rng, "stop", LAST_BLOW_STEP // 3)
+    return replace(plan, kafka=Server(latency_s=plan.kafka.latency_s), moves=(), workers=1, blows=(stop,))
+
+
+THEMES: tuple[tuple[float, Callable[[random.Random, Plan], Plan]], ...] = (
+    (0.10, _lends_what_waits),
+    (0.07, _reads_again),
+    (0.20, _parks),
+    (0.06, _reloads),
+    (0.06, _refuses_commits),
+    (0.06, _stops_in_peace),
+)
+
+
+def _blow(rng: random.Random, what: str, last_step: int) -> Blow:
+    return Blow(int(rng.uniform(20, last_step)), what, rng.choice((0.0, 0.05, 0.4)), rng.randrange(4))
 
 
 def _server(rng: random.Random, healed_s: float, kinds: tuple[str, ...], share: float) -> Server:
@@ -209,12 +280,16 @@ def _server(rng: random.Random, healed_s: float, kinds: tuple[str, ...], share: 
     return Server(tuple(windows), rng.choice((0.0, 0.05, 0.2, 0.5)), latency_s)
 
 
-def _records(rng: random.Random, partitions: int, odd: list[str] | None) -> tuple[tuple[Sent, ...], frozenset[str]]:
-    count = rng.choice((2, 4, 6, 8, 8, 12))
-    ids = rng.choice((1, 2, 4, 20))
-    contents = rng.choice((1, 2, 4, 12))
-    odd = odd or rng.sample(ODD, rng.choice((0, 1, 2, 4)))
-    odd_share = rng.choice((0.15, 0.4)) if odd else 0.0
+def _records(
+    rng: random.Random,
+    partitions: int,
+    odd: Sequence[str],
+    odd_shares: Sequence[float] = (0.15, 0.4),
+    id_counts: Sequence[int] = (*FEW, 20),
+    content_counts: Sequence[int] = (*FEW, 12),
+) -> tuple[tuple[Sent, ...], frozenset[str]]:
+    count, ids, contents = rng.choice(COUNTS), rng.choice(id_counts), rng.choice(content_counts)
+    odd_share = rng.choice(odd_shares) if odd else 0.0
     late_share = rng.choice((0.0, 0.3, 1.0))
     is_astray = rng.random() < 0.1
     offsets = [rng.choice((0, 0, 7))] * partitions
