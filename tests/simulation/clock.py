@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 from tests.simulation.hub import Hub, Signal, Task
+from tests.simulation.servers import CANARY
 from worker import admission, inflight, model, offsets, queues, retry, storages
 from worker.clients import kafka_consumer
 from worker.clock import Clock
@@ -115,10 +116,12 @@ class _NoLog:
 
 @contextmanager
 def on_hub(hub: Hub) -> Iterator[None]:
-    """The locks that the core makes meanwhile are the hub's, and it logs nothing."""
+    """The locks that the core makes meanwhile are the hub's, it logs nothing, and tries the model with one picture."""
     there = SimpleNamespace(Lock=lambda: Lock(hub), Condition=lambda: Lock(hub))
     silence = _NoLog()
-    patches = [(module, "threading", there) for module in LOCKING] + [(module, "log", silence) for module in LOGGING]
+    patches = [(module, "threading", there) for module in LOCKING]
+    patches += [(module, "log", silence) for module in LOGGING]
+    patches.append((infer, "canary", lambda: CANARY))
     before = [getattr(module, name) for module, name, _ in patches]
     for module, name, stand_in in patches:
         setattr(module, name, stand_in)

@@ -217,7 +217,7 @@ def _reads_again(rng: random.Random, plan: Plan) -> Plan:
 
 
 def _parks(rng: random.Random, plan: Plan) -> Plan:
-    """A storage is away, perhaps twice, while later records of the same ids need none; perhaps the worker stops then."""
+    """A storage is away, perhaps twice, while later records of the same ids need none; perhaps the worker stops."""
     healed_s = max(plan.healed_s, 2.0)
     odd = ["reference", "reference", "reference-cut"]
     sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW)
@@ -238,9 +238,12 @@ def _parks(rng: random.Random, plan: Plan) -> Plan:
 
 
 def _reloads(rng: random.Random, plan: Plan) -> Plan:
-    """The model is reloaded while it is asked."""
-    times = tuple(rng.uniform(0.05, 0.5) for _ in range(3))
-    return replace(plan, reloads=times, triton=Server((), 0.0, 0.03), workers=1)
+    """The model is reloaded while it, or the cache of its scores, is asked."""
+    times = tuple(rng.uniform(0.05, 0.8) for _ in range(3))
+    sent, astray = _records(rng, plan.partitions, (), content_counts=FEW)
+    calm, slow = Server((), 0.0, 0.005), Server((), 0.0, 0.03)
+    triton, redis = (slow, calm) if rng.random() < 0.5 else (calm, slow)
+    return replace(plan, reloads=times, sent=sent, astray=astray, triton=triton, redis=redis, workers=1)
 
 
 def _refuses_commits(rng: random.Random, plan: Plan) -> Plan:
@@ -256,9 +259,9 @@ def _stops_in_peace(rng: random.Random, plan: Plan) -> Plan:
 
 THEMES: tuple[tuple[float, Callable[[random.Random, Plan], Plan]], ...] = (
     (0.10, _lends_what_waits),
-    (0.07, _reads_again),
-    (0.20, _parks),
-    (0.06, _reloads),
+    (0.09, _reads_again),
+    (0.16, _parks),
+    (0.08, _reloads),
     (0.06, _refuses_commits),
     (0.06, _stops_in_peace),
 )

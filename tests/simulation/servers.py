@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.simulation.hub import Process, Signal
+from tests.simulation.hub import NEVER, Process, Signal
 from tests.simulation.plan import HOSTS, image_bytes
 from tests.simulation.world import Twin, World
 from worker.clients.redis import CacheEntry, ScoredImage
@@ -29,6 +29,9 @@ from worker.item import Address
 VERSIONS = ("000000000001", "000000000002", "000000000003", "000000000004")
 GROUND = {"good": 0, "poison": 1, "nan": 2}  # the second channel of the pixel
 READERS = (reader_version(load_anchors(None)), "an older one")  # of evidence: what is cached is used, or read anew
+CANARY_NUMBER = 40  # no image has it
+CANARY = np.array([[[[CANARY_NUMBER, GROUND["good"], 0]]]], np.uint8)  # the worker's own is another one each time
+MOST_ILLNESSES = 2  # of those that strike the same image alone: one less than the attempts it has
 MOST_EXAMINED = 3  # batches at once
 SLOW_SHARE = 0.1  # of the images are examined for longer than the others of their batch
 
@@ -41,7 +44,7 @@ class RedisServer:
     verdicts: dict[str, str] = field(default_factory=dict)
     images: dict[tuple[str, str], ScoredImage] = field(default_factory=dict)
     late: list[Callable[[], None]] = field(default_factory=list)
-    lost: set[str] = field(default_factory=set)  # ids whose last acknowledged write a failover has forgotten
+    lost: dict[str, int] = field(default_factory=dict)  # by id: the offset whose verdict a failover has forgotten
 
     def catch_up(self) -> None:
         late, self.late = self.late, []
@@ -50,15 +53,16 @@ class RedisServer:
 
     def put(self, by: str, image_id: str, as_json: str) -> None:
         self.verdicts[image_id] = as_json
-        self.lost.discard(image_id)
+        if self.lost.get(image_id, NEVER) <= _offset(as_json):
+            del self.lost[image_id]
         self.world.note("saved", by, image_id, as_json)
 
     def fail_over(self) -> None:
         """A replica takes over that lacks the last writes."""
         forgotten = list(self.verdicts)[-1:] if self.world.rng.random() < 0.7 else []
         for image_id in forgotten:
-            del self.verdicts[image_id]
-            self.lost.add(image_id)
+            offset = _offset(self.verdicts.pop(image_id))
+            self.lost[image_id] = max(offset, self.lost.get(image_id, 0))
         if self.world.rng.random() < 0.5:
             self.images.clear()
         self.world.note("failover", forgotten)
@@ -126,7 +130,12 @@ class StoreTwin(Twin):
 
 def _is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
     """Is what is stored about a later record? In the simulation an id has one partition."""
-    return stored is not None and json.loads(stored)["origin"]["offset"] > json.loads(late[1])["origin"]["offset"]
+    return stored is not None and _offset(stored) > _offset(late[1])
+
+
+def _offset(as_json: str) -> int:
+    offset: int = json.loads(as_json)["origin"]["offset"]
+    return offset
 
 
 def _entry(one: ScoredImage) -> CacheEntry:
@@ -140,8 +149,9 @@ class TritonServer:
     def __init__(self, world: World) -> None:
         self._world = world
         self._reloads = 0
-        self.glitches: set[int] = set()  # images that have failed once without a reason
-        self.alone: dict[int, int] = {}  # how often an image failed in a call of its own
+        self._blamed: dict[
+            int, set[float | None]
+        ] = {}  # by image: the illnesses in which it failed in a call of its own
 
     @property
     def version(self) -> str:
@@ -150,6 +160,19 @@ class TritonServer:
     def reload(self) -> None:
         self._reloads += 1
         self._world.note("reloaded", self.version)
+
+    def strikes(self, number: int, illness: float | None) -> bool:
+        """Does it fail on image `number`, alone in its call? It may in every illness (from when on; None for the one
+        glitch that an image may meet), but not in a third one: between two of them it scores a plain picture, and
+        nobody could tell such an image from one that it cannot compute.
+        """
+        blamed = self._blamed.setdefault(number, set())
+        if illness in blamed:
+            return illness is not None
+        if number != CANARY_NUMBER and len(blamed) == MOST_ILLNESSES:
+            return False
+        blamed.add(illness)
+        return True
 
     def scores(self, pixels: Pixels) -> list[list[float]]:
         """Exact in float32: the number of the image, and which version scored it."""
@@ -193,17 +216,17 @@ class TritonTwin(Twin):
             self._give_up()
             raise Unavailable("triton", "simulated: no answer")
         names = [(number, ground) for number, ground, _ in pixels[:, 0, 0, :].tolist()]
-        if trouble == "ill" or any(ground == GROUND["poison"] for _, ground in names):
-            if len(names) == 1 and trouble != "ill":
-                self._model.alone[names[0][0]] = self._model.alone.get(names[0][0], 0) + 1
+        if any(ground == GROUND["poison"] for _, ground in names):
             raise InferenceFailed("simulated: this cannot be computed")
-        if trouble == "glitch" and (len(names) > 1 or names[0][0] not in self._model.glitches):
-            if len(names) == 1:
-                self._model.glitches.add(names[0][0])
-            raise InferenceFailed("simulated: it failed once")
+        if trouble and (len(names) > 1 or self._model.strikes(names[0][0], self._ill_since())):
+            raise InferenceFailed(f"simulated: {trouble}")
         scores = self._model.scores(pixels)
         self._leave()
         return Inference(np.zeros((len(names), 1), np.float32), np.array(scores, np.float32))
+
+    def _ill_since(self) -> float | None:
+        now = self._hub.now
+        return next((one.start for one in self._server.windows if one.start <= now < one.end), None)
 
     def close(self) -> None:
         """Nothing is held."""
