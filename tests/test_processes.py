@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.harness import wait_until
 from worker import processes
 from worker.settings import load
 
@@ -97,14 +98,12 @@ def test_each_worker_gets_what_is_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
     commands: list[list[str]] = []
     environments: list[dict[str, str]] = []
 
-    def start(command: list[str], *, env: dict[str, str], start_new_session: bool) -> subprocess.Popen[bytes]:
-        assert start_new_session
+    def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         commands.append(command)
-        environments.append(env)
-        return real([sys.executable, "-c", ""])
+        environments.append(environment)
+        return subprocess.Popen([sys.executable, "-c", ""])
 
-    real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(processes, "start_process", start)
     settings = load(environ={"ASSAY_HTTP__PORT": "9000", "ASSAY_KAFKA__GROUP_INSTANCE_ID": "pod"})
     assert processes.run_several(settings, tmp_path / "assay.toml", 2) == 0
     assert [command[1:] for command in commands] == [
@@ -112,3 +111,32 @@ def test_each_worker_gets_what_is_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
     ] * 2
     assert [env["ASSAY_HTTP__PORT"] for env in environments] == ["9000", "9001"]
     assert [env["ASSAY_KAFKA__GROUP_INSTANCE_ID"] for env in environments] == ["pod-0", "pod-1"]
+
+
+# Starts a process as `run --processes` does, says its pid and waits.
+PARENT = f"""
+import os, sys, time
+from worker.processes import start_process
+print(start_process([sys.executable, "-c", {SLEEPER!r}], os.environ).pid, flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_killed_parent_takes_its_workers_along() -> None:
+    """SIGKILL leaves the parent no time to tell them: the kernel does."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: has_ended(child), "the worker ended with its parent")
+
+
+def has_ended(pid: int) -> bool:
+    """Gone, or a zombie that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

@@ -1,17 +1,18 @@
 """`run --processes N`: N workers on one host. Each is a process of its own; they share the group's partitions.
 
 The parent only watches: a signal goes to all, and a worker that breaks ends them all (drained), so that whoever started
-us sees it and starts us again.
+us sees it and starts us again. Where the parent is killed, the kernel tells its workers to end (Linux), and they drain.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from worker.settings import Settings, variable
 log = structlog.get_logger(__name__)
 Start = Callable[[], subprocess.Popen[bytes]]
 _POLL_S = 0.2
+_PR_SET_PDEATHSIG = 1
 
 
 def run_several(settings: Settings, config: Path | None, count: int) -> int:
@@ -85,5 +87,22 @@ def _start(settings: Settings, config: Path | None, number: int) -> subprocess.P
     if settings.kafka.group_instance_id:
         environment[variable("kafka", "group_instance_id")] = f"{settings.kafka.group_instance_id}-{number}"
     arguments = ["run", *(["--config", str(config)] if config else [])]
-    # A session of its own: Ctrl-C reaches the workers once, through us.
-    return subprocess.Popen([sys.executable, "-m", "worker", *arguments], env=environment, start_new_session=True)
+    return start_process([sys.executable, "-m", "worker", *arguments], environment)
+
+
+def start_process(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process that gets SIGTERM when this thread is gone, whatever ended it."""
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def follow_the_parent() -> None:
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it was gone before the kernel knew
+                os._exit(128 + signal.SIGTERM)
+
+    return subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the workers once, through us
+        preexec_fn=follow_the_parent,  # noqa: PLW1509  # the parent has no other thread
+    )

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from kafka import KafkaProducer, TopicPartition
 
 from tests.integration.harness import wait_until
+from worker.clients.kafka import consumer_options
 from worker.clients.kafka_consumer import Consumer
+from worker.clients.kafka_fetcher import RecordConsumer
 from worker.contract import Partition
 from worker.settings import load
 
@@ -63,3 +66,34 @@ def test_several_consumers_starting_at_once_share_the_partitions(worker_env: dic
     finally:
         for consumer in consumers:
             consumer.close()
+
+
+def test_a_partition_that_paused_in_the_middle_of_its_batch_goes_on(worker_env: dict[str, str]) -> None:
+    """What was fetched of it is set aside and taken up again, though another partition was read to its end meanwhile
+    (kafka-python 3.0.12 alone never reads it again).
+    """
+    settings = load(environ={name: value for name, value in worker_env.items() if name.startswith("ASSAY_")}).kafka
+    first, second = (TopicPartition(settings.incoming_topic, number) for number in range(2))
+    with KafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        for partition in (first, second):
+            for number in range(4):
+                producer.send(partition.topic, b"%d" % number, partition=partition.partition)
+    consumer = RecordConsumer(**consumer_options(settings))
+    consumer.assign([first, second])
+    consumer.seek_to_beginning()
+    found: list[tuple[int, int]] = []
+
+    def poll(most: int) -> int:
+        found.extend((record.partition, record.offset) for record in consumer.poll_records(200, most))
+        return len(found)
+
+    try:
+        wait_until(lambda: poll(1), "the first of a batch")
+        paused = first if found[0][0] == first.partition else second
+        consumer.pause(paused)
+        wait_until(lambda: poll(100) == 5, "one partition is read to its end")
+        consumer.resume(paused)
+        wait_until(lambda: poll(100) == 8, "the other goes on")
+        assert sorted(found) == [(partition, offset) for partition in range(2) for offset in range(4)]
+    finally:
+        consumer.close(autocommit=False)

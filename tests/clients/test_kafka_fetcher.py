@@ -29,7 +29,8 @@ def test_the_version_is_the_one_that_is_pinned_and_installed(monkeypatch: pytest
 def test_what_takes_the_parser_s_place_is_still_there() -> None:
     """The names that are overridden exist, so that none is overridden in vain."""
     names = ("PartitionRecords", "_parse_fetched_data", "_append", "_handle_fetch_error", "_handle_fetch_response")
-    assert all(hasattr(Fetcher, name) for name in names)
+    assert all(hasattr(Fetcher, name) for name in (*names, "fetched_records"))
+    assert "_next_partition_records" in Fetcher.fetched_records.__code__.co_names
 
 
 def fetcher() -> Any:

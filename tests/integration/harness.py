@@ -195,9 +195,11 @@ class Outside:
             found.update({str(verdict["image_id"]): verdict for verdict in self.verdicts()})
             return wanted <= found.keys()
 
-        wait_until(
-            all_there, f"verdicts on {len(wanted)} images (missing {sorted(wanted - found.keys())[:5]})", timeout_s
-        )
+        try:
+            wait_until(all_there, "verdicts", timeout_s)
+        except AssertionError as error:
+            missing = sorted(wanted - found.keys())
+            raise AssertionError(f"{error} on {len(missing)} of {len(wanted)} images: {missing[:5]}") from None
         return {image_id: found[image_id] for image_id in wanted}
 
     def stored(self, image_id: str) -> dict[str, str]:

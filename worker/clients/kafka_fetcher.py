@@ -57,6 +57,7 @@ class RecordConsumer(KafkaConsumer):  # type: ignore[misc]
 class _RecordFetcher(Fetcher):  # type: ignore[misc]
     def __init__(self, client: Any, subscriptions: Any, *, max_record_bytes: int, **configs: Any) -> None:
         super().__init__(client, subscriptions, **configs)
+        self._next_partition_records: Any = None
         self.max_record_bytes = max_record_bytes
         self.budget_bytes: int | None = None
         self._end = -1
@@ -94,6 +95,16 @@ class _RecordFetcher(Fetcher):  # type: ignore[misc]
         self._share = min(1.0, max(share, _LEAST_FETCH_BYTES / max(self._most.values())))
         for name, most in self._most.items():
             self.config[name] = int(most * self._share)
+
+    def fetched_records(self, max_records: int | None = None, update_offsets: bool = True) -> tuple[Any, bool]:
+        """kafka-python 3.0.12 puts the fetched records of a paused partition aside, does not fetch them again, and
+        takes them up only where the one in line is None: one that was read to its end is not. Its partition would
+        stand still for good.
+        """
+        if not self._next_partition_records:
+            self._next_partition_records = None
+        fetched: tuple[Any, bool] = super().fetched_records(max_records, update_offsets)
+        return fetched
 
     def _parse_fetched_data(self, completed_fetch: Any) -> _PartitionRecords | None:
         self._end = completed_fetch.partition_data.high_watermark
