@@ -37,6 +37,7 @@ ENVIRON = {
     "NO_COLOR": "1",
     "ASSAY_STACK__DIR": "/nonexistent",
     "ASSAY_KAFKA__BOOTSTRAP_SERVERS": NOBODY,
+    "ASSAY_KAFKA__REQUEST_TIMEOUT_MS": "1000",  # how long a broker is waited for that is not there
     "ASSAY_REDIS__URL": f"redis://:hunter2@{NOBODY}/0?password=hunter2",
     "ASSAY_TRITON__URL": NOBODY,
 }

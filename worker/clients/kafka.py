@@ -20,7 +20,6 @@ from worker.errors import Unavailable
 from worker.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
-_BOOTSTRAP_TIMEOUT_MS = 15_000
 # A guard against ports that speak something else; whatever batch its topic has allowed must get through.
 _MAX_ANSWER_BYTES = 1024 * 1024 * 1024
 _WHO_MAY = "docs/deploy.md lists the permissions that the worker's user needs"
@@ -33,7 +32,7 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": settings.client_id,
         "security_protocol": settings.security_protocol,
         "request_timeout_ms": settings.request_timeout_ms,
-        "bootstrap_timeout_ms": _BOOTSTRAP_TIMEOUT_MS,
+        "bootstrap_timeout_ms": settings.request_timeout_ms,
         "reconnect_backoff_max_ms": 1_000,
     }
     if "SSL" in settings.security_protocol:
