@@ -140,11 +140,7 @@ def _draft(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.draft."
     lock = os.open(out.parent, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # another build holds it, and its draft must stay
-        else:
+        if _nobody_else_holds(lock):
             for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -156,6 +152,15 @@ def _draft(out: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _nobody_else_holds(lock: int) -> bool:
+    """Whether the lock could be taken at once, and is now held alone: no other build is at work."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @np.errstate(over="ignore")  # what float32 cannot hold is told by _try

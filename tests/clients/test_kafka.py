@@ -63,6 +63,9 @@ def test_several_consumers_starting_at_once_share_the_partitions(worker_env: dic
             "one partition of each topic for each",
             60,
         )
+        shares = [sorted(topic for topic, _ in consumer.waiting()) for consumer in consumers]
+        assert shares == [sorted([settings.incoming_topic, settings.retry_topic])] * PARTITIONS
+        assert len(set(assignments())) == 2 * PARTITIONS
     finally:
         for consumer in consumers:
             consumer.close()

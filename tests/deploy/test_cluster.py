@@ -101,6 +101,8 @@ def test_the_development_redis_runs_restricted(cluster: Cluster) -> None:
     wait_until(
         lambda: cluster.get("endpoints", "redis", "-n", "t-redis").get("subsets"), "an address behind the Service"
     )
+    (subset,) = cluster.get("endpoints", "redis", "-n", "t-redis")["subsets"]
+    assert [port["port"] for port in subset["ports"]] == [6379] and subset["addresses"]
 
 
 def test_the_namespace_does_enforce(cluster: Cluster) -> None:

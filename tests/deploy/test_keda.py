@@ -142,6 +142,8 @@ def test_lag_brings_workers_and_their_work_sends_them_home(cluster: Cluster, wor
 
     _commit(servers, topic, group, 100)
     wait_until(lambda: _ready(cluster) == 1, "one worker left", 240)
+    scaled = cluster.get("scaledobject", "assay", "-n", "app")
+    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (1, 8)
 
 
 def _ready(cluster: Cluster) -> int:

@@ -203,7 +203,7 @@ def test_chart_and_worker_refuse_the_same(values: dict[str, Any], word: str, tmp
 def test_chart_and_worker_accept_the_same(values: dict[str, Any], tmp_path: Path) -> None:
     """Values that look odd and are right render, and the worker starts with them."""
     _worker_starts(values, tmp_path)
-    chart.template(values=values)
+    assert chart.of_kind(chart.objects(chart.template(values=values)), "Deployment")
 
 
 def _judged_by_code() -> Iterator[str]:

@@ -85,5 +85,5 @@ def test_what_kubernetes_would_refuse_is_refused(place: str, values: dict[str, A
 
 @pytest.mark.parametrize("values", KUBERNETES, ids=lambda part: str(part)[:90])
 def test_what_kubernetes_takes_is_accepted(values: dict[str, Any]) -> None:
-    """Unusual names, labels, schedules, durations and images that Kubernetes takes render."""
-    chart.template(values=values)
+    """Unusual names, labels, schedules, durations and images that Kubernetes takes render a worker."""
+    assert chart.of_kind(chart.objects(chart.template(values=values)), "Deployment")

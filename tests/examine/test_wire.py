@@ -5,7 +5,7 @@ harm.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from worker.contract import ImageInfo
 from worker.errors import Rejected, RejectReason
 from worker.examine.findings import Cost, Findings
-from worker.examine.wire import Failed, ForDevice, Garbled, Job, TooDear, parse, to_json
+from worker.examine.wire import Failed, ForDevice, Garbled, Job, Outcome, TooDear, parse, to_json
 
 INFO = ImageInfo(format="jpeg", width=640, height=480, bytes=1234, jpeg_quality=85, frames=1)
 
@@ -72,11 +72,12 @@ JSON = st.recursive(
 
 @given(st.lists(JSON, min_size=1, max_size=3))
 def test_any_json_is_understood_or_refused(answer: list[Any]) -> None:
-    """Nothing but Garbled leaves the parser."""
+    """An outcome for each image, or Garbled: nothing else leaves the parser."""
     try:
-        parse(json.dumps(answer).encode(), [1] * len(answer))
+        outcomes = parse(json.dumps(answer).encode(), [1] * len(answer))
     except Garbled:
         return
+    assert [isinstance(outcome, get_args(Outcome)) for outcome in outcomes] == [True] * len(answer)
 
 
 def test_details_are_bounded() -> None:

@@ -112,9 +112,10 @@ class Proxy:
                 else:
                     break
         except OSError:
-            pass
-        _reset(source)
-        _reset(sink)
+            return  # one of the two is gone; the reset below tells the other
+        finally:
+            _reset(source)
+            _reset(sink)
 
     def _pass_on(self, sink: socket.socket, piece: bytes, passed: int, answers: bool) -> bool:
         """False where the connection ends here."""

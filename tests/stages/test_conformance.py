@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import encode
-from tests.twins import P0, P1, VERSION, Workbench, judged, record, settings, tensor, wait_for
+from tests.twins import P0, P1, PATIENCE_S, VERSION, Workbench, judged, record, settings, tensor, wait_for
 from worker.contract import ImageInfo, ImageReference, Verdict
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.item import Address, Decoded, DecodedBatch, Encoded, Item, Judgement, Referenced
@@ -158,18 +159,25 @@ def test_a_bad_item_leaves_its_batch_and_the_others_go_on(name: str) -> None:
 
 @EACH
 def test_an_idle_stage_ends_on_stop(name: str) -> None:
-    """A stage that waits for work hears the stop (the workbench asserts that its threads end)."""
+    """A stage that waits for work hears the stop, and has made nothing up meanwhile."""
     bench = Workbench()
-    with bench.running(name):
-        pass
+    with bench.running(name) as threads:
+        assert all(thread.is_alive() for thread in threads)
+    assert not any(thread.is_alive() for thread in threads)
+    assert STAGES[name].good_out(bench) == 0 and not rejections(bench)
 
 
 @EACH
 def test_a_step_without_work_returns(name: str) -> None:
     """With nothing waiting, a step comes back by itself: the loop that drives it looks at the stop in between."""
     bench = Workbench()
-    bench.driven(name).stage.step(0.0)
-    bench.driven(name).stage.close()
+    stage = bench.driven(name).stage
+    thread = threading.Thread(target=stage.step, args=(0.0,), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "the step waits for more than it was given"
+    stage.close()
+    assert STAGES[name].good_out(bench) == 0 and not rejections(bench)
 
 
 @pytest.mark.parametrize("name", ["intake", "decode"])

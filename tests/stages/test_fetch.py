@@ -176,6 +176,8 @@ def test_a_storage_that_is_back_is_asked_even_where_nothing_waits_for_it() -> No
         time.sleep(0.01)  # the back-off is 5 ms at most
         bench.take(reference(1, {"uri": "s3://bucket/key"}))
         wait_for(lambda: len(bench.queues.encoded), "the second is fetched")
+    (found,) = bench.encoded()
+    assert (found.image.item.record.offset, found.data) == (1, image(1))
 
 
 def test_a_parked_reference_is_given_up_in_the_end() -> None:

@@ -119,4 +119,7 @@ def test_stop_frees_the_port(state: State) -> None:
     first.stop()
     first.stop()
     second = HealthServer("127.0.0.1", first.port, Metrics(), state.livez, state.readyz)
+    assert second.port == first.port
     second.stop()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", second.port)):
+        pass

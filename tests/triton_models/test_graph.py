@@ -108,7 +108,10 @@ def test_numbers_beyond_float16_are_refused(small_weights: Weights) -> None:
 
 def test_bfloat16_graph_is_valid(small_weights: Weights) -> None:
     """The bfloat16 form passes ONNX's checker with full type inference (no CPU runtime here executes it)."""
-    onnx.checker.check_model(graph.encoder(small_weights, "bf16"), full_check=True)
+    made = graph.encoder(small_weights, "bf16")
+    onnx.checker.check_model(made, full_check=True)
+    kinds = {initializer.data_type for initializer in made.graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in kinds and onnx.TensorProto.FLOAT16 not in kinds
 
 
 def test_close_embeddings_keep_their_digits(small_weights: Weights) -> None:

@@ -74,6 +74,10 @@ class _Collector:
     def close(self) -> dict[str, str]:
         return self.found
 
+    def texts(self) -> dict[str, str]:
+        """Those with a text, so far."""
+        return {name: text.strip() for name, text in self.found.items() if text.strip()}
+
 
 def properties(packet: bytes) -> dict[str, str]:
     """The properties above that are there; those before any damage, and none of a packet that is hostile."""
@@ -85,8 +89,8 @@ def properties(packet: bytes) -> dict[str, str]:
     except (_TooMuch, DefusedXmlException):
         return {}
     except (ParseError, ValueError, LookupError):
-        pass
-    return {name: text.strip() for name, text in collector.found.items() if text.strip()}
+        return collector.texts()  # it breaks off there; what stood before counts
+    return collector.texts()
 
 
 def last_segment(value: str) -> str:
