@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.crop import CROP_BYTES, CROP_PX, Pixels
+from worker.crop import CROP_PX, Pixels
 
 FOLDER = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory
 PREFIX = "assay-"
@@ -62,10 +62,11 @@ class Region:
         """Copy `pixels`, uint8 of at most `capacity_bytes`, to the beginning."""
         np.ndarray(pixels.shape, np.uint8, buffer=self._map)[...] = pixels
 
-    def rows(self) -> Pixels:
-        """All of it as crops, uint8 [N, 224, 224, 3]."""
-        count = self.capacity_bytes // CROP_BYTES
-        return self._bytes[: count * CROP_BYTES].reshape(count, CROP_PX, CROP_PX, 3)
+    def rows(self, size_px: tuple[int, int]) -> Pixels:
+        """All of it as crops or views of that height and width, uint8 [N, H, W, 3]."""
+        height, width = size_px
+        count = self.capacity_bytes // (height * width * 3)
+        return self._bytes[: count * height * width * 3].reshape(count, height, width, 3)
 
     def offset_of(self, pixels: Pixels) -> int | None:
         """Where `pixels` begin, bytes from the region's own beginning; None where they do not lie in it."""
@@ -95,12 +96,19 @@ class RegionLease:
 class Regions:
     """The regions that decoded batches travel in, `batch_max_items` crops each."""
 
-    def __init__(self, count: int, batch_max_items: int, folder: Path | None) -> None:
-        """`folder`: where a server on this host finds them; None for none. Raises OSError where there is no space."""
+    def __init__(
+        self, count: int, batch_max_items: int, folder: Path | None, size_px: tuple[int, int] = (CROP_PX, CROP_PX)
+    ) -> None:
+        """`folder`: where a server on this host finds them; None for none. `size_px`: height and width of a row.
+
+        Raises OSError where there is no space.
+        """
+        self._size_px = size_px
+        row_bytes = size_px[0] * size_px[1] * 3
         self.all: list[Region] = []
         try:
             for _ in range(count):
-                self.all.append(Region(batch_max_items * CROP_BYTES, folder))
+                self.all.append(Region(batch_max_items * row_bytes, folder))
         except OSError:
             self.unlink()
             raise
@@ -114,7 +122,7 @@ class Regions:
     def take(self) -> RegionLease:
         """One that is free; there is one, or the caller has a defect (IndexError)."""
         index = self._free.popleft()
-        return RegionLease(index, self.all[index].rows(), self._free)
+        return RegionLease(index, self.all[index].rows(self._size_px), self._free)
 
     def unlink(self) -> None:
         """Take their names away."""

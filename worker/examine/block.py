@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 
 from worker.clients.shared_memory import sealed_memory
-from worker.crop import CROP_BYTES, CROP_PX, Pixels
+from worker.crop import CROP_PX, Pixels
 
 MAX_IMAGES = 256
 FINDINGS_BYTES = 4 << 20
@@ -23,7 +23,6 @@ _STEP = struct.Struct("<QI")  # counts up with each step; how long it may take (
 _STATES_AT = 64
 _FINDINGS_AT = 4096
 _CROP_AT = _FINDINGS_AT + FINDINGS_BYTES
-_IMAGES_AT = _CROP_AT + -(-CROP_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
 # Memory of large images is given back; that of usual ones stays, because making pages costs more than copying them.
 _KEPT_BYTES = 8 << 20
 
@@ -39,16 +38,21 @@ class State(IntEnum):
 class Block:
     """Mapped by the worker (which makes it) and by one child. Offsets of images count from their area's beginning."""
 
-    def __init__(self, file: int, capacity_bytes: int) -> None:
+    def __init__(self, file: int, capacity_bytes: int, size_px: tuple[int, int] = (CROP_PX, CROP_PX)) -> None:
         self.capacity_bytes = capacity_bytes
         self.file = file
-        self._map = mmap.mmap(file, _IMAGES_AT + capacity_bytes)
-        self._images = memoryview(self._map)[_IMAGES_AT:]
+        self._size_px = size_px
+        self._images_at = _images_at(size_px)
+        self._map = mmap.mmap(file, self._images_at + capacity_bytes)
+        self._images = memoryview(self._map)[self._images_at :]
 
     @classmethod
-    def make(cls, capacity_bytes: int) -> Block:
-        """A new one that holds `capacity_bytes` of images. Pages are taken when they are first written."""
-        return cls(sealed_memory("assay-examine", _IMAGES_AT + capacity_bytes), capacity_bytes)
+    def make(cls, capacity_bytes: int, size_px: tuple[int, int] = (CROP_PX, CROP_PX)) -> Block:
+        """A new one that holds `capacity_bytes` of images, and pixels of `size_px` (height, width) of one of them.
+
+        Pages are taken when they are first written.
+        """
+        return cls(sealed_memory("assay-examine", _images_at(size_px) + capacity_bytes), capacity_bytes, size_px)
 
     def close(self) -> None:
         """The memory goes once nobody maps it."""
@@ -71,7 +75,7 @@ class Block:
     def unload(self, used_bytes: int) -> None:
         """Give the memory of large images back to the system."""
         if used_bytes > _KEPT_BYTES:
-            start = _IMAGES_AT + _KEPT_BYTES
+            start = self._images_at + _KEPT_BYTES
             self._map.madvise(mmap.MADV_REMOVE, start, -(-used_bytes // mmap.PAGESIZE) * mmap.PAGESIZE - _KEPT_BYTES)
 
     def step(self) -> tuple[int, int]:
@@ -113,5 +117,11 @@ class Block:
     # Both.
 
     def crop(self) -> Pixels:
-        """Place for the pixels of one image whose batch has gone on without it, uint8 [1, 224, 224, 3]."""
-        return np.ndarray((1, CROP_PX, CROP_PX, 3), np.uint8, self._map, _CROP_AT)
+        """Place for the pixels of one image whose batch has gone on without it, uint8 [1, H, W, 3]."""
+        return np.ndarray((1, *self._size_px, 3), np.uint8, self._map, _CROP_AT)
+
+
+def _images_at(size_px: tuple[int, int]) -> int:
+    """Where encoded images begin: behind the place for pixels, on a page of their own."""
+    height, width = size_px
+    return _CROP_AT + -(-height * width * 3 // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from worker.contract import ImageInfo
-from worker.crop import CROP_PX, Pixels
+from worker.crop import CROP_PX, Pixels, View
 from worker.errors import Rejected, SettingsError
-from worker.examine import headers
+from worker.examine import headers, views
 from worker.examine.findings import Cost, Findings
 from worker.examine.picture import Picture
 from worker.examine.pixels import Dali, central_region, place, try_pillow
@@ -59,12 +59,15 @@ def cost(picture: Picture, *, by_dali: bool) -> Cost:
 
 class Body:
     """The readers of one process. `device`: where DALI decodes; `none`: Pillow takes all. `provenance`: who reads
-    evidence; None: nobody.
+    evidence; None: nobody. `view`: what becomes of a picture; None: the central crop.
     """
 
-    def __init__(self, device: Device, provenance: ProvenanceReader | None = None) -> None:
+    def __init__(
+        self, device: Device, provenance: ProvenanceReader | None = None, view: View | None = None
+    ) -> None:
         """Raises SettingsError where there is no GPU, though it is asked for."""
         self._provenance = provenance
+        self._view = view
         self._dali: Dali | None = None
         if device == "none":
             return
@@ -86,7 +89,7 @@ class Body:
             out = io.BytesIO()
             Image.new("RGB", (256, 256), (90, 120, 30)).save(out, form)
             header = self.read(out.getvalue(), 1 << 20, 1 << 20)
-            crop = np.zeros((224, 224, 3), np.uint8)
+            crop = np.zeros((*(self._view or View()).size, 3), np.uint8)
             if header.together:
                 self.decode_together([header], [crop])
             self.decode_one(header, crop)
@@ -96,7 +99,11 @@ class Body:
         header = headers.read(data)
         headers.check_limits(header.info, LimitSettings(max_image_bytes=max_bytes, max_image_pixels=max_pixels))
         together = self._dali is not None and header.picture.exact
-        return Header(header.picture, data, header.info, cost(header.picture, by_dali=together), together)
+        dear = cost(header.picture, by_dali=together)
+        if self._view is not None:  # decoded whole, converted, and then once more for the filter
+            megapixels = header.info.width * header.info.height / 1e6
+            dear = Cost(dear.effort_ms + 10 * megapixels, dear.decoded_bytes + int(9e6 * megapixels))
+        return Header(header.picture, data, header.info, dear, together)
 
     def decode_together(self, group: Sequence[Header], rows: Sequence[Pixels]) -> set[int]:
         """Into `rows`, but those positions that the decoder refuses, found by halving: one bad image fails a call."""
@@ -115,6 +122,9 @@ class Body:
 
     def decode_one(self, header: Header, row: Pixels) -> None:
         """Into `row`. Raises Rejected, MemoryError."""
+        if self._view is not None:
+            views.make(header.picture, self._view, row)
+            return
         outcome = try_pillow(header.picture)
         if isinstance(outcome, Rejected):
             raise outcome

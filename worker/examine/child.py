@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.crop import CROP_BYTES, CROP_PX, Pixels
+from worker.crop import Pixels, View
 from worker.errors import Rejected, SettingsError
 from worker.examine.block import Block
 from worker.examine.body import Body, Header
@@ -44,7 +44,7 @@ def warm_up(config: dict[str, Any]) -> dict[str, Any]:
     """
     trust_path = config["trust_path"]
     config["anchors_pem"] = load_anchors(Path(trust_path) if trust_path else None)
-    body = Body(device="cpu")
+    body = Body("none", view=_view(config)) if config["view"] else Body("cpu")
     body.warm_up()
     told = {"decoder": body.decoder}
     body.close()
@@ -56,14 +56,16 @@ def run(config: dict[str, Any], channel: socket.socket, block_file: int, regions
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(config["nice"])
-    block = Block(block_file, config["capacity_bytes"])
+    view = _view(config)
+    block = Block(block_file, config["capacity_bytes"], (view or View()).size)
     if config["device"] == "cpu":
         _limit_memory(config["memory_bytes"])
     # What is mapped stays so. Its descriptors are closed, an mmap object's too: through one, the memory could be cut
     # short under the worker.
     confine(config["device"], keep_files=[channel.fileno()])
     try:
-        body = Body(config["device"], ProvenanceReader(config["anchors_pem"]))
+        reader = ProvenanceReader(config["anchors_pem"])
+        body = Body("none", view=view) if view else Body(config["device"], reader)
     except SettingsError:
         channel.send(NO_DEVICE)
         return
@@ -74,6 +76,10 @@ def run(config: dict[str, Any], channel: socket.socket, block_file: int, regions
         answer = to_json(worker.do(Job.parse(message)))
         block.store(answer)
         channel.send(DONE + b"%d" % len(answer))
+
+
+def _view(config: dict[str, Any]) -> View | None:
+    return View.parse(config["view"]) if config["view"] else None
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -115,9 +121,9 @@ class _Worker:
     def _rows(self, job: Job) -> Pixels:
         if job.region is None:
             return self._block.crop()
-        shape = (len(job.places), CROP_PX, CROP_PX, 3)
-        offset = job.first_row * CROP_BYTES
-        return np.ndarray(shape, np.uint8, self._regions[job.region], offset)
+        one = self._block.crop()
+        offset = job.first_row * one.nbytes
+        return np.ndarray((len(job.places), *one.shape[1:]), np.uint8, self._regions[job.region], offset)
 
     def _read_headers(self, job: Job) -> dict[int, Header]:
         """Of the images that are to be decoded here."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import worker
+from worker.crop import View
 from worker.examine.block import Block
 from worker.examine.zygote import MESSAGE_BYTES
 
@@ -53,6 +54,7 @@ class Zygote:
             )
         socket.send_fds(self.channel, [json.dumps(config).encode()], list(regions))
         self._capacity_bytes = int(config["capacity_bytes"])
+        self._size_px = (View.parse(config["view"]) if config.get("view") else View()).size
 
     @property
     def pid(self) -> int:
@@ -61,7 +63,7 @@ class Zygote:
     def fork(self, number: int, *, nice: int, device: str) -> tuple[socket.socket, Block]:
         """Ask for a child that will be called `number`; its channel and its block."""
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        block = Block.make(self._capacity_bytes)
+        block = Block.make(self._capacity_bytes, self._size_px)
         order = {"fork": number, "nice": nice, "device": device}
         with theirs:
             socket.send_fds(self.channel, [json.dumps(order).encode()], [theirs.fileno(), block.file])

@@ -23,21 +23,22 @@ from worker.examine import rle, tiff, webp
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 
 
-def central_region(width: int, height: int) -> tuple[int, int, int, int]:
-    """left, top, width, height of the central crop inside the image: torchvision's offsets, half to even (225 -> 0, 227
-    -> 2).
-    """
-    left = round((width - CROP_PX) / 2) if width > CROP_PX else 0
-    top = round((height - CROP_PX) / 2) if height > CROP_PX else 0
-    return left, top, min(width, CROP_PX), min(height, CROP_PX)
+Part = tuple[int, int, int, int]  # left, top, width, height
 
 
-def decode_with_pillow(picture: Picture) -> Pixels:
-    """The central region, uint8 [H, W, 3] with H, W <= 224: the reference.
+def central_region(width: int, height: int, crop_px: int = CROP_PX) -> Part:
+    """Of the central crop inside the image: torchvision's offsets, half to even (225 -> 0, 227 -> 2)."""
+    left = round((width - crop_px) / 2) if width > crop_px else 0
+    top = round((height - crop_px) / 2) if height > crop_px else 0
+    return left, top, min(width, crop_px), min(height, crop_px)
+
+
+def decode_with_pillow(picture: Picture, part: Part | None = None) -> Pixels:
+    """That part, or the central region, uint8 [H, W, 3]: the reference.
 
     Raises Rejected, and whatever Pillow raises.
     """
-    left, top, width, height = central_region(picture.width, picture.height)
+    left, top, width, height = part or central_region(picture.width, picture.height)
     if not picture.opener:
         return rle.region(picture.data, left, top, width, height)
     if picture.format == "webp":
@@ -50,11 +51,11 @@ def decode_with_pillow(picture: Picture) -> Pixels:
         x1 = max(min(left + width, inner_left + inner_width), x0)
         y1 = max(min(top + height, inner_top + inner_height), y0)
         # Cropped first: the conversion works on single pixels, and the whole image may be a thousand times larger.
-        part = _rgb(image.crop((x0 - inner_left, y0 - inner_top, x1 - inner_left, y1 - inner_top)), picture)
-    if part.shape[:2] == (height, width):
-        return part
+        found = _rgb(image.crop((x0 - inner_left, y0 - inner_top, x1 - inner_left, y1 - inner_top)), picture)
+    if found.shape[:2] == (height, width):
+        return found
     out = np.zeros((height, width, 3), np.uint8)  # a first frame that covers a part of its canvas
-    out[y0 - top : y1 - top, x0 - left : x1 - left] = part
+    out[y0 - top : y1 - top, x0 - left : x1 - left] = found
     return out
 
 
@@ -122,10 +123,10 @@ class Dali:
             return [np.asarray(tensor) for tensor in decoded.tensors]
 
 
-def try_pillow(picture: Picture) -> Pixels | Rejected:
-    """The central region, or why there is none. MemoryError passes through: what it says depends on the process."""
+def try_pillow(picture: Picture, part: Part | None = None) -> Pixels | Rejected:
+    """That part, or the central region, or why there is none. MemoryError passes through: what it says depends on the process."""
     try:
-        return decode_with_pillow(picture)
+        return decode_with_pillow(picture, part)
     except MemoryError:
         raise
     except Rejected as rejected:
@@ -165,5 +166,5 @@ def _failed(detail: str) -> Rejected:
 def place(region: Pixels, target: Pixels) -> None:
     """Centres the region in the black crop: left and top floor, as torchvision pads."""
     height, width = region.shape[:2]
-    top, left = (CROP_PX - height) // 2, (CROP_PX - width) // 2
+    top, left = (target.shape[0] - height) // 2, (target.shape[1] - width) // 2
     target[top : top + height, left : left + width] = region

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from worker.clients.shared_memory import Regions
+from worker.crop import View
 from worker.errors import Rejected, RejectReason
 from worker.examine.batches import NO_PIXELS, Alone, Batch, Image
 from worker.examine.block import MAX_IMAGES, State
@@ -53,7 +54,8 @@ class Pool(Generic[T]):
     """Child processes that examine images. Start it before anything that holds secrets in descriptors.
 
     `regions` hold the pixels of batches; there is one free for every batch that `has_room` allows. `trust_path`:
-    authorities whose signers' manifests count (provenance/trust.py).
+    authorities whose signers' manifests count (provenance/trust.py). `view`: make this of images, and look at nothing
+    else in them; None: the crop of `code`, and evidence.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Pool(Generic[T]):
         regions: Regions,
         metrics: Metrics,
         trust_path: Path | None = None,
+        view: View | None = None,
     ) -> None:
         self._settings = settings
+        self._is_first = view is None
         self._regions = regions
         self._metrics = metrics
         self.shares = Shares.of(settings.processes or usable_cores(), settings.memory_bytes)
@@ -76,12 +80,14 @@ class Pool(Generic[T]):
             "max_image_pixels": limits.max_image_pixels,
             "device": settings.device,
             "trust_path": str(trust_path.absolute()) if trust_path else None,
+            "view": view.to_json() if view else None,
         }
         files = [region.file for region in regions.all]
         self._crew = Crew(config, files, timeout_ms=settings.timeout_ms)
-        self._has_device = settings.device == "gpu" or (
+        wanted = settings.device == "gpu" or (
             settings.device == "auto" and any(file.exists() for file in _DEVICE_FILES)
         )
+        self._has_device = wanted and view is None
         self._batches: set[Batch[T]] = set()
         self._quick: deque[list[Image[T]]] = deque()
         self._for_device: deque[list[Image[T]]] = deque()
@@ -178,7 +184,8 @@ class Pool(Generic[T]):
         while (child := crew.idle("slow")) and (started := self._slow.start()):
             ticket, image = started
             self._give(child, _Work([image], image.route, ticket), most=None)
-        self._metrics.slow_images.set(len(self._slow))
+        if self._is_first:
+            self._metrics.slow_images.set(len(self._slow))
 
     def _give(self, child: Child, work: _Work[T], *, most: Cost | None) -> None:
         images = work.images
