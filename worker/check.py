@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from worker import __version__
 from worker.clients import kafka_topics
@@ -18,6 +19,7 @@ from worker.examine.provenance.trust import load_anchors
 from worker.model import canary
 from worker.policy import Policy, load_policy
 from worker.settings import Settings, TritonSettings, variable
+from worker.stages.panel import compile_when, try_out
 from worker.stages.policy_watch import NOT_CALIBRATED, also_decides
 from worker.telemetry.tracing import Tracing
 
@@ -45,6 +47,9 @@ def check(settings: Settings) -> Iterator[Finding]:
     if settings.shadow.share:
         hint = f"see docs/models.md, or set {variable('shadow', 'share')} to 0; verdicts do not wait for it"
         yield _attempt("shadow", lambda: _triton(settings.shadow_triton), hint)
+    for name in settings.detectors.names:
+        hint = f"build it with triton_models.build --detector, or take it out of {variable('detectors', 'names')}"
+        yield _attempt(f"detector {name}", partial(_detector, settings, name, policy), hint)
 
 
 def _confinement() -> Finding:
@@ -62,6 +67,7 @@ def _open_what_run_opens(settings: Settings) -> None:
     problems: list[str] = []
     opens: tuple[Callable[[], object], ...] = (
         lambda: load_policy(settings.policy.path, variable("policy", "path")),
+        lambda: compile_when(settings),
         lambda: load_anchors(settings.evidence.c2pa_trust_path),
         lambda: Fetcher(settings.references, settings.limits).close(),
         lambda: Tracing(settings.tracing, __version__).close(),
@@ -122,4 +128,12 @@ def _triton(settings: TritonSettings, policy: Policy | None = None) -> str:
     detail = f"{triton.address}, model {settings.model_name} version {version} scores"
     if policy is not None and policy.calibration is not None and not policy.is_calibrated_for(version):
         detail += f"; the policy is of {policy.calibration.model_version}: {NOT_CALIBRATED}"
+    return detail
+
+
+def _detector(settings: Settings, name: str, policy: Policy) -> str:
+    detail = try_out(settings, name)
+    calibrated = policy.calibration.detectors.get(name) if policy.calibration is not None else None
+    if calibrated is not None and f"version {calibrated} " not in detail:
+        detail += f"; the policy is of {calibrated}: {NOT_CALIBRATED}"
     return detail

@@ -366,6 +366,14 @@ def parse_cached_scores(text: str | bytes) -> Scores | None:
         return None
 
 
+def parse_detector_scores(version: str, text: str) -> dict[str, float] | None:
+    """The scores of a detector in a cache entry, by head, or None where they are not readable."""
+    try:
+        return DetectorScores.model_validate({"version": version, "scores": json.loads(text)}).scores
+    except ValueError:  # a ValidationError is one
+        return None
+
+
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema (2020-12) of a public model, as the outside reads it."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(mode="serialization")}

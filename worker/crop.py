@@ -27,7 +27,7 @@ class Lease(Protocol):
 class View:
     """How an image becomes the pixels of one detector: torchvision's Resize, then CenterCrop, on the RGB image.
 
-    `shorter`: the shorter side's new length; `to`: new height and width, whatever the ratio was; at most one of the two.
+    `shorter`: the shorter side's new length; `to`: new height and width, whatever the ratio was; at most one of both.
     """
 
     shorter: int | None = None
@@ -54,7 +54,7 @@ class View:
         if isinstance(resize, dict) and resize.keys() == {"shorter"} and crop is not None:
             return cls(_side("shorter", resize["shorter"]), None, interpolation, crop)
         to = resize.get("to") if isinstance(resize, dict) and resize.keys() == {"to"} else None
-        if isinstance(to, list) and len(to) == 2:  # noqa: PLR2004 - height and width
+        if isinstance(to, list) and len(to) == 2:
             return cls(None, (_side("to", to[0]), _side("to", to[1])), interpolation, crop)
         raise ValueError('resize is null or {"shorter": N}, with a crop, or {"to": [H, W]}')
 

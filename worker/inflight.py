@@ -88,9 +88,13 @@ class PublishOrder:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """All books about what is in work in this process: how much, which offsets, whose turn, which bytes."""
+    """All books about what is in work in this process: how much, which offsets, whose turn, which bytes.
+
+    `keeps_images`: fetched images are held until their verdict, because detectors beside `code` may want them.
+    """
 
     admission: Admission
     tracker: OffsetTracker = field(default_factory=OffsetTracker)
     order: PublishOrder = field(default_factory=PublishOrder)
     single_flight: SingleFlight = field(default_factory=SingleFlight)
+    keeps_images: bool = False

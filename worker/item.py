@@ -9,10 +9,11 @@ are never changed. `Ended` is all that publishing needs: an outcome that is a ju
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from worker.admission import Admission
-from worker.contract import ImageInfo, ImageReference, Record, Scores
+from worker.contract import DetectorScores, ImageInfo, ImageReference, Record, Scores
 from worker.crop import Lease, Pixels
 from worker.errors import Rejected
 from worker.evidence import Evidence
@@ -33,6 +34,7 @@ class Item:
     queued_ms: float | None
     trace: ItemTrace = field(default_factory=lambda: ItemTrace(None))
     fetched_bytes: int = 0  # of the image that a reference led to, while they are held
+    kept: bytes | None = None  # these, where a detector may want them after `code` has had them
     reference_uri: str | None = None  # where the reference led, of a record that is one
 
     @property
@@ -46,9 +48,16 @@ class Item:
         admission.hold_fetched(size_bytes)
 
     def release_fetched(self, admission: Admission) -> None:
-        """The fetched image is no longer needed; the record itself stays, a rejection carries it."""
+        """The fetched image is no longer needed, but by detectors; the record itself stays, a rejection carries it."""
+        if self.kept is not None:
+            return
         size_bytes, self.fetched_bytes = self.fetched_bytes, 0
         admission.release_fetched(size_bytes)
+
+    @property
+    def encoded(self) -> bytes:
+        """The image's bytes, while a detector may still want them."""
+        return self.kept if self.kept is not None else self.record.value or b""
 
     @property
     def origin(self) -> str:
@@ -119,7 +128,8 @@ class DecodedBatch:
 class Judgement:
     """What a verdict is made of. `decode_ms` and `infer_ms` are None where the stage was skipped.
 
-    `reader`: the version of what read the evidence; it stands beside it in the cache.
+    `reader`: the version of what read the evidence; it stands beside it in the cache. `detectors`: what those beside
+    `code` said that were asked; `configured`: the version of each that might have been.
     """
 
     info: ImageInfo
@@ -130,6 +140,14 @@ class Judgement:
     infer_ms: float | None = None
     evidence: Evidence = field(default_factory=Evidence)
     reader: str = ""
+    detectors: Mapping[str, DetectorScores] = field(default_factory=dict)
+    configured: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def versions(self) -> str:
+        """All models that might have had a say, as the id of the verdict covers them: `<code>+<name>:<version>`."""
+        others = {**self.configured, **{name: found.version for name, found in self.detectors.items()}}
+        return "+".join([self.model_version, *(f"{name}:{version}" for name, version in sorted(others.items()))])
 
     def shared(self) -> Judgement:
         """The same, for an image with equal bytes that did none of the work."""

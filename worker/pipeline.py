@@ -40,18 +40,19 @@ from worker.inflight import UnderWay
 from worker.item import Address, DecodedBatch, Encoded, Ended, Referenced
 from worker.model import HashCache, ModelWatch
 from worker.monitor import Monitor
-from worker.queues import StageQueue
+from worker.queues import Outlet, StageQueue
 from worker.retry import BreakerState, CircuitBreaker, Guarded
 from worker.settings import Settings
 from worker.stages.decode import Decode, Handed
 from worker.stages.fetch import Fetch, ReferenceAccess
 from worker.stages.infer import Infer
 from worker.stages.intake import Arrival, Intake
+from worker.stages.panel import Panel
 from worker.stages.policy_watch import PolicyWatch
 from worker.stages.poll import POLL_S, Poll
 from worker.stages.publish import Publish
 from worker.stages.shadow import Shadow
-from worker.stages.stage import Stage, Tools, drive
+from worker.stages.stage import Driven, Stage, Tools, drive
 from worker.storages import Storages
 from worker.telemetry.certificates import certificate_files
 from worker.telemetry.health import HealthServer
@@ -88,15 +89,7 @@ class Clients:
     can_park: Callable[[], bool]
     examiner: Examiner[Handed]
     shadow: Shadow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Driven:
-    """A stage and how many threads drive it."""
-
-    name: str
-    stage: Stage
-    threads: int = 1
+    panel: Panel | None = None
 
 
 def wire(
@@ -113,14 +106,18 @@ def wire(
         model_version=lambda: clients.model.client.version,
         inbox=queues.ended,
     )
-    infer = Infer(settings.triton, tools, clients.model, clients.shadow, inbox=queues.decoded, ended=queues.ended)
+    ended: Outlet[list[Ended]] = queues.ended
+    consults: list[Driven] = []
+    if clients.panel is not None:
+        ended, consults = clients.panel.stages(clients.store, queues.ended)
+    infer = Infer(settings.triton, tools, clients.model, clients.shadow, inbox=queues.decoded, ended=ended)
     decode = Decode(
         clients.examiner,
         tools,
         under_way,
         inbox=queues.encoded,
         decoded=queues.decoded,
-        ended=queues.ended,
+        ended=ended,
     )
     fetch = Fetch(
         settings.references,
@@ -139,12 +136,13 @@ def wire(
         inbox=queues.arrivals,
         references=queues.references,
         encoded=queues.encoded,
-        ended=queues.ended,
+        ended=ended,
     )
     fetchers = settings.references.concurrency if settings.references.schemes else 1
     return [
         Driven("publish", publish),
         Driven("policy", policies),
+        *consults,
         *([Driven("shadow", clients.shadow)] if clients.shadow else []),
         Driven("infer", infer, settings.triton.calls_in_flight),
         Driven("decode", decode),
@@ -177,7 +175,7 @@ class Pipeline:
         self._closes: list[Callable[[], None]] = []  # in the order in which they are called
 
         self._tools = Tools(self.metrics, Tracing(settings.tracing, __version__), self._stop)
-        self._under_way = UnderWay(Admission(settings.flow))
+        self._under_way = UnderWay(Admission(settings.flow), keeps_images=bool(settings.detectors.names))
         self._queues = Queues()
         self._kafka, self._redis, self._triton = (self._breaker(name) for name in ("kafka", "redis", "triton"))
         self._storages = Storages(settings.references, self._storage_breaker, crowded=settings.flow.max_references // 2)
@@ -191,7 +189,8 @@ class Pipeline:
         )
         self._model_client = Triton(settings.triton, settings.intake.batch_max_items, self._regions)
         self._model = ModelWatch(self._model_client, settings.triton.model_name, self.metrics)
-        self.policies = PolicyWatch(settings, self._tools, lambda: self._model.version)
+        self._panel = Panel(settings, self._tools, self._breaker)
+        self.policies = PolicyWatch(settings, self._tools, lambda: self._model.version, self._panel.versions)
         self._poll = Poll(
             settings,
             self._tools,
@@ -211,10 +210,10 @@ class Pipeline:
             store=self._store,
             triton=self._model_client,
             watch=self._model,
-            breakers=(self._redis, self._triton, self._kafka),
+            breakers=(self._redis, self._triton, self._kafka, *self._panel.breakers),
             metrics=self.metrics,
             poll=self._poll,
-            decoding_trouble=lambda: self._pool.trouble,
+            decoding_trouble=lambda: self._pool.trouble or self._panel.trouble,
         )
 
     def run(self, on_ready: Callable[[int], None] = lambda _port: None) -> None:
@@ -228,6 +227,7 @@ class Pipeline:
             monitor.stop,
             self._pool.close,
             self._model_client.close,
+            self._panel.close,
             self._regions.unlink,
             self._store.close,
             self._tools.tracing.close,
@@ -272,6 +272,8 @@ class Pipeline:
         self._monitor.start()
         self._wait_for(self._redis, self._store.ping, deadline)
         self._wait_for(self._triton, self._model.refresh, deadline)
+        for detector in self._panel.detectors:
+            self._wait_for(detector.watch.breaker, detector.watch.client.refresh, deadline)
         producer = self._wait_for(self._kafka, lambda: Producer(settings.kafka), deadline)
         self._closes.insert(0, producer.close)
         fetcher = Fetcher(settings.references, settings.limits, sleep=self._sleep)
@@ -285,6 +287,7 @@ class Pipeline:
             can_park=self._poll.can_park,
             examiner=self._pool,
             shadow=self._open_shadow(),
+            panel=self._panel if self._panel.detectors else None,
         )
         for driven in wire(settings, self.policies, self._tools, self._under_way, self._queues, clients):
             for number in range(driven.threads):

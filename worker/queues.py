@@ -7,13 +7,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
 from worker.errors import Stopping
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 _LISTEN_S = 0.1  # how long a full queue is waited for before the stop is looked at
+
+
+class Outlet(Protocol[T_contra]):
+    """Where a stage puts what it hands on: a queue, or whoever chooses one."""
+
+    def put(self, piece: T_contra, stop: StopSignal) -> None: ...
 
 
 class StageQueue(Generic[T]):

@@ -8,6 +8,7 @@ not a cluster, so that a key never stays without its lifetime.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,14 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from worker.contract import (
+    DetectorScores,
     ImageInfo,
     Scores,
     Verdict,
     cached_scores_json,
     overtakes,
     parse_cached_scores,
+    parse_detector_scores,
     verdict_hash,
 )
 from worker.errors import Unavailable
@@ -94,6 +97,7 @@ class ScoredImage:
     image: ImageInfo
     evidence: Evidence = field(default_factory=Evidence)
     reader: str = ""
+    detectors: Sequence[DetectorScores] = ()
 
 
 def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
@@ -198,6 +202,18 @@ class Store:
                 pipeline.hmget(self.image_key(sha256), fields)
             rows = pipeline.execute(raise_on_error=False)
         return [self._entry(row) for row in rows]
+
+    def detector_scores(self, sha256s: Sequence[str], version: str) -> list[dict[str, float] | None]:
+        """What a detector of this version said of each of these bytes, P(fake) by head, or None."""
+        with self._unavailable():
+            pipeline = self._connected().pipeline(transaction=False)
+            for sha256 in sha256s:
+                pipeline.hget(self.image_key(sha256), version)
+            rows = pipeline.execute(raise_on_error=False)
+        for row in rows:
+            if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
+                raise Unavailable("redis", str(row)) from row
+        return [parse_detector_scores(version, row) if isinstance(row, str) else None for row in rows]
 
     def _entry(self, row: Any) -> CacheEntry | None:
         if isinstance(row, ResponseError) and str(row).startswith("WRONGTYPE"):
@@ -340,7 +356,8 @@ class Store:
 
 def _image_hash(image: ScoredImage) -> dict[str, str]:
     info = image.image
-    return {
+    by_detectors = {found.version: json.dumps(found.scores) for found in image.detectors}
+    return by_detectors | {
         image.model_version: cached_scores_json(image.scores),
         f"{_NEAREST}{image.model_version}": image.evidence.nearest.model_dump_json(),
         "format": info.format,

@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from worker.clients.shared_memory import FOLDER, Region, Regions, is_gone, remove_leftovers
 from worker.contract import HEADS
-from worker.crop import CROP_BYTES, Pixels
+from worker.crop import CROP_BYTES, CROP_PX, Pixels
 from worker.errors import AssayError, Unavailable
 from worker.settings import TritonSettings
 
@@ -55,8 +55,17 @@ class Inference:
 class Triton:
     """The model `settings.model_name` behind one gRPC client; thread-safe. `batch_max_items` sizes shared memory."""
 
-    def __init__(self, settings: TritonSettings, batch_max_items: int, regions: Regions | None = None) -> None:
-        """Pixels that lie in one of `regions` are read there; others are copied into a region of the client's own."""
+    def __init__(
+        self,
+        settings: TritonSettings,
+        batch_max_items: int,
+        regions: Regions | None = None,
+        row_bytes: int = CROP_BYTES,
+    ) -> None:
+        """Pixels that lie in one of `regions` are read there; others are copied into a region of the client's own.
+
+        `row_bytes`: of one image's pixels.
+        """
         self._settings = settings
         self._model = settings.model_name
         scheme, _, address = settings.url.rpartition("://")
@@ -80,7 +89,7 @@ class Triton:
         self._control = (
             {CONTROL_HEADER: settings.control_key.get_secret_value()} if settings.control_key is not None else None
         )
-        self._region_bytes = batch_max_items * CROP_BYTES
+        self._region_bytes = batch_max_items * row_bytes
         self._shared = [region for region in regions.all if region.name] if regions else []
         self._reload_lock = threading.Lock()
         self._reloaded_at = -_RELOAD_INTERVAL_S
@@ -95,12 +104,19 @@ class Triton:
         except InferenceServerException:
             return False
 
-    def model_version(self, timeout_s: float = 2.0) -> str:
-        """The parameter `model_version` of the model, 12 hex digits. Raises Unavailable."""
+    def configuration(self, timeout_s: float = 2.0) -> dict[str, Any]:
+        """The model's configuration (Triton's model_config.proto) as the server has it. Raises Unavailable."""
         try:
-            config = self._client.get_model_config(self._model, client_timeout=timeout_s, as_json=True)["config"]
+            config: dict[str, Any] = self._client.get_model_config(self._model, client_timeout=timeout_s, as_json=True)[
+                "config"
+            ]
         except InferenceServerException as error:
             raise Unavailable("triton", f"{self.address}: {error.message()}") from error
+        return config
+
+    def model_version(self, timeout_s: float = 2.0) -> str:
+        """The parameter `model_version` of the model, 12 hex digits. Raises Unavailable."""
+        config = self.configuration(timeout_s)
         version: str = config.get("parameters", {}).get("model_version", {}).get("string_value", "")
         if not re.fullmatch(r"[0-9a-f]{12}", version):
             raise Unavailable(
@@ -112,37 +128,53 @@ class Triton:
 
     def infer(self, pixels: Pixels, *, timeout_s: float | None = None) -> Inference:
         """Scores of `pixels`, uint8 [N, 224, 224, 3]. Raises Unavailable or InferenceFailed."""
+        # `scores` alone is refused by ensembles of Triton 24.10, because `embedding` also feeds a step.
+        result = self._call(pixels, ("embedding", "scores"), timeout_s)
+        embedding = self._tensor(result, "embedding", len(pixels))
+        return Inference(embedding, self._tensor(result, "scores", len(pixels), len(HEADS)))
+
+    def score(self, pixels: Pixels, heads: int, *, timeout_s: float | None = None) -> npt.NDArray[np.float32]:
+        """Scores float32 [N, `heads`] of `pixels`, uint8 [N, H, W, 3], by a model that need give nothing else.
+
+        Raises Unavailable or InferenceFailed.
+        """
+        return self._tensor(self._call(pixels, ("scores",), timeout_s), "scores", len(pixels), heads)
+
+    def _call(self, pixels: Pixels, outputs: Sequence[str], timeout_s: float | None) -> Any:
         tensor = grpcclient.InferInput("images", list(pixels.shape), "UINT8")
         with self._placed(pixels) as place:
             try:
-                return self._infer(tensor, pixels, place, timeout_s)
+                return self._infer(tensor, pixels, place, outputs, timeout_s)
             except InferenceServerException as error:
                 if place is None or not _LOST_REGION.search(error.message()):
                     raise self._failure(error) from error
             try:  # the server was started anew and has forgotten the region
                 self._register(place[0])
-                return self._infer(tensor, pixels, place, timeout_s)
+                return self._infer(tensor, pixels, place, outputs, timeout_s)
             except InferenceServerException as error:
                 raise self._failure(error) from error
 
     def _infer(
-        self, tensor: Any, pixels: Pixels, place: tuple[Region, int] | None, timeout_s: float | None
-    ) -> Inference:
+        self,
+        tensor: Any,
+        pixels: Pixels,
+        place: tuple[Region, int] | None,
+        outputs: Sequence[str],
+        timeout_s: float | None,
+    ) -> Any:
         if place is None:
             tensor.set_data_from_numpy(pixels)
         else:
             region, offset = place
             tensor.set_shared_memory(region.name, pixels.nbytes, offset)
-        result = self._client.infer(
+        return self._client.infer(
             self._model,
             [tensor],
-            # `scores` alone is refused by ensembles of Triton 24.10, because `embedding` also feeds a step.
-            outputs=[grpcclient.InferRequestedOutput("embedding"), grpcclient.InferRequestedOutput("scores")],
+            outputs=[grpcclient.InferRequestedOutput(name) for name in outputs],
             client_timeout=timeout_s or self._settings.deadline_ms / 1000,
         )
-        return Inference(*(self._tensor(result, name, len(pixels)) for name in ("embedding", "scores")))
 
-    def _tensor(self, result: Any, name: str, count: int) -> npt.NDArray[np.float32]:
+    def _tensor(self, result: Any, name: str, count: int, width: int | None = None) -> npt.NDArray[np.float32]:
         """An output of the answer. Raises Unavailable: what is not as described is the server's fault, no image's."""
         found: npt.NDArray[np.float32] | None
         try:
@@ -152,8 +184,8 @@ class Triton:
         if found is None or found.dtype != np.float32 or found.ndim != 2 or len(found) != count:
             got = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
             raise self._unreadable(f"{name} are {got}, not float32 for {count} images")
-        if name == "scores" and found.shape[1] != len(HEADS):
-            raise self._unreadable(f"there are {found.shape[1]} scores, not {len(HEADS)}")
+        if width is not None and found.shape[1] != width:
+            raise self._unreadable(f"there are {found.shape[1]} scores, not {width}")
         return found
 
     def _unreadable(self, problem: str) -> Unavailable:
@@ -271,14 +303,19 @@ class Triton:
         self._client.close()
 
 
-def pixel_regions(settings: TritonSettings, count: int, batch_max_items: int) -> Regions:
-    """Regions for `count` batches: where the server reads them, or where only this process and its children do."""
+def pixel_regions(
+    settings: TritonSettings, count: int, batch_max_items: int, size_px: tuple[int, int] = (CROP_PX, CROP_PX)
+) -> Regions:
+    """Regions for `count` batches: where the server reads them, or where only this process and its children do.
+
+    `size_px`: height and width of an image's pixels.
+    """
     if _shares_host(settings):
         try:
-            return Regions(count, batch_max_items, FOLDER)
+            return Regions(count, batch_max_items, FOLDER, size_px)
         except OSError as error:
             log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
-    return Regions(count, batch_max_items, None)
+    return Regions(count, batch_max_items, None, size_px)
 
 
 def _shares_host(settings: TritonSettings) -> bool:

@@ -62,9 +62,7 @@ class Body:
     evidence; None: nobody. `view`: what becomes of a picture; None: the central crop.
     """
 
-    def __init__(
-        self, device: Device, provenance: ProvenanceReader | None = None, view: View | None = None
-    ) -> None:
+    def __init__(self, device: Device, provenance: ProvenanceReader | None = None, view: View | None = None) -> None:
         """Raises SettingsError where there is no GPU, though it is asked for."""
         self._provenance = provenance
         self._view = view

@@ -57,6 +57,10 @@ class Examiner(Protocol[T]):
     """
 
     @property
+    def trouble(self) -> str:
+        """Why nothing can be examined; empty while something can. Any thread may ask."""
+
+    @property
     def has_room(self) -> bool:
         """May another batch be submitted now?"""
 

@@ -22,7 +22,6 @@ from worker.errors import Rejected, RejectReason, SettingsError
 from worker.examine import rle, tiff, webp
 from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
 
-
 Part = tuple[int, int, int, int]  # left, top, width, height
 
 
@@ -124,7 +123,9 @@ class Dali:
 
 
 def try_pillow(picture: Picture, part: Part | None = None) -> Pixels | Rejected:
-    """That part, or the central region, or why there is none. MemoryError passes through: what it says depends on the process."""
+    """That part, or the central region, or why there is none. MemoryError passes through: what it says depends on the
+    process.
+    """
     try:
         return decode_with_pillow(picture, part)
     except MemoryError:

@@ -7,9 +7,8 @@ Pictures are decoded whole: scaled decoding of a JPEG is another filter, and wha
 
 from __future__ import annotations
 
-from PIL import Image
-
 import numpy as np
+from PIL import Image
 
 from worker.crop import Pixels, View
 from worker.errors import Rejected

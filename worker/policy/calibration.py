@@ -53,6 +53,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     model_version: VersionHex
+    detectors: dict[str, VersionHex] = {}  # the versions of those beside `code` whose scores the thresholds read
     target_fpr: float | None = Field(default=None, gt=0, lt=1)
     confidence: float | None = Field(default=None, gt=0, lt=1)
     images_real: int | None = Field(default=None, ge=0)

@@ -53,3 +53,8 @@ class Policy:
     def is_calibrated_for(self, model_version: str) -> bool | None:
         """Were its thresholds found with this model? None where the policy does not say."""
         return None if self.calibration is None else self.calibration.model_version == model_version
+
+    def is_calibrated_for_detectors(self, versions: Mapping[str, str]) -> bool:
+        """Are the detectors served (name -> version) those that its thresholds were found with, as far as it says?"""
+        wanted = self.calibration.detectors if self.calibration else {}
+        return all(versions.get(name, version) == version for name, version in wanted.items())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import ConfigDict
 from pydantic.fields import FieldInfo
 
+from worker.settings.detectors import DetectorSettings
 from worker.settings.images import (
     CacheSettings,
     DecodeSettings,
@@ -49,6 +50,7 @@ class Settings(Group):
     references: ReferenceSettings = ReferenceSettings()
     cache: CacheSettings = CacheSettings()
     policy: PolicySettings = PolicySettings()
+    detectors: DetectorSettings = DetectorSettings()
     shadow: ShadowSettings = ShadowSettings()
     http: HttpSettings = HttpSettings()
     retry: RetrySettings = RetrySettings()
@@ -62,6 +64,13 @@ class Settings(Group):
         """How the shadow model is asked: on the same server, over plain gRPC, and nobody waits for it."""
         return self.triton.model_copy(
             update={"model_name": self.shadow.model_name, "shared_memory": "off", "reload_unhealthy": False}
+        )
+
+    def detector_triton(self, name: str) -> TritonSettings:
+        """How the detector `name` is asked: on the same server, with a deadline and calls of its own."""
+        own = self.detectors
+        return self.triton.model_copy(
+            update={"model_name": name, "deadline_ms": own.deadline_ms, "calls_in_flight": own.calls_in_flight}
         )
 
 

@@ -33,7 +33,11 @@ def timestamp(epoch_s: float) -> str:
 def facts_of(ended: Ended, judgement: Judgement, headers: Collection[str]) -> Facts:
     """What a policy that names `headers` decides on."""
     return Facts(
-        judgement.scores, judgement.info, judgement.evidence, headers=named_headers(ended.item.record, headers)
+        judgement.scores,
+        judgement.info,
+        judgement.evidence,
+        judgement.detectors,
+        named_headers(ended.item.record, headers),
     )
 
 
@@ -47,7 +51,7 @@ def make_verdict(
     facts = facts_of(ended, judgement, policy.headers)
     outcome = policy.decide(facts)
     return Verdict(
-        verdict_id=verdict_id(ended.image_id, ended.sha256, judgement.model_version, ref.version),
+        verdict_id=verdict_id(ended.image_id, ended.sha256, judgement.versions, ref.version),
         image_id=ended.image_id,
         sha256=ended.sha256,
         decision=outcome.decision,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from worker.examine.findings import Examined, Examiner, Findings
 from worker.inflight import UnderWay
 from worker.item import Decoded, DecodedBatch, Encoded, Ended
-from worker.queues import StageQueue
+from worker.queues import Outlet, StageQueue
 from worker.stages.stage import Stage, Tools
 
 
@@ -33,7 +33,7 @@ class Decode(Stage):
         *,
         inbox: StageQueue[list[Encoded]],
         decoded: StageQueue[DecodedBatch],
-        ended: StageQueue[list[Ended]],
+        ended: Outlet[list[Ended]],
     ) -> None:
         self._examiner = examiner
         self._tools = tools

@@ -16,7 +16,7 @@ from worker.errors import Rejected, RejectReason, Unavailable
 from worker.inflight import UnderWay
 from worker.item import Encoded, Ended, Identified, Referenced
 from worker.parking import Parking
-from worker.queues import StageQueue
+from worker.queues import Outlet, StageQueue
 from worker.settings import ReferenceSettings, variable
 from worker.stages.intake import Arrival
 from worker.stages.stage import Stage, Tools
@@ -48,13 +48,14 @@ class Fetch(Stage):
         *,
         inbox: StageQueue[Referenced],
         arrivals: StageQueue[Sequence[Arrival]],
-        ended: StageQueue[list[Ended]],
+        ended: Outlet[list[Ended]],
     ) -> None:
         self._settings = settings
         self._fetcher = access.fetcher
         self._storages = access.storages
         self._tools = tools
         self._admission = under_way.admission
+        self._keeps_images = under_way.keeps_images
         self._can_park = access.can_park
         self._inbox = inbox
         self._arrivals = arrivals
@@ -107,6 +108,7 @@ class Fetch(Stage):
         image = Identified(referenced.item, referenced.image_id, hashlib.sha256(data).hexdigest())
         self._admission.release_reference()
         referenced.item.hold_fetched(self._admission, len(data))
+        referenced.item.kept = data if self._keeps_images else None
         self._arrivals.put([Encoded(image, data)], self._tools.stop)
 
     def _given_up(self, turn: Turn) -> Rejected | Parking:

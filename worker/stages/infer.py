@@ -15,7 +15,7 @@ from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.item import Decoded, DecodedBatch, Ended, Judgement, Outcome
 from worker.model import ModelWatch, canary
-from worker.queues import StageQueue
+from worker.queues import Outlet, StageQueue
 from worker.retry import Guarded
 from worker.settings import TritonSettings
 from worker.stages.decide import to_scores
@@ -36,7 +36,7 @@ class Infer(Stage):
         shadow: Shadow | None,
         *,
         inbox: StageQueue[DecodedBatch],
-        ended: StageQueue[list[Ended]],
+        ended: Outlet[list[Ended]],
     ) -> None:
         self._max_attempts = settings.max_attempts
         self._tools = tools

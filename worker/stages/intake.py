@@ -16,7 +16,7 @@ from worker.errors import Rejected, RejectReason
 from worker.inflight import UnderWay
 from worker.item import Encoded, Ended, Identified, Item, Judgement, Referenced
 from worker.model import HashCache
-from worker.queues import StageQueue
+from worker.queues import Outlet, StageQueue
 from worker.settings import Settings
 from worker.stages.stage import Stage, Tools
 
@@ -36,7 +36,7 @@ class Intake(Stage):
         inbox: StageQueue[Sequence[Arrival]],
         references: StageQueue[Referenced],
         encoded: StageQueue[list[Encoded]],
-        ended: StageQueue[list[Ended]],
+        ended: Outlet[list[Ended]],
     ) -> None:
         self._settings = settings.intake
         self._max_image_bytes = settings.limits.max_image_bytes
@@ -74,6 +74,7 @@ class Intake(Stage):
                 leaders.append(identified)
             else:
                 followers += 1
+                identified.image.item.kept = None
                 identified.image.item.release_fetched(self._under_way.admission)
         self._tools.metrics.coalesced_items.inc(followers)
         version, entries = self._cache.look_up([leader.image.sha256 for leader in leaders], self._tools.stop)

@@ -8,7 +8,7 @@ it fits the served model, and whether scores have drifted from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,14 @@ NOT_CALIBRATED = "thresholds were found with another model: calibrate anew (docs
 
 
 def also_decides(settings: Settings) -> dict[str, str]:
-    """What beside the file changes decisions: whose signatures count. Raises SettingsError for a list that is none."""
+    """What beside the file changes decisions: whose signatures count, and which images detectors see.
+
+    Raises SettingsError for a list of authorities that is none.
+    """
     anchors = load_anchors(settings.evidence.c2pa_trust_path)
-    return {variable("evidence", "c2pa_trust_path"): reader_version(anchors)} if anchors else {}
+    found = {variable("evidence", "c2pa_trust_path"): reader_version(anchors)} if anchors else {}
+    when = settings.detectors.when.strip()
+    return found | ({variable("detectors", "when"): when} if when else {})
 
 
 @dataclass(slots=True)
@@ -49,10 +54,17 @@ class PolicyWatch(Stage):
     Raises SettingsError for a file that is wrong when the worker starts.
     """
 
-    def __init__(self, settings: Settings, tools: Tools, model_version: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tools: Tools,
+        model_version: Callable[[], str],
+        detector_versions: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._settings = settings
         self._tools = tools
         self._model_version = model_version
+        self._detector_versions = detector_versions
         self._also_decides = also_decides(settings)
         self._deciding = self._open("path", settings.policy.path)
         self._shadow = self._open("shadow_path", settings.policy.shadow_path) if settings.policy.shadow_path else None
@@ -128,8 +140,10 @@ class PolicyWatch(Stage):
             self._tools.metrics.forget_drift()
 
     def _compare_with_model(self) -> None:
-        version = self._model_version()
+        version, others = self._model_version(), self._detector_versions()
         fits = self.policy.is_calibrated_for(version) if version else None
+        if fits and not self.policy.is_calibrated_for_detectors(others):
+            fits, version = False, "+".join([version, *(f"{name}:{one}" for name, one in sorted(others.items()))])
         if (fits, version) == self._fits:
             return
         self._fits = (fits, version)

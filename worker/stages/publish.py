@@ -255,4 +255,5 @@ def _scored_image(ended: Ended) -> ScoredImage | None:
         judgement.info,
         judgement.evidence,
         judgement.reader,
+        list(judgement.detectors.values()),
     )

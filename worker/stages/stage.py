@@ -42,6 +42,15 @@ class Stage(ABC):
         """Let go of what the stage holds. Called once by each thread that drove it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A stage and how many threads drive it."""
+
+    name: str
+    stage: Stage
+    threads: int = 1
+
+
 def drive(stage: Stage, stop: StopSignal, wait_s: float = IDLE_S) -> None:
     """Step `stage` until `stop` is set or it has no more to do: the body of each of its threads."""
     try:

@@ -22,6 +22,7 @@ from worker.contract import HEADS
 from worker.errors import RejectReason
 from worker.evidence import C2paState, Declared, Watermark
 from worker.telemetry.certificates import CertificateExpiry
+from worker.telemetry.detector_metrics import DetectorMetrics
 from worker.telemetry.metric_doc import PREFIX, MetricDoc
 
 DEPENDENCIES = ("kafka", "redis", "triton")
@@ -52,6 +53,8 @@ class Metrics:
         self._consumer()
         self._dependencies()
         self._shadow()
+        buckets = {"scores": _SCORE_BUCKETS, "items": _ITEMS_BUCKETS, "seconds": _SECONDS_BUCKETS}
+        self.detectors = DetectorMetrics(self._counter, self._gauge, self._histogram, buckets)
         self._running()
         self._expect_labels()
         self.docs.append(CertificateExpiry.DOC)
