@@ -22,7 +22,7 @@ from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import SYSTEM_CLOCK, Clock, StopFlag
 from worker.contract import Headers, ImageInfo, Partition, Record, Scores, Verdict, overtakes
-from worker.crop import CROP_PX, Pixels
+from worker.crop import Pixels, View
 from worker.errors import Rejected, Unavailable
 from worker.examine.body import Body
 from worker.examine.findings import Examined, Findings
@@ -81,6 +81,7 @@ class StoreTwin:
         self.calls = 0
         self.verdicts: dict[str, Verdict] = {}
         self.images: dict[tuple[str, str], ScoredImage] = {}
+        self.detectors: dict[tuple[str, str], dict[str, float]] = {}
         self._log = log
 
     def _answer(self) -> None:
@@ -110,6 +111,11 @@ class StoreTwin:
             self._log.append(("redis", verdict.image_id))
         for image in images:
             self.images[image.sha256, image.model_version] = image
+            self.detectors |= {(image.sha256, found.version): found.scores for found in image.detectors}
+
+    def detector_scores(self, sha256s: Sequence[str], version: str) -> list[dict[str, float] | None]:
+        self._answer()
+        return [self.detectors.get((sha256, version)) for sha256 in sha256s]
 
 
 def _entry(one: ScoredImage) -> CacheEntry:
@@ -181,10 +187,11 @@ class TritonTwin:
 class ExaminerTwin:
     """worker.examine.pool.Pool without processes: the same decoders, but DALI, in the caller's thread."""
 
-    def __init__(self, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, settings: Settings, clock: Clock = SYSTEM_CLOCK, view: View | None = None) -> None:
         self._limits = settings.limits
         self._clock = clock
-        self._body = Body("none", ProvenanceReader(None))
+        self._size_px = (view or View()).size
+        self._body = Body("none", None if view else ProvenanceReader(None), view)
         self._done: list[Examined[Any]] = []
         self._woken = False
         self._changed = threading.Condition()
@@ -194,7 +201,7 @@ class ExaminerTwin:
     def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
         good: list[tuple[Any, Findings]] = []
         bad: list[tuple[Any, Rejected]] = []
-        pixels = np.zeros((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
+        pixels = np.zeros((len(batch), *self._size_px, 3), np.uint8)
         for token, data in batch:
             try:
                 header = self._body.read(data, self._limits.max_image_bytes, self._limits.max_image_pixels)

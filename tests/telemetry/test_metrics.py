@@ -37,6 +37,11 @@ def test_docs_and_exposition_agree() -> None:
     for gauge in (metrics.drift_distance, metrics.drift_detected, metrics.drift_fake_share):
         gauge.labels(head="linear", format="jpeg").set(0)
     metrics.build("1.2.3")
+    metrics.detectors.expect("clip")
+    metrics.detectors.in_use("clip", "0123456789ab")
+    metrics.detectors.scores.labels(detector="clip", head="linear").observe(0.5)
+    for histogram in (metrics.detectors.batch_items, metrics.detectors.seconds):
+        histogram.labels(detector="clip").observe(1)
     metrics.storage_state.labels(storage="s3://bucket").set(0)
     metrics.consumer_lag.labels(topic="images.incoming", partition="0").set(3)
     samples = exposed(metrics)
