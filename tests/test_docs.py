@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import docs
+from worker import docs, generated
 from worker.errors import RejectReason
 from worker.settings import fields, variable
 from worker.telemetry.metrics import metric_docs
@@ -32,17 +32,27 @@ def test_the_pages_in_the_repository_are_current() -> None:
 
 def test_the_check_names_what_is_stale(tmp_path: Path) -> None:
     """A page that was changed by hand and one that is missing are both named; writing mends them."""
-    assert set(docs.write(tmp_path)) == set(docs.pages())
+    pages = docs.files(tmp_path)
+    program = (
+        "from pathlib import Path; from worker import docs, generated; "
+        f"generated.main('worker.docs', docs.files(Path({str(tmp_path)!r})))"
+    )
+
+    def run_there(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+
+    assert run_there().stdout.splitlines() == [f"wrote {path}" for path in pages]
     (tmp_path / "settings.md").write_text("# Settings\n")
     (tmp_path / "schemas" / "verdict.json").unlink()
-    done = run("--check", "--folder", str(tmp_path))
+    done = run_there("--check")
     assert done.returncode == 1
-    assert sorted(re.findall(r"(\S+) is not current; run: make docs", done.stderr)) == [
+    assert sorted(re.findall(r"(\S+) is not current; run: python -m worker.docs", done.stderr)) == [
         f"{tmp_path}/schemas/verdict.json",
         f"{tmp_path}/settings.md",
     ]
-    assert run("--folder", str(tmp_path)).returncode == 0
-    assert docs.stale(tmp_path) == []
+    assert run_there().returncode == 0
+    assert generated.stale(pages) == []
 
 
 @pytest.mark.parametrize("name", [variable(group, field) for group, field, _ in fields()])

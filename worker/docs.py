@@ -7,8 +7,6 @@ python -m worker.docs --check   exit 1 and name those that are not current (a te
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +17,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from worker import generated
 from worker.contract import dump_json
 from worker.schemas import SCHEMAS
 from worker.settings import Settings, fields, is_secret, variable
@@ -130,47 +129,10 @@ def _default(info: FieldInfo) -> str:
     return f"`{','.join(value) if isinstance(value, list) else value}`"
 
 
-def stale(folder: Path) -> list[str]:
-    """The pages below `folder` that are missing or differ from what the code says now."""
-    return [
-        name
-        for name, text in pages().items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
-    ]
-
-
-def write(folder: Path) -> list[str]:
-    """Write the pages that are not current; returns their names."""
-    current = pages()
-    names = stale(folder)
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(current[name], encoding="utf-8")
-    return names
-
-
-def main() -> int:
-    """The command line; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m worker.docs", description="Write the generated pages, or check that they are current."
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 and name the pages that are not current"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=DOCS, help="where the pages stand (default: docs/ of this checkout)"
-    )
-    arguments = parser.parse_args()
-    if arguments.check:
-        names = stale(arguments.folder)
-        for name in names:
-            print(f"{arguments.folder / name} is not current; run: make docs", file=sys.stderr)
-        return 1 if names else 0
-    for name in write(arguments.folder):
-        print(f"wrote {arguments.folder / name}")
-    return 0
+def files(folder: Path = DOCS) -> dict[Path, str]:
+    """The pages by their paths below `folder`."""
+    return {folder / name: text for name, text in pages().items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    generated.main("worker.docs", files())

@@ -17,17 +17,21 @@ decides nothing: one that cannot be had is said and left out.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from triton_models import build, plan, weights
+import typer
+
+from triton_models import build, graph, plan, weights
+from triton_models.command import command_line, fail
 from triton_models.repository import SHADOW, BuildError, check
 
+Built = Literal["cpu", "tensorrt"]  # of the flavours, those that decide
 FILES = (weights.ENCODER_FILE, weights.HEADS_FILE)
 
 
@@ -158,45 +162,37 @@ def add_shadow(repository: Path, other: Path) -> None:
     configuration.write_text(configuration.read_text().replace('name: "code"', f'name: "{SHADOW}"', 1))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's own parser."""
-    known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known.add_argument(
-        "--source", required=True, help="folder, s3://bucket/prefix or hub://organisation/repository@commit"
-    )
-    known.add_argument("--flavour", choices=("cpu", "tensorrt"), required=True)
-    known.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
-    known.add_argument("--out", type=Path, required=True, help="model repository to write")
-    known.add_argument("--expect", help="model version that the weights must have")
-    known.add_argument("--shadow", help="source of a shadow model, as --source")
-    known.add_argument("--cache", type=Path, help="folder that keeps built repositories")
-    return known
+app = command_line(__doc__)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    given = parser().parse_args()
+@app.command()
+def command(
+    source: Annotated[str, typer.Option(help="folder, s3://bucket/prefix or hub://organisation/repository@commit")],
+    flavour: Annotated[Built, typer.Option(help="for which machine")],
+    out: Annotated[Path, typer.Option(help="model repository to write")],
+    precision: Annotated[graph.Precision, typer.Option(help="of the encoder's matrix products")] = "fp32",
+    expect: Annotated[str | None, typer.Option(help="model version that the weights must have")] = None,
+    shadow: Annotated[str | None, typer.Option(help="source of a shadow model, as --source")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps built repositories")] = None,
+) -> None:
+    """Write the model repository that this Triton serves."""
     # The init container is started again after a failure, with what it left.
-    shutil.rmtree(given.out, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    options = build.Options(precision=precision)
     try:
-        options = build.Options(precision=given.precision)
-        print(prepare(given.source, given.out, given.flavour, options, given.cache, given.expect))
+        print(prepare(source, out, flavour, options, cache, expect))
     except FAILURES as error:
-        shutil.rmtree(given.out, ignore_errors=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if given.shadow:
+        shutil.rmtree(out, ignore_errors=True)
+        fail(str(error), cause=error)
+    if shadow:
         try:
             with tempfile.TemporaryDirectory() as work:
-                print(
-                    "shadow:", prepare(given.shadow, Path(work) / "shadow", given.flavour, options, given.cache, None)
-                )
-                add_shadow(given.out, Path(work) / "shadow")
+                print("shadow:", prepare(shadow, Path(work) / "shadow", flavour, options, cache, None))
+                add_shadow(out, Path(work) / "shadow")
         except FAILURES as error:
-            shutil.rmtree(given.out / SHADOW, ignore_errors=True)
+            shutil.rmtree(out / SHADOW, ignore_errors=True)
             print(f"warning: no shadow model is served beside the other: {error}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

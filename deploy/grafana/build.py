@@ -9,13 +9,12 @@ one file serves every cluster. Run after a change:
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import generated
+from worker import generated
 from worker.contract import HEADS
 
 OUT = Path(__file__).parents[1] / "helm" / "assay" / "files" / "dashboards"
@@ -533,4 +532,4 @@ def files() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(generated.main(MODULE, files()))
+    generated.main(MODULE, files())

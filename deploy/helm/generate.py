@@ -9,16 +9,14 @@ installed, and a secret cannot be written where it would end up in a ConfigMap. 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from deploy import generated
 from deploy.helm import chart_schema
-from worker import settings
+from worker import generated, settings
 
 CHART = Path(__file__).with_name("assay")
 MODULE = "deploy.helm.generate"
@@ -171,8 +169,6 @@ def _at(values: Any, path: tuple[str, ...]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        generated.main(
-            MODULE, {CHART / "values.schema.json": json.dumps(schema(), indent=1) + "\n", CHART / "README.md": readme()}
-        )
+    generated.main(
+        MODULE, {CHART / "values.schema.json": json.dumps(schema(), indent=1) + "\n", CHART / "README.md": readme()}
     )

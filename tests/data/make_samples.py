@@ -5,13 +5,13 @@ copied byte for byte and compared after decoding. Needs the collection the image
 and LICENCES.md), which is not part of this repository: `python tests/data/make_samples.py COLLECTION`.
 """
 
-import argparse
 import csv
 import hashlib
 import io
 import struct
 from pathlib import Path
 
+import typer
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -117,10 +117,8 @@ def write_licences(rows: list[dict[str, str]], collection: Path) -> None:
     (HERE / "LICENCES.md").write_text("\n".join(lines) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("collection", type=Path)
-    collection = parser.parse_args().collection
+def main(collection: Path) -> None:
+    """Write the samples anew from the folder COLLECTION."""
     rows = chosen_rows(collection)
     for row in rows:
         original = (collection / row["relpath"]).read_bytes()
@@ -141,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

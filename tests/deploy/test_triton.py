@@ -8,10 +8,12 @@ import re
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tritonclient import grpc
+from typer.main import get_command
 
 from deploy.docker import prepare_models
 from tests.deploy import chart
@@ -57,6 +59,11 @@ def _containers(text: str, name: str) -> list[chart.Object]:
     return [container for pod in pods for container in chart.containers(pod) if container["name"] == name]
 
 
+def _parsed(arguments: list[str]) -> dict[str, Any]:
+    """What prepare_models' own command line makes of them."""
+    return get_command(prepare_models.app).make_context("prepare_models", list(arguments)).params
+
+
 @pytest.mark.parametrize("name", chart.NAMES)
 def test_the_init_containers_arguments_are_known(name: str) -> None:
     """prepare_models' own parser takes the arguments of every values file: plans in fp16, CPU graphs in fp32, weights
@@ -64,9 +71,9 @@ def test_the_init_containers_arguments_are_known(name: str) -> None:
     """
     for container in _containers(chart.manifest(name), "models"):
         assert container["command"] == PROGRAM
-        given = prepare_models.parser().parse_args(container["args"])
-        assert given.precision == {"tensorrt": "fp16", "cpu": "fp32"}[given.flavour]
-        assert str(given.out) == "/models/repository"
+        given = _parsed(container["args"])
+        assert given["precision"] == {"tensorrt": "fp16", "cpu": "fp32"}[given["flavour"]]
+        assert str(given["out"]) == "/models/repository"
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
@@ -74,8 +81,8 @@ def test_compose_builds_the_models_as_the_chart_does(profile: str) -> None:
     """The services that build the models use the serving image and its program, with arguments that it knows."""
     service = COMPOSE[f"models-{profile}"]
     assert service["command"][:2] == PROGRAM and service["image"] == COMPOSE[f"triton-{profile}"]["image"]
-    given = prepare_models.parser().parse_args(service["command"][2:])
-    assert (given.flavour, given.precision) == {"cpu": ("cpu", "fp32"), "gpu": ("tensorrt", "fp16")}[profile]
+    given = _parsed(service["command"][2:])
+    assert (given["flavour"], given["precision"]) == {"cpu": ("cpu", "fp32"), "gpu": ("tensorrt", "fp16")}[profile]
 
 
 def test_a_killed_servers_shared_memory_is_cleared(tmp_path: Path) -> None:

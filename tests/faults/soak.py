@@ -8,12 +8,13 @@ where it found anything.
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from tests.faults.faults import Fault, choose
 from tests.faults.world import World
@@ -30,17 +31,17 @@ def endure(world: World, faults: list[Fault]) -> list[tuple[str, float]]:
     return recoveries
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=None, help="of the order; a random one is chosen and printed")
-    arguments = parser.parse_args()
-    seed = random.SystemRandom().randrange(1_000_000) if arguments.seed is None else arguments.seed
+def main(
+    faults: Annotated[int, typer.Option(help="how many")] = 100,
+    seed: Annotated[int | None, typer.Option(help="of the order; a random one is chosen and printed")] = None,
+) -> None:
+    """Plant faults under load on real servers, and audit from outside."""
+    seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="assay-soak-") as directory:
         world = World(Path(directory))
         try:
-            recoveries = endure(world, choose(random.Random(seed), arguments.faults))
+            recoveries = endure(world, choose(random.Random(seed), faults))
             found = world.audit()
         except AssertionError:
             print(world.worker.log_tail(), flush=True)
@@ -50,8 +51,8 @@ def main() -> int:
     slowest = max(recoveries, key=lambda recovery: recovery[1])
     print(f"{len(recoveries)} faults, {len(world.sent)} images; slowest recovery {slowest[1]:.1f} s ({slowest[0]})")
     print("\n".join(found) or "nothing lost, doubled, wrong or unjustly rejected")
-    return 1 if found else 0
+    raise typer.Exit(1 if found else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

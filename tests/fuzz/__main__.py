@@ -2,13 +2,13 @@
 where anything was found. `--images`, `--records`, `--first` and `--seed` choose which: the same give the same.
 """
 
-import argparse
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.fuzz.images import ROOT, Found, fuzz
+import typer
+
+from tests.fuzz.images import ROOT, fuzz
 from tests.fuzz.mutants import mutant
 from tests.fuzz.records import fuzz_records
 
@@ -16,26 +16,17 @@ CHILDREN = 2
 FOUND = ROOT / ".assay" / "fuzz"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    each = -(-args.images // CHILDREN)
+def main(images: int = 100_000, records: int = 10_000, first: int = 0, seed: int = 0) -> None:
+    """Damaged images through a confined child, damaged records through the parser."""
+    each = -(-images // CHILDREN)
     with ThreadPoolExecutor(CHILDREN) as pool:
-        parts = [pool.submit(fuzz, args.first + n * each, each, args.seed) for n in range(CHILDREN)]
-        images = [part.result() for part in parts]
-    records = fuzz_records(args.records, args.seed)
-    findings = [finding for found in images for finding in found.findings]
-    _keep(findings, args.seed)
-    print(json.dumps({"images": [_told(found) for found in images], "records": records}, indent=2))
-    return 1 if findings or records["findings"] else 0
-
-
-def _told(found: Found) -> dict[str, object]:
-    return found.report()
+        parts = [pool.submit(fuzz, first + n * each, each, seed) for n in range(CHILDREN)]
+        fuzzed = [part.result() for part in parts]
+    parsed = fuzz_records(records, seed)
+    findings = [finding for found in fuzzed for finding in found.findings]
+    _keep(findings, seed)
+    print(json.dumps({"images": [found.report() for found in fuzzed], "records": parsed}, indent=2))
+    raise typer.Exit(1 if findings or parsed["findings"] else 0)
 
 
 def _keep(findings: list[dict[str, object]], seed: int) -> None:
@@ -47,4 +38,4 @@ def _keep(findings: list[dict[str, object]], seed: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)
