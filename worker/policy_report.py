@@ -16,17 +16,24 @@ from worker.terminal import err
 
 
 def policy_document(policy: Policy) -> dict[str, Any]:
-    """For a script: name, version, parts, headers, calibration."""
+    """For a script: name, version, what beside the file is part of it, parts, headers, calibration."""
     parts = [{"part": part, "says": says, "reads": reads} for part, says, reads in policy.form.explain()]
     calibration = policy.calibration.model_dump(exclude={"reference"}) if policy.calibration else None
-    return {**policy.ref.model_dump(), "parts": parts, "headers": sorted(policy.headers), "calibration": calibration}
+    return {
+        **policy.ref.model_dump(),
+        "also_decides": dict(policy.also_decides),
+        "parts": parts,
+        "headers": sorted(policy.headers),
+        "calibration": calibration,
+    }
 
 
 def policy_table(policy: Policy) -> Table:
     """A line for each part, from the top as it is decided."""
     calibrated = f", calibrated with model {policy.calibration.model_version}" if policy.calibration else ""
     table = Table("", "decides", "reads", box=None, pad_edge=False, title_justify="left")
-    table.title = Text(f"{policy.name} {policy.ref.version}{calibrated}")
+    beside = f", with {', '.join(policy.also_decides)}" if policy.also_decides else ""
+    table.title = Text(f"{policy.name} {policy.ref.version}{beside}{calibrated}")
     for part in policy.form.explain():
         table.add_row(*map(Text, part))  # a list in a rule is no markup
     return table
@@ -35,7 +42,11 @@ def policy_table(policy: Policy) -> Table:
 def comparison_tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """The whole, then by format, size, source and header, then some of the changed images."""
     table = Table("", "before", "after", box=None, pad_edge=False, title_justify="left")
-    table.title = f"{document['judged']} images judged, {document['changed']} changed"
+    names = {when: document[when] or {"name": "as decided", "version": ""} for when in ("policy", "against")}
+    after, before = (f"{one['name']} {one['version']}".strip() for one in names.values())
+    table.title = Text(
+        f"{document['judged']} images judged, {document['changed']} changed\nbefore: {before}; after: {after}"
+    )
     decisions = document["decisions"]
     for decision in ("real", "review", "fake"):
         table.add_row(decision, *(str(decisions[when].get(decision, 0)) for when in ("before", "after")))

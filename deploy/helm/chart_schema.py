@@ -204,7 +204,20 @@ def properties() -> dict[str, Schema]:
             extraVolumeMounts=array("Their mounts."),
             **placement(),
         ),
-        "policy": obj("From scores to decisions.", toml=text("Policy as TOML; the built-in one when empty.")),
+        "policy": obj(
+            "From scores to decisions.",
+            toml=text("Policy as TOML; the built-in one when empty."),
+            shadowToml=text("Another policy as TOML, which is counted beside it and decides nothing; none when empty."),
+        ),
+        "evidence": obj(
+            "What files say about their origin.",
+            c2paTrust=obj(
+                "Authorities whose signers' C2PA manifests count; with none every sound manifest is `untrusted`.",
+                pem=text("Their certificates as PEM."),
+                configMapName=name("A ConfigMap that has them instead; pods read it when they start."),
+                key=text("Its key.", minLength=1),
+            ),
+        ),
         "tls": obj(
             "TLS material, each from a Secret.",
             kafka=tls("Kafka", client=True),

@@ -21,7 +21,15 @@ from worker import generated, settings
 CHART = Path(__file__).with_name("assay")
 MODULE = "deploy.helm.generate"
 # Set by the chart itself: addresses inside the pod, paths of what it mounts, names that a Deployment cannot give.
-OWNED = {("http", "host"), ("http", "port"), ("policy", "path"), ("stack", "dir"), ("kafka", "group_instance_id")}
+OWNED = {
+    ("http", "host"),
+    ("http", "port"),
+    ("policy", "path"),
+    ("policy", "shadow_path"),
+    ("evidence", "c2pa_trust_path"),
+    ("stack", "dir"),
+    ("kafka", "group_instance_id"),
+}
 REDIS_URL = "^(redis|rediss|unix)://"
 # Parts of the chart read them: null, which removes a default, must not reach a template.
 REQUIRED = {"kafka": ["bootstrap_servers", "group_id", "incoming_topic"]}

@@ -80,6 +80,8 @@ def test_worker_accepts_the_rendered_environment(name: str, tmp_path: Path) -> N
     found = _settings(items, tmp_path)
     assert found.http.host == "0.0.0.0"
     load_policy(found.policy.path)
+    if found.policy.shadow_path is not None:
+        load_policy(found.policy.shadow_path)
 
 
 def test_settings_arrive_unchanged(tmp_path: Path) -> None:
@@ -126,6 +128,8 @@ def test_no_secret_outside_a_secret(name: str) -> None:
     [
         {"settings": {"log": {"level": "debug"}}},
         {"policy": {"toml": 'name = "strict"'}},
+        {"policy": {"shadowToml": 'name = "strict"'}},
+        {"evidence": {"c2paTrust": {"pem": "-----BEGIN CERTIFICATE-----"}}},
         {"secrets": {"values": {"redis.password": "w"}}},
     ],
 )

@@ -53,6 +53,10 @@ REFUSED = {
     "SASL without password": ({"settings": {"kafka": {"security_protocol": "SASL_SSL"}}}, "kafka.sasl_password"),
     "budget takes all": ({"pdb": {"maxUnavailable": 2}}, "a drain could take them all"),
     "unpinned hub": ({"models": {"source": "hub", "uri": "a/b"}}, "models.revision"),
+    "two trust lists": (
+        {"evidence": {"c2paTrust": {"pem": "-----BEGIN CERTIFICATE-----", "configMapName": "anchors"}}},
+        "evidence.c2paTrust",
+    ),
     "shadow without traffic": ({"models": {"shadow": "/opt/assay/candidate"}}, "settings.shadow.share"),
     "training without data": ({"training": {"enabled": True}}, "training.dataClaimName"),
     "scheduled on two nodes": (

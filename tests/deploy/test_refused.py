@@ -37,9 +37,13 @@ def _worker_starts(values: Mapping[str, Any], root: Path) -> settings.Settings:
     }
     for name, value in values.get("secrets", {}).get("values", {}).items():
         environ[settings.variable(*name.split("."))] = value
-    if (policy := values.get("policy")) and policy["toml"]:
-        (root / "policy.toml").write_text(policy["toml"])
-        environ["ASSAY_POLICY__PATH"] = str(root / "policy.toml")
+    written = {("policy", "path"): values.get("policy", {}).get("toml")}
+    written[("policy", "shadow_path")] = values.get("policy", {}).get("shadowToml")
+    written[("evidence", "c2pa_trust_path")] = values.get("evidence", {}).get("c2paTrust", {}).get("pem")
+    for (group, name), text in written.items():
+        if text:
+            (root / name).write_text(text)
+            environ[settings.variable(group, name)] = str(root / name)
     found = load_with_policy(None, environ)
     Rules(found.references)
     if "s3" in found.references.schemes:
@@ -155,6 +159,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *((_references(s3_endpoint_url=url), "s3_endpoint_url") for url in ("minio:9000", "s3.example.org", "https://")),
     (_references(s3_access_key_id="k"), "s3_access_key_id"),
     *(({"policy": {"toml": text}}, "policy.toml") for text in POLICIES),
+    ({"policy": {"shadowToml": 'head = "forest"'}}, "policy.shadowToml: head"),
+    ({"evidence": {"c2paTrust": {"pem": "no certificate"}}}, "evidence.c2paTrust.pem"),
 ]
 GOOD: list[dict[str, Any]] = [
     _one("kafka", "bootstrap_servers", ["[::1]:9092", "kafka-0.example.org:65535"]),

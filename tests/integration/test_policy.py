@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.examine.provenance import made
 from tests.integration.harness import samples, wait_until
 
 pytestmark = pytest.mark.integration
@@ -32,6 +33,8 @@ def test_a_policy_from_the_first_image_to_its_backtest(outside, start_worker, ru
     policy.write_text(RULES)
     env = {"ASSAY_POLICY__PATH": str(policy), "ASSAY_POLICY__SHADOW_PATH": str(tmp_path / "shadow.toml")}
     (tmp_path / "shadow.toml").write_text("[[rules]]\nwhen = 'false'\ndecision = 'fake'\n")
+    (tmp_path / "trusted.pem").write_text(made.Authority().pem)
+    env |= {"ASSAY_EVIDENCE__C2PA_TRUST_PATH": str(tmp_path / "trusted.pem")}
     worker = start_worker(**env)
     first, second = list(samples(2).items())
     outside.send("kids", first[1], headers=[("tenant", b"kids"), ("user", b"u-1")])
@@ -68,6 +71,9 @@ def test_a_policy_from_the_first_image_to_its_backtest(outside, start_worker, ru
     done = run_cli("policy", "backtest", str(policy), "--json", env=worker.env)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
+    # The trust list is part of the version, for the worker and for those who ask what a file would be.
+    checked = json.loads(run_cli("policy", "check", str(policy), "--json", env=worker.env).stdout)
+    assert document["policy"]["version"] == checked["version"] == later["policy"]["version"]
     assert (document["judged"], document["changed"], document["changes"]) == (3, 1, {"fake->real": 1})
     assert document["decisions"] == {"before": {"review": 1, "fake": 1, "real": 1}, "after": {"review": 1, "real": 2}}
     assert set(document["by"]) == {"format", "size", "source", "headers.tenant"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -27,12 +28,17 @@ def overview(context: typer.Context) -> None:
 
 
 @command(examples="python -m worker policy check policy.toml", group=policy_app, name="check")
-def check(file: File, as_json: AsJson = False) -> None:
-    """Compile a policy and say what each rule reads. Exit 2, with rule and column, where it is wrong."""
+def check(file: File, as_json: AsJson = False, config: Config = None) -> None:
+    """Compile a policy and say what each rule reads. Exit 2, with rule and column, where it is wrong.
+
+    The version is that of the verdicts of a worker with the same settings: the trust list is part of it.
+    """
+    from worker import settings as settings_module
     from worker.policy import load_policy
     from worker.policy_report import policy_document, policy_table
+    from worker.stages.policy_watch import also_decides
 
-    policy = load_policy(file)
+    policy = load_policy(file, "", also_decides(settings_module.load(config, os.environ)))
     if as_json:
         print_json(json.dumps(policy_document(policy)))
     else:
@@ -71,14 +77,16 @@ def backtest(
     from worker.policy.comparison import Comparison
     from worker.policy_report import comparison_tables, counting
     from worker.replay import parse_since
+    from worker.stages.policy_watch import also_decides
 
+    settings = load_settings(config)
+    beside = also_decides(settings)
     since_ms = parse_since(since, time.time()) if since else None
     comparison = Comparison(
-        load_policy(file),
-        load_policy(against) if against else None,
+        load_policy(file, "", beside),
+        load_policy(against, "", beside) if against else None,
         testing.labels_of(labels) if labels else None,
     )
-    settings = load_settings(config)
     with counting("deciding anew", hidden=as_json) as report:
         skipped = testing.backtest(settings.kafka, comparison, since_ms=since_ms, limit=limit, report=report)
     document = comparison.to_dict() | {"unreadable": skipped.unreadable}

@@ -30,7 +30,10 @@ def load_settings(config: Path | None) -> Settings:
 
 
 def load_with_policy(config: Path | None, environ: Mapping[str, str]) -> Settings:
-    """The settings. Raises SettingsError with what is wrong with them and with the policy's file, all at once."""
+    """The settings. Raises SettingsError with what is wrong with them, the policies' files and the trust list, all at
+    once.
+    """
+    from worker.examine.provenance.trust import load_anchors
     from worker.policy import load_policy
 
     problems: list[str] = []
@@ -46,6 +49,11 @@ def load_with_policy(config: Path | None, environ: Mapping[str, str]) -> Setting
                 load_policy(Path(path), variable("policy", field))
         except SettingsError as error:
             problems += error.problems
+    try:
+        if path := given.get(("evidence", "c2pa_trust_path")):
+            load_anchors(Path(path))
+    except SettingsError as error:
+        problems += error.problems
     if problems or settings is None:
         raise SettingsError(problems)
     return settings

@@ -133,6 +133,12 @@ worker/clients/triton.py); with triton.flavour=cpu the input of two processes fo
 {{- end -}}
 {{- end -}}
 {{- $problems = concat $problems (include "assay.refusedPolicy" $v.policy.toml | fromYamlArray) -}}
+{{- range include "assay.refusedPolicy" $v.policy.shadowToml | fromYamlArray -}}
+{{- $problems = append $problems (printf "policy.shadowToml: %s" (trimPrefix "policy.toml: " .)) -}}
+{{- end -}}
+{{- if and $v.evidence.c2paTrust.pem (not (contains "-----BEGIN CERTIFICATE-----" $v.evidence.c2paTrust.pem)) -}}
+{{- $problems = append $problems "evidence.c2paTrust.pem: no certificates in PEM; docs/evidence.md says where lists come from" -}}
+{{- end -}}
 {{- if ne $v.triton.mode "external" -}}
 {{- $problems = concat $problems (include "assay.refusedModels" . | fromYamlArray) -}}
 {{- end -}}

@@ -31,6 +31,15 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The ConfigMap with the list of trusted signers: one of yours, or the chart's own for an inline list; else nothing. */}}
+{{- define "assay.trustConfigMap" -}}
+{{- if .Values.evidence.c2paTrust.pem -}}
+{{- include "assay.fullname" . }}-trust
+{{- else -}}
+{{- .Values.evidence.c2paTrust.configMapName -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "assay.tritonUrl" -}}
 {{- if eq .Values.triton.mode "sidecar" -}}
 127.0.0.1:8001
@@ -66,6 +75,12 @@
 {{- if .Values.policy.toml -}}
 {{- $_ := set $env "ASSAY_POLICY__PATH" "/etc/assay/policy/policy.toml" -}}
 {{- end -}}
+{{- if .Values.policy.shadowToml -}}
+{{- $_ := set $env "ASSAY_POLICY__SHADOW_PATH" "/etc/assay/policy/shadow.toml" -}}
+{{- end -}}
+{{- if include "assay.trustConfigMap" . -}}
+{{- $_ := set $env "ASSAY_EVIDENCE__C2PA_TRUST_PATH" "/etc/assay/trust/c2pa.pem" -}}
+{{- end -}}
 {{- range $server := list "kafka" "redis" "triton" -}}
 {{- with index $.Values.tls $server -}}
 {{- if .secretName -}}
@@ -96,8 +111,11 @@
 {{- if include "assay.secretKeys" . | fromYaml }}
 - {name: secrets, mountPath: /run/secrets/assay, readOnly: true}
 {{- end }}
-{{- if .Values.policy.toml }}
+{{- if or .Values.policy.toml .Values.policy.shadowToml }}
 - {name: policy, mountPath: /etc/assay/policy, readOnly: true}
+{{- end }}
+{{- if include "assay.trustConfigMap" . }}
+- {name: trust, mountPath: /etc/assay/trust, readOnly: true}
 {{- end }}
 {{- range $server := list "kafka" "redis" "triton" "references" }}
 {{- if (index $.Values.tls $server).secretName }}
@@ -117,9 +135,15 @@
       - {key: {{ $key | quote }}, path: {{ $name }}}
       {{- end }}
 {{- end }}
-{{- if .Values.policy.toml }}
+{{- if or .Values.policy.toml .Values.policy.shadowToml }}
 - name: policy
   configMap: {name: {{ include "assay.fullname" . }}-policy}
+{{- end }}
+{{- with include "assay.trustConfigMap" . }}
+- name: trust
+  configMap:
+    name: {{ . | quote }}
+    items: [{key: {{ ternary "c2pa.pem" $.Values.evidence.c2paTrust.key (not (empty $.Values.evidence.c2paTrust.pem)) | quote }}, path: c2pa.pem}]
 {{- end }}
 {{- range $server := list "kafka" "redis" "triton" "references" }}
 {{- with index $.Values.tls $server }}

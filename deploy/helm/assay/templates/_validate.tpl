@@ -39,6 +39,9 @@
 {{- if and (ne $v.triton.mode "external") (ne $shadow (not (empty $v.models.shadow))) -}}
 {{- $problems = append $problems "models.shadow, settings.shadow.share: a shadow model needs both, its weights and the share of the images that it sees" -}}
 {{- end -}}
+{{- if and $v.evidence.c2paTrust.pem $v.evidence.c2paTrust.configMapName -}}
+{{- $problems = append $problems "evidence.c2paTrust: either the list itself (pem), or the ConfigMap that has it (configMapName)" -}}
+{{- end -}}
 {{- $redisUrl := dig "redis" "url" "" $v.settings -}}
 {{- if or (contains "@" $redisUrl) (regexMatch "(?i)[?&][^=&]*(username|password|passwd|secret|token)" $redisUrl) -}}
 {{- $problems = append $problems "settings.redis.url: becomes a ConfigMap and must hold no user or password; put the whole URL into a Secret (secrets.keys, or secrets.values, redis.url), or settings.redis.username and the secret redis.password" -}}
