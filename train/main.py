@@ -212,6 +212,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The policy to write (TOML); a page is written beside it (.html).")],
     weights: Annotated[Path | None, typer.Option(help="The weights folder that is served.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your own images: real/ + fake/GENERATOR/, as of reviews.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Of an export of reviews: the queue to calibrate on.")] = None,
     results: Annotated[Path | None, typer.Option(help="What evaluate wrote, instead of --data.")] = None,
     target_fpr: Annotated[
         float | None, typer.Option(min=1e-6, max=0.5, help="Real photographs that may be called fake.")
@@ -246,12 +247,14 @@ def calibrate(
         asked = Asked(target_fpr, target_precision, prevalence, target_fnr, confidence, head.value)
         asked.check()
         by = parse(per)
-        sample = read_sample(weights, data, results, console=console)
+        sample = read_sample(weights, data, results, queue=queue, console=console)
         try:
             found = find(sample, asked, out, by, name)
         except TooFewImages as error:
             say(str(error))
             raise typer.Exit(1) from error
+    if absent := found["never_decided"]:
+        say(f"no image of the queue {queue} had been decided to be {' or '.join(absent)}: the promise is not for these")
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:

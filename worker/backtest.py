@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -26,6 +27,7 @@ from worker.settings import KafkaSettings
 from worker.stages.decide import timestamp
 
 _CLOCKS_MS = 600_000  # how far a record's timestamp may be off the time in its verdict
+_CARD_DIGITS = 16  # of a SHA-256, on the card that `train.main calibrate` writes
 _PER_FILE = 8192
 _MAX_FILES = 512
 _HEAD = struct.Struct(">16sIqqI")  # hash of the id, partition, offset, timestamp in ms, size of what follows
@@ -117,6 +119,16 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int, bytes]]:
     while head := file.read(_HEAD.size):
         digest, partition, offset, timestamp_ms, size = _HEAD.unpack(head)
         yield digest, partition, offset, timestamp_ms, file.read(size)
+
+
+def calibrated_on(policy_file: Path, labels: Mapping[str, bool]) -> int:
+    """How many of these images (by SHA-256) the policy was calibrated on, as the card beside it says; 0 without one."""
+    try:
+        photographs = json.loads(policy_file.with_suffix(".card.json").read_text())["photographs"]
+        known = {str(name) for names in photographs.values() for name in names}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+    return sum(sha256[:_CARD_DIGITS] in known for sha256 in labels)
 
 
 def labels_of(folder: Path) -> dict[str, bool]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from train.calibration.bounds import needed
+from train.calibration.reviews import never_decided
 from train.calibration.sample import Sample
 from train.calibration.slices import By
 from train.calibration.thresholds import Target, TooFewImages, choose, for_precision
-from train.calibration.write import facts_of, page_html, policy_text, write
+from train.calibration.write import card, facts_of, page_html, policy_text, write
 from train.data.images import DataError
 from triton_models.weights import FAKE, REAL
 
@@ -58,10 +59,11 @@ def calibrate(
             f"was fitted on are needed, here are {sample.of(FAKE)}; without --target-fnr none is called real"
         )
     text = policy_text(name, sample, target, chosen)
-    page = write(out, text, page_html(name, sample, target, chosen, text))
+    page, about = write(out, text, page_html(name, sample, target, chosen, text), card(sample, text))
     return {
         "policy": str(out),
         "page": str(page),
+        "card": str(about),
         "model_version": sample.model_version,
         "target_fpr": target.fpr,
         "confidence": target.confidence,
@@ -69,5 +71,8 @@ def calibrate(
         "images_real": sample.of(REAL),
         "images_fake": sample.of(FAKE),
         "left_out": sample.left_out,
+        "queue": sample.queue,
+        "decided": sample.decided,
+        "never_decided": [] if sample.queue is None else never_decided(sample.decided),
         "slices": {entry.where.name: facts_of(entry) for entry in chosen},
     }

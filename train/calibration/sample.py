@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from train.calibration.reviews import of_queue
 from train.data.copies import merge_copies
 from train.data.images import DataError
 from train.data.look import Look, look_at
@@ -47,7 +48,9 @@ class Seen:
 class Sample:
     """Photographs: `scores` [N, 3] of the worst copy of each, `labels` [N], `infos` of that copy.
 
-    `left_out`: images by reason; `images`: how many were counted, copies too.
+    `photographs` [N]: their names, of those known by their bytes 16 digits of the SHA-256. `left_out`: images by
+    reason; `images`: how many were counted, copies too. `queue`: of reviews that they come from, and `decided`: how
+    many of its images had been decided to be what.
     """
 
     model_version: str
@@ -56,33 +59,47 @@ class Sample:
     infos: list[ImageInfo]
     images: int
     left_out: dict[str, int] = field(default_factory=dict)
+    photographs: list[str] = field(default_factory=list)
+    queue: str | None = None
+    decided: dict[str, int] = field(default_factory=dict)
 
     def of(self, label: int) -> int:
         return int((self.labels == label).sum())
 
 
 def read_sample(
-    folder: Path | None, data: Path | None, results: Path | None, *, console: Console | None = None
+    folder: Path | None,
+    data: Path | None,
+    results: Path | None,
+    *,
+    queue: str | None = None,
+    console: Console | None = None,
 ) -> Sample:
-    """From images (`data`) through the weights in `folder`, or from the `results` of an evaluation. Raises DataError,
-    WeightsError.
+    """From images (`data`) through the weights in `folder`, or from the `results` of an evaluation. `queue`: of an
+    export of reviews (reviews.py). Raises DataError, WeightsError.
     """
     if (data is None) == (results is None):
         raise DataError("give either --data DIR or --results DIR")
     if results is not None:
+        if queue is not None:
+            raise DataError("--queue names a queue of the reviews in --data, not of --results")
         return from_results(results, folder)
     if folder is None or data is None:
         raise DataError("--data DIR needs --weights DIR, through which its images are scored")
-    return from_folder(folder, data, console)
+    return from_folder(folder, data, queue=queue, console=console)
 
 
-def from_folder(folder: Path, data: Path, console: Console | None = None) -> Sample:
+def from_folder(folder: Path, data: Path, *, queue: str | None = None, console: Console | None = None) -> Sample:
     """The images in `data` through the weights in `folder`. Raises DataError, WeightsError."""
     loaded, backbone, heads = weights.load(folder), code_backbone(folder), Heads.load(folder)
     known = hashes_on(read_card(folder))
     source = open_source(data, console=console)
     images = source.labelled()
     left_out: Counter[str] = Counter({kind: count for kind, count in source.problems.items() if count})
+    reviewed = of_queue(data, images, queue)
+    if reviewed is not None:
+        images = reviewed.images
+        left_out.update(reviewed.left_out)
     kept: list[Labelled] = []
     looks: list[Look] = []
     for image, look in zip(images, look_at(images, console), strict=True):
@@ -104,7 +121,8 @@ def from_folder(folder: Path, data: Path, console: Console | None = None) -> Sam
         Seen(name, image.label, look.info, row)
         for name, image, look, row in zip(names, embedded.images, scored, scores, strict=True)
     ]
-    return _counted_once(loaded.version, seen, left_out)
+    sample = _counted_once(loaded.version, seen, left_out)
+    return sample if reviewed is None else replace(sample, queue=queue, decided=dict(sorted(reviewed.decided.items())))
 
 
 def from_results(results: Path, folder: Path | None) -> Sample:
@@ -165,4 +183,5 @@ def _counted_once(version: str, seen: Sequence[Seen], left_out: Counter[str]) ->
         [image.info for image in kept],
         len(seen),
         dict(sorted((+left_out).items())),
+        [image.photograph for image in kept],
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,10 @@ def policy_text(name: str, sample: Sample, target: Target, chosen: Sequence[Chos
         "images": sample.images,
         "left_out": sample.left_out,
         "slices": {entry.where.name: facts_of(entry) for entry in chosen},
+        "sample": sample_version(sample),
     }
+    if sample.queue is not None:
+        facts |= {"queue": sample.queue, "decided": sample.decided}
     if target.fnr is not None:
         facts["target_fnr"] = target.fnr
     calibration = Calibration(
@@ -86,13 +91,34 @@ def facts_of(entry: Chosen) -> dict[str, Any]:
     return facts
 
 
-def write(out: Path, text: str, page: str) -> Path:
-    """Write policy and page (beside it, `.html`); returns the page's path."""
-    beside = out.with_suffix(".html")
-    for path, content in ((beside, page), (out, text)):
+def sample_version(sample: Sample) -> str:
+    """12 hex digits of the photographs and what they are: another sample has another. Ties policy and card together."""
+    lines = sorted(f"{label} {name}" for label, name in zip(sample.labels, sample.photographs, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def card(sample: Sample, text: str) -> dict[str, Any]:
+    """What the thresholds stand on, by hash: whoever measures the policy has to do so on other photographs."""
+    by_label = {"real": REAL, "fake": FAKE}
+    return {
+        "policy": parse_policy(text, "the policy that was made").ref.model_dump(),
+        "model_version": sample.model_version,
+        "sample": sample_version(sample),
+        "left_out": sample.left_out,
+        "photographs": {
+            name: sorted(one for one, of in zip(sample.photographs, sample.labels, strict=True) if of == label)
+            for name, label in by_label.items()
+        },
+    }
+
+
+def write(out: Path, text: str, page: str, about: dict[str, Any]) -> tuple[Path, Path]:
+    """Write policy, page (beside it, `.html`) and card (`.card.json`); returns the paths of page and card."""
+    paths = out.with_suffix(".html"), out.with_suffix(".card.json")
+    for path, content in ((paths[0], page), (paths[1], json.dumps(about, indent=1) + "\n"), (out, text)):
         with replacing(path) as partial:
             partial.write_text(content)
-    return beside
+    return paths
 
 
 def page_html(name: str, sample: Sample, target: Target, chosen: Sequence[Chosen], text: str) -> str:

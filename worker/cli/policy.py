@@ -82,18 +82,24 @@ def backtest(
     settings = load_settings(config)
     beside = also_decides(settings)
     since_ms = parse_since(since, time.time()) if since else None
+    truth = testing.labels_of(labels) if labels else None
+    used = testing.calibrated_on(file, truth or {})
     comparison = Comparison(
         load_policy(file, "", beside),
         load_policy(against, "", beside) if against else None,
-        testing.labels_of(labels) if labels else None,
+        truth,
     )
     with counting("deciding anew", hidden=as_json) as report:
         skipped = testing.backtest(settings.kafka, comparison, since_ms=since_ms, limit=limit, report=report)
     document = comparison.to_dict() | {"unreadable": skipped.unreadable}
+    if truth is not None:
+        document["labelled"]["calibrated_on"] = used
     if as_json:
         print_json(json.dumps(document))
         return
     for table in comparison_tables(document):
         out.print(table)
+    if used:
+        err.say(f"{used} of the images in {labels} are those that {file} was calibrated on: no test of its rates")
     for name, count in document["without_header"].items():
         err.say(f"{count} verdicts have no header {name}: absent, or not kept because no policy named it then")

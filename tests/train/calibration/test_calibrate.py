@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from train.calibration.calibrate import Asked, calibrate
 from train.calibration.sample import Sample, from_results
 from train.calibration.slices import By, parse, slice_of
 from train.calibration.thresholds import Target, TooFewImages, choose
+from train.calibration.write import sample_version
 from train.data.copies import merge_copies, perceptual_hash
 from train.data.images import DataError
 from train.main import app
+from worker.backtest import calibrated_on
 from worker.contract import ImageInfo
 from worker.policy import load_policy
 
@@ -41,7 +44,9 @@ def sample(real: int, fake: int, *, seed: int = 0) -> Sample:
     infos = [info(number) for number in range(real + fake)]
     shift = np.where(labels == 1, 2.0, -2.0) + np.array([0.0 if one.format == "jpeg" else 1.5 for one in infos])
     scores = 1 / (1 + np.exp(-rng.normal(shift, 1)))
-    return Sample("0123456789ab", labels, np.stack([scores] * 3, axis=1), infos, real + fake, {"fitted on": 3})
+    names = [f"{number:016x}" for number in range(real + fake)]
+    columns = np.stack([scores] * 3, axis=1)
+    return Sample("0123456789ab", labels, columns, infos, real + fake, {"fitted on": 3}, names)
 
 
 def test_a_policy_is_written_that_the_worker_reads(tmp_path: Path) -> None:
@@ -58,6 +63,25 @@ def test_a_policy_is_written_that_the_worker_reads(tmp_path: Path) -> None:
     assert chosen["fpr"] < chosen["fpr_upper"] <= 0.01 and chosen["tpr_lower"] < chosen["tpr"]
     page = (tmp_path / "policy.html").read_text()
     assert "fitted on" in page and "0123456789ab" in page and str(chosen["fake_from"]) in page
+
+
+def test_the_card_names_the_photographs_by_hash(tmp_path: Path) -> None:
+    """Both kinds, tied to the policy by its version and to the sample by that of the sample; another sample, another
+    version. A back-test on these photographs says so.
+    """
+    out = tmp_path / "policy.toml"
+    first = sample(400, 20)
+    card = json.loads(Path(calibrate(first, Asked(0.05), out)["card"]).read_text())
+    policy = load_policy(out)
+    assert card["policy"] == policy.ref.model_dump()
+    assert policy.calibration is not None and policy.calibration.model_dump()["sample"] == card["sample"]
+    assert (len(card["photographs"]["real"]), len(card["photographs"]["fake"])) == (400, 20)
+    other = replace(first, photographs=[*first.photographs[:-1], "f" * 16])
+    assert sample_version(other) != sample_version(first)
+    labels = {first.photographs[0] + "0" * 48: False, "e" * 64: True}
+    assert calibrated_on(out, labels) == 1
+    out.with_suffix(".card.json").unlink()
+    assert calibrated_on(out, labels) == 0
 
 
 def test_slices_have_thresholds_of_their_own_and_hold_together(tmp_path: Path) -> None:
