@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from tests.policy.test_comparison import scored
+from worker import backtest
 from worker.backtest import LatestVerdicts, labels_of
+from worker.bench.backtest import stored_verdicts
 from worker.contract import Record, Verdict
 from worker.errors import SettingsError
+from worker.policy import load_policy
+from worker.policy.comparison import Comparison
 
 
 def stored(verdict: Verdict, offset: int, partition: int = 0, timestamp_ms: int = 0) -> Record:
@@ -66,6 +71,33 @@ def test_the_order_is_that_of_the_ids(tmp_path: Path) -> None:
     forwards = [one.image_id for one in latest(*records, expected=50_000)[0]]
     assert forwards == [one.image_id for one in latest(*reversed(records), expected=50_000)[0]]
     assert forwards != sorted(forwards)
+
+
+def peak_bytes(count: int) -> int:
+    """Of Python's memory, of laying down and deciding anew `count` stored verdicts that are made one by one."""
+    comparison = Comparison(load_policy(None))
+    tracemalloc.start()
+    try:
+        with LatestVerdicts(count) as verdicts:
+            for offset, verdict in enumerate(stored_verdicts(count)):
+                verdicts.add(stored(verdict, offset))
+            for verdict in verdicts.latest():
+                comparison.add(verdict)
+        assert comparison.judged == count
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the verdicts, hardly more memory: what is held is a file of them, and the counts.
+
+    1,000,000 on a broker, by `bench backtest`: docs/policy.md.
+    """
+    monkeypatch.setattr(backtest, "_PER_FILE", 256)
+    peak_bytes(100)  # what is made once
+    small, large = peak_bytes(512), peak_bytes(2048)
+    assert large < 1.5 * small
 
 
 def test_labels_are_folders(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from worker.bench import memory, throughput
+from worker.bench.backtest import measure_backtest
 from worker.bench.decode import measure_decode
 from worker.bench.evidence import measure_evidence
 from worker.bench.policy import measure_policy
@@ -19,6 +20,7 @@ from worker.terminal import err, out, print_json
 
 THROUGHPUT_IMAGES = 320
 MEMORY_IMAGES = 2_000
+BACKTEST_VERDICTS = 1_000_000
 
 
 def run(
@@ -42,6 +44,9 @@ def run(
     elif what == "memory":
         result = memory.measure(settings, config, images=images or MEMORY_IMAGES, report=err.say)
         document = {**asdict(result), "within_bound": result.within}
+    elif what == "backtest":
+        runs = measure_backtest(settings, config, images=images or BACKTEST_VERDICTS, report=err.say)
+        document = {"rounds": [asdict(one) for one in runs]}
     elif what == "evidence":
         document = measure_evidence()
     elif what == "policy":

@@ -21,14 +21,15 @@ from worker.cli.settings import load_settings
 )
 def bench(
     what: Annotated[
-        Literal["throughput", "memory", "decode", "policy", "evidence"], typer.Argument(help="What to measure.")
+        Literal["throughput", "memory", "decode", "policy", "evidence", "backtest"],
+        typer.Argument(help="What to measure."),
     ] = "throughput",
-    images: Annotated[int | None, typer.Option(min=1, help="Images per round.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images per round; stored verdicts of `backtest`.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is the result.")] = 3,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Load and efficiency: the worker against the model server alone, its memory, its decoder, policies, evidence."""
+    """Load and efficiency: the worker against the model server alone, its memory, its decoder, policies and more."""
     from worker.bench import report
 
     settings = load_settings(config) if what not in ("decode", "policy", "evidence") else settings_module.load(config)
