@@ -20,6 +20,7 @@ Event = tuple[Any, ...]
 INCOMING, RETRY = "images.incoming", "images.retry"
 VERDICTS, REJECTED = "images.verdicts", "images.rejected"
 MAX_ATTEMPTS = 3
+TO_HALT_S = 3.0  # from the end of the drain: a last step of each stage, the last commit, leaving the group
 HEADS = ("linear", "knn", "svm")
 ROUNDING = 1e-6  # a score is written with as few digits as tell it from its neighbours in float32
 
@@ -51,7 +52,7 @@ class Auditor:
             self._by_id[one.image_id].append(one)
         self._parsed: dict[str, dict[str, Any]] = {}  # what was saved, by its text
         self._saved: set[str] = set()
-        self._stored_once: set[str] = set()  # ids
+        self._stored: dict[str, int] = {}  # by id: the offset of the record whose verdict Redis has
         self._records: dict[int, tuple[Sent, int | None]] = {}  # by number: what was written; its place where parked
         self._parked: dict[int, Sent] = {}  # by offset in the retry topic
         self._last_parked: dict[int, int] = {}  # by trace id: where its last copy is that was acknowledged
@@ -59,10 +60,13 @@ class Auditor:
         self._finished: set[tuple[str, int]] = set()  # and by whom
         self._written: Counter[int] = Counter()
         self._deliveries: Counter[int] = Counter()
+        self._from_incoming: Counter[int] = Counter()  # of them: the deliveries that were not of a parked copy
         self._unacknowledged: Counter[int] = Counter()
         self._expelled: set[int] = set()
         self._committed: dict[Any, int] = {}
         self._rewound: set[Any] = set()
+        self._stops: dict[str, float] = {}  # by worker: when it must have ended
+        self._now = 0.0  # when the event was that is looked at
         self.findings: list[Finding] = []
 
     def audit(self, events: Iterable[Event], stored: dict[str, str], lost: Container[str]) -> list[Finding]:
@@ -75,9 +79,11 @@ class Auditor:
             "delivered": self._on_delivered,
             "expelled": self._on_expelled,
             "rewound": self._on_rewound,
+            "stop": self._on_stop,
             "ended": self._on_ended,
+            "failover": self._on_failover,
         }
-        for kind, _, _, *details in events:
+        for kind, self._now, _, *details in events:
             step = steps.get(kind)
             if step is not None:
                 step(*details)
@@ -90,12 +96,18 @@ class Auditor:
 
     # -- events
 
-    def _on_saved(self, _by: str, image_id: str, as_json: str) -> None:
+    def _on_saved(self, by: str, image_id: str, as_json: str) -> None:
         verdict = self._parsed[as_json] = json.loads(as_json)
         self._saved.add(verdict["verdict_id"])
-        self._stored_once.add(image_id)
         if verdict["image_id"] != image_id:
             self._find("redis", f"the verdict of {verdict['image_id']} is stored under {image_id}", image_id)
+        offset, before = verdict["origin"]["offset"], self._stored.get(image_id, -1)
+        self._stored[image_id] = offset
+        if offset < before and image_id not in self._plan.astray:
+            one = next(one for one in self._by_id[image_id] if one.offset == offset)
+            was_parked = one in self._parked.values() and self._from_incoming[one.trace_id] == 1
+            if was_parked and one.partition not in self._expelled:
+                self._find("overtaken", f"{by} stored {one.kind} {offset}, which was parked, over {before}", image_id)
 
     def _on_written(self, by: str, written: Any) -> None:
         headers = dict(written.headers)
@@ -137,7 +149,7 @@ class Auditor:
         expected_scores = (score, score / 2, score / 4)
         if any(abs(is_ - should) > ROUNDING for is_, should in zip(scores, expected_scores, strict=True)):
             self._find("scores", f"{where}: {scores} by model {version}, expected {score} and its parts", where)
-        was_overtaken = one in self._parked.values() and one.image_id in self._stored_once
+        was_overtaken = one in self._parked.values() and one.image_id in self._stored
         if verdict["verdict_id"] not in self._saved and not was_overtaken:
             self._find("redis first", f"the verdict on {where} is on the topic and was never in Redis", where)
 
@@ -192,8 +204,15 @@ class Auditor:
                 where = (one.partition, one.offset)
                 self._find("commit", f"{by} committed {offset} before the outcome of {where} was acknowledged", where)
 
-    def _on_delivered(self, _by: str, _topic: str, traces: list[bytes]) -> None:
-        self._deliveries.update(int(traced[3:35], 16) for traced in traces)
+    def _on_failover(self, forgotten: list[str]) -> None:
+        for image_id in forgotten:
+            self._stored.pop(image_id, None)
+
+    def _on_delivered(self, _by: str, topic: str, traces: list[bytes]) -> None:
+        numbers = [int(traced[3:35], 16) for traced in traces]
+        self._deliveries.update(numbers)
+        if topic == INCOMING:
+            self._from_incoming.update(numbers)
 
     def _on_expelled(self, _by: str, partitions: list[Any]) -> None:
         self._expelled.update(one.partition for one in partitions)
@@ -201,7 +220,19 @@ class Auditor:
     def _on_rewound(self, _by: str, partition: Any, _position: int) -> None:
         self._rewound.add(partition)  # what is read again is committed again
 
+    def _on_stop(self, who: str, drain_s: float) -> None:
+        self._stops.setdefault(who, self._now + drain_s + TO_HALT_S)
+
     def _on_ended(self, by: str, how: str) -> None:
+        self._check_stop(by)
+        self._check_drain(by, how)
+
+    def _check_stop(self, by: str) -> None:
+        late_s = self._now - self._stops.get(by, self._now)
+        if late_s > 0:
+            self._find("stop", f"{by} ended {late_s:.1f} s later than it has to where it is told to stop")
+
+    def _check_drain(self, by: str, how: str) -> None:
         """Where neither Kafka nor the group is in trouble, a worker that drains commits all that it has finished."""
         plan = self._plan
         if how != "drained" or plan.kafka.windows or plan.kafka.rate or plan.moves or plan.workers > 1:

@@ -12,8 +12,10 @@ from tests.simulation.servers import CANARY
 from worker import admission, inflight, model, offsets, queues, retry, storages
 from worker.clients import kafka_consumer
 from worker.clock import Clock
-from worker.stages import infer, poll, publish
+from worker.policy import load_policy
+from worker.stages import infer, policy_watch, poll, publish
 
+POLICY = load_policy(None)
 EPOCH_S = 1_795_262_400.0
 LOCKING: tuple[ModuleType, ...] = (admission, inflight, model, offsets, queues, retry, storages)
 LOGGING: tuple[ModuleType, ...] = (kafka_consumer, model, retry, infer, poll, publish)
@@ -73,7 +75,8 @@ class Lock:
         self._waiting: list[tuple[Task, Callable[[], bool]]] = []
 
     def __enter__(self) -> None:
-        self._hub.preempted()
+        if self._hub.preempts:
+            self._hub.preempted()
         if self._held:
             self._hub.wait(lambda: not self._held, None)
         self._held = True
@@ -116,12 +119,14 @@ class _NoLog:
 
 @contextmanager
 def on_hub(hub: Hub) -> Iterator[None]:
-    """The locks that the core makes meanwhile are the hub's, it logs nothing, and tries the model with one picture."""
+    """The locks that the core makes meanwhile are the hub's, it logs nothing, tries the model with one picture,
+    and judges by one policy, which is compiled once.
+    """
     there = SimpleNamespace(Lock=lambda: Lock(hub), Condition=lambda: Lock(hub))
     silence = _NoLog()
     patches = [(module, "threading", there) for module in LOCKING]
     patches += [(module, "log", silence) for module in LOGGING]
-    patches.append((infer, "canary", lambda: CANARY))
+    patches += [(infer, "canary", lambda: CANARY), (policy_watch, "load_policy", lambda *_: POLICY)]
     before = [getattr(module, name) for module, name, _ in patches]
     for module, name, stand_in in patches:
         setattr(module, name, stand_in)

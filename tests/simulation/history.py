@@ -162,8 +162,8 @@ class _Course:
         self.hub.alarm_step = self._blows[0].step if self._blows else NEVER
 
     def _hit(self, worker: Worker, blow: Blow) -> None:
-        self.world.note(blow.what, worker.name)
         if blow.what == "kill":
+            self.world.note("kill", worker.name)
             self.hub.kill(worker.process)
         else:
             worker.request_stop()

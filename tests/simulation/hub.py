@@ -98,7 +98,7 @@ class Hub:
         self._timers: list[tuple[float, float, int, Task]] = []  # of the others; equal deadlines in any order
         self._main = getcurrent()
         self._by_rank = rng.random() < 0.4  # ranks starve the low ones until they are drawn anew; else all are equal
-        self._preempt = rng.choice((0.0, 0.02, 0.2))  # how often a lock is a place where another task goes first
+        self.preempts: float = rng.choice((0.0, 0.02, 0.2))  # how often a lock is a place where another task goes first
 
     def spawn(self, name: str, body: Callable[[], None], process: Process) -> Task:
         """Begin a task. What its body raises is kept in `error`."""
@@ -134,7 +134,7 @@ class Hub:
 
     def preempted(self) -> None:
         """Perhaps let the others go first: called where a thread could be interrupted."""
-        if self._preempt and self.current is not None and self._random() < self._preempt:
+        if self.current is not None and self._random() < self.preempts:
             self._switch(None, self.now)
 
     def sleep(self, seconds: float) -> None:

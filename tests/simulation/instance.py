@@ -152,6 +152,7 @@ class Worker:
 
     def request_stop(self) -> None:
         """What SIGTERM does."""
+        self._world.note("stop", self.name, self.settings.run.drain_timeout_s)
         self._drain.set()
 
     def errors(self) -> list[tuple[str, BaseException]]:
@@ -218,8 +219,12 @@ class Worker:
             for number in range(driven.threads):
                 self._open(f"{self.name}.{driven.name}{number or ''}", driven.stage)
         self.tasks.append(self._world.hub.spawn(f"{self.name}.watch", self._watch, self.process))
-        self.library = LibraryTwin(self._world, self.process, self._broker)
-        with mock.patch.object(kafka_consumer, "RecordConsumer", return_value=self.library):
+        library = self.library = LibraryTwin(self._world, self.process, self._broker)
+
+        def its_library(*_: object, **__: object) -> LibraryTwin:
+            return library
+
+        with mock.patch.object(kafka_consumer, "RecordConsumer", its_library):
             poll = self.poll
             self.consumer = Consumer(self.settings.kafka, poll.on_assigned, poll.on_revoked, self._clock)
         self.poll.attach(self.consumer)

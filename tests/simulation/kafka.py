@@ -151,6 +151,7 @@ class LibraryTwin(Twin):
         self._broker = broker
         self._listener: Any = None
         self._paused: set[TopicPartition] = set()
+        self._coming: set[TopicPartition] = set()  # assigned, but the callback that says so has not returned
         self._closed = False
         self._polls = 0
         self._revoked_in_poll = -1
@@ -205,7 +206,9 @@ class LibraryTwin(Twin):
                 broker.owner[partition] = self
             self._world.note("assigned", self.name, come)
             self.positions |= {partition: broker.position(partition) for partition in come}
+            self._coming = set(come)
             self._listener.on_partitions_assigned(come)
+            self._coming = set()
             self.wake()
 
     def _revoke(self, gone: list[TopicPartition]) -> None:
@@ -261,7 +264,7 @@ class LibraryTwin(Twin):
         return records
 
     def _fetchable(self) -> list[TopicPartition]:
-        return [partition for partition in self.positions if partition not in self._paused]
+        return [one for one in self.positions if one not in self._paused and one not in self._coming]
 
     def _has_records(self) -> bool:
         log = self._broker.log

@@ -16,6 +16,7 @@ from typing import Any
 BATCH_ITEMS = (1, 2, 3, 8)
 COUNTS, FEW = (2, 4, 6, 8, 8, 12), (1, 2, 4)  # records; ids and contents that meet each other
 LAST_BLOW_STEP = 600
+SERVERS = ("kafka", "redis", "triton")
 PERIOD_S = 3.0  # faults begin within it
 MAX_IMAGE_BYTES = 64
 REFERENCE_TYPE = b"application/vnd.assay.image-ref+json"
@@ -131,7 +132,7 @@ class Plan:
             f"  {one.partition}/{one.offset} at {one.at_s:.2f}: {one.kind} {one.number} id={one.image_id}"
             for one in self.sent
         ]
-        for name in ("kafka", "redis", "triton"):
+        for name in SERVERS:
             lines.append(f"  {name}: {getattr(self, name)}")
         lines += [f"  {host}: {server}" for host, server in self.storages.items()]
         lines.append(f"  reloads {self.reloads} failovers {self.failovers}")
@@ -220,6 +221,8 @@ def _parks(rng: random.Random, plan: Plan) -> Plan:
     """A storage is away, perhaps twice, while later records of the same ids need none; perhaps the worker stops."""
     healed_s = max(plan.healed_s, 2.0)
     odd = ["reference", "reference", "reference-cut"]
+    if rng.random() < 0.5:  # the retry topic is another worker's than some of the incoming ones
+        plan = replace(plan, partitions=max(2, plan.partitions), workers=2)
     sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW)
     back_s = rng.uniform(0.3, healed_s)
     windows = [Window(0.0, back_s, "away")]
@@ -257,6 +260,15 @@ def _stops_in_peace(rng: random.Random, plan: Plan) -> Plan:
     return replace(plan, kafka=Server(latency_s=plan.kafka.latency_s), moves=(), workers=1, blows=(stop,))
 
 
+def _stops_in_trouble(rng: random.Random, plan: Plan) -> Plan:
+    """The worker is told to stop while a server is away for longer than it may drain."""
+    start = rng.uniform(0.1, 0.4)
+    away = Server((Window(start, start + 8.0, "away"),), 0.0, 0.005)
+    stop = _blow(rng, "stop", LAST_BLOW_STEP // 3)
+    one_second = plan.variant | 1  # see instance.variant
+    return replace(plan, healed_s=start + 8.0, variant=one_second, blows=(stop,), **{rng.choice(SERVERS): away})
+
+
 THEMES: tuple[tuple[float, Callable[[random.Random, Plan], Plan]], ...] = (
     (0.10, _lends_what_waits),
     (0.09, _reads_again),
@@ -264,6 +276,7 @@ THEMES: tuple[tuple[float, Callable[[random.Random, Plan], Plan]], ...] = (
     (0.08, _reloads),
     (0.06, _refuses_commits),
     (0.06, _stops_in_peace),
+    (0.04, _stops_in_trouble),
 )
 
 

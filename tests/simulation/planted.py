@@ -199,6 +199,12 @@ def never_ends_the_drain(self: Any, consumer: Any, wait_s: float) -> None:
     self._tools.stop.wait(wait_s)
 
 
+@plant_around(Poll, "_drain_on")
+def drains_without_a_deadline(real: Any, self: Any, consumer: Any, wait_s: float) -> None:
+    real(self, consumer, wait_s)
+    self._drain_until = float("inf")
+
+
 # -- intake, fetch, decode
 
 
