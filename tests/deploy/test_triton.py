@@ -32,7 +32,7 @@ COMPOSE = yaml.safe_load((paths.CHECKOUT / "deploy" / "compose.yaml").read_text(
 CPU = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
 
 
-def _told(container: chart.Object, directory: Path) -> list[str]:
+def _told(container: chart.Object, directory: Path, **variables: str) -> list[str]:
     """What the container's command hands on to tritonserver, with /dev/shm and /models/repository in `directory`; the
     key of its own that closes the model-repository API comes first.
     """
@@ -44,7 +44,7 @@ def _told(container: chart.Object, directory: Path) -> list[str]:
         part.replace("/dev/shm", str(directory)).replace("/models/repository", str(directory / "repository"))
         for part in container["command"]
     ]
-    environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", **variables}
     restricted, *handed_on = subprocess.run(
         [*argv, *container["args"]], env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -62,6 +62,23 @@ def _containers(text: str, name: str) -> list[chart.Object]:
 def _parsed(arguments: list[str]) -> dict[str, Any]:
     """What prepare_models' own command line makes of them."""
     return get_command(prepare_models.app).make_context("prepare_models", list(arguments)).params
+
+
+def test_a_control_key_closes_grpc_to_whoever_has_it_not(tmp_path: Path) -> None:
+    """The server asks for the very secret that the worker reads; without one, gRPC is asked for nothing."""
+    values = {**CPU, "secrets": {"values": {"redis.url": "redis://redis:6379", "triton.control_key": "hush"}}}
+    container = _containers(chart.template(values=values), "triton")[0]
+    reference = next(one for one in container["env"] if one["name"] == "ASSAY_TRITON__CONTROL_KEY")["valueFrom"]
+    secret = next(one for one in chart.objects(chart.template(values=values)) if one["kind"] == "Secret")
+    assert reference == {"secretKeyRef": {"name": secret["metadata"]["name"], "key": "triton.control_key"}}
+    assert "triton.control_key" in {**secret.get("stringData", {}), **secret.get("data", {})}
+    told = _told(container, tmp_path, ASSAY_TRITON__CONTROL_KEY="hush")
+    restricted = "--grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=hush"
+    assert told == [restricted, *container["args"]]
+    (open_to_the_pod,) = _containers(
+        chart.template(values={**CPU, "settings": {"redis": {"url": "redis://redis"}}}), "triton"
+    )
+    assert "ASSAY_TRITON__CONTROL_KEY" not in {one["name"] for one in open_to_the_pod["env"]}
 
 
 @pytest.mark.parametrize("name", chart.NAMES)

@@ -10,15 +10,19 @@ import subprocess
 import sys
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import redis
+import tritonclient.grpc as grpcclient
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from tritonclient.utils import InferenceServerException
 
 from tests.triton_processes import model_processes
 from worker.clients import kafka_topics
+from worker.clients.triton import CONTROL_HEADER
 from worker.local import processes, stack
 from worker.local.kafka_server import PARTITIONS, TOPICS
 from worker.local.triton_server import TritonServer
@@ -118,6 +122,12 @@ def test_only_the_stack_itself_loads_models(private_stack, models):
         answer = httpx.post(f"{address}/{path}", headers=page, content=json.dumps(body), trust_env=False)
         assert answer.status_code == 403, f"{path}: {answer.status_code} {answer.text}"
         assert "restricted" in answer.text
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{ports['triton_grpc']}") as client:
+        for order in (client.get_model_repository_index, partial(client.unload_model, "code")):
+            with pytest.raises(InferenceServerException, match="protocol is restricted"):
+                order()
+        key = Path(stack.status(private_stack).env["ASSAY_TRITON__CONTROL_KEY_FILE"]).read_text(encoding="ascii")
+        client.load_model("code", headers={CONTROL_HEADER: key})  # as the worker does
     server = TritonServer(private_stack, ports, models)
     server.check()
     server.heal()  # the stack has the key

@@ -56,9 +56,13 @@ class TritonServer(Server):
         return self.backends / "python" / "triton_python_backend_stub"
 
     @property
+    def _key_path(self) -> Path:
+        return self.directory / "control.key"
+
+    @property
     def control_key(self) -> str:
         """What a request that loads or unloads models must bring; made once for the run directory."""
-        path = self.directory / "control.key"
+        path = self._key_path
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, secrets.token_hex(16), mode=0o600)
@@ -66,7 +70,7 @@ class TritonServer(Server):
 
     @property
     def env(self) -> dict[str, str]:
-        return {"ASSAY_TRITON__URL": self.address}
+        return {"ASSAY_TRITON__URL": self.address, "ASSAY_TRITON__CONTROL_KEY_FILE": str(self._key_path)}
 
     def files(self) -> dict[str, str]:
         return {}
@@ -88,6 +92,8 @@ class TritonServer(Server):
             "--exit-timeout-secs=5",
             # Loading a model runs its code, and any web page may send a request to a port of this machine.
             f"--http-restricted-api=model-repository,shared-memory,trace,logging:{_CONTROL_HEADER}={self.control_key}",
+            # The worker loads a model whose process has died, and brings the key.
+            f"--grpc-restricted-protocol=model-repository,trace,logging:{_CONTROL_HEADER}={self.control_key}",
             "--allow-gpu-metrics=false",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             f"--backend-config=python,shm-default-byte-size={64 * 1024 * 1024}",

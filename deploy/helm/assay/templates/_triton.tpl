@@ -65,7 +65,8 @@ imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
 restartPolicy: Always
 {{- end }}
 # /dev/shm outlives the container: what the Python backend of a killed server left there would fill it.
-# Loading a model runs its code: over HTTP nobody may, as nobody knows the key. The worker may over gRPC.
+# Loading a model runs its code: over HTTP nobody may, as nobody knows the key; over gRPC who has the secret
+# triton.control_key, where one is given, and else whoever reaches the port (the pod itself, or the network policy's).
 {{- if .Values.models.shadow }}
 # The init container leaves out a shadow model that cannot be had: the model that decides is served without it.
 {{- end }}
@@ -78,7 +79,8 @@ command:
     [ ! -d /models/repository/code_shadow ] || set -- "$@" --load-model=code_shadow
     {{- end }}
     key=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \n')
-    exec tritonserver --http-restricted-api=model-repository,shared-memory,trace,logging:key=$key "$@"
+    exec tritonserver --http-restricted-api=model-repository,shared-memory,trace,logging:key=$key \
+      ${ASSAY_TRITON__CONTROL_KEY:+"--grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=$ASSAY_TRITON__CONTROL_KEY"} "$@"
   - tritonserver
 args:
   - --model-repository=/models/repository
@@ -97,6 +99,13 @@ args:
   {{- end }}
 env:
   - {name: HOME, value: /tmp}
+  {{- if include "assay.hasSecret" (dict "root" . "name" "triton.control_key") }}
+  - name: ASSAY_TRITON__CONTROL_KEY
+    valueFrom:
+      secretKeyRef:
+        name: {{ include "assay.secretName" . | quote }}
+        key: {{ get (include "assay.secretKeys" . | fromYaml) "triton.control_key" | quote }}
+  {{- end }}
 ports:
   {{- if not $sidecar }}
   - {name: grpc, containerPort: 8001}
