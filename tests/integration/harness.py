@@ -25,6 +25,7 @@ from tests.integration.raw_kafka import produce_raw
 REPO = Path(__file__).resolve().parents[2]
 SAMPLES = REPO / "tests" / "data" / "images"
 PATIENCE_S = 90.0
+_RECONNECT_MS = 1_000  # kafka-python waits up to 30 s, which would be counted as the time of the worker
 Message = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 
@@ -129,7 +130,12 @@ class Outside:
         self.rejected_topic = env["ASSAY_KAFKA__REJECTED_TOPIC"]
         self.prefix = env["ASSAY_REDIS__KEY_PREFIX"]
         self.redis = redis.Redis.from_url(env["ASSAY_REDIS__URL"], decode_responses=True)
-        self._producer = KafkaProducer(bootstrap_servers=self.servers, max_request_size=64 * 2**20, acks="all")
+        self._producer = KafkaProducer(
+            bootstrap_servers=self.servers,
+            max_request_size=64 * 2**20,
+            acks="all",
+            reconnect_backoff_max_ms=_RECONNECT_MS,
+        )
         self._records: dict[str, list[object]] = defaultdict(list)
         self._consumers: dict[str, KafkaConsumer] = {}
 
@@ -167,7 +173,10 @@ class Outside:
         consumer = self._consumers.get(topic)
         if consumer is None:
             consumer = KafkaConsumer(
-                bootstrap_servers=self.servers, enable_auto_commit=False, auto_offset_reset="earliest"
+                bootstrap_servers=self.servers,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                reconnect_backoff_max_ms=_RECONNECT_MS,
             )
             consumer.assign([TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())])
             consumer.seek_to_beginning()
