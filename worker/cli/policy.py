@@ -82,13 +82,10 @@ def backtest(
     settings = load_settings(config)
     beside = also_decides(settings)
     since_ms = parse_since(since, time.time()) if since else None
+    policies = load_policy(file, "", beside), load_policy(against, "", beside) if against else None
     truth = testing.labels_of(labels) if labels else None
     used = testing.calibrated_on(file, truth or {})
-    comparison = Comparison(
-        load_policy(file, "", beside),
-        load_policy(against, "", beside) if against else None,
-        truth,
-    )
+    comparison = Comparison(*policies, truth)
     with counting("deciding anew", hidden=as_json) as report:
         skipped = testing.backtest(settings.kafka, comparison, since_ms=since_ms, limit=limit, report=report)
     document = comparison.to_dict() | {"unreadable": skipped.unreadable}

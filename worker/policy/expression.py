@@ -14,6 +14,7 @@ from typing import Any
 
 from cel_expr_python import cel
 
+from worker.policy import extremes
 from worker.policy.names import FACTS, FUNCTIONS, checking, fields_of, running
 from worker.policy.syntax import Node, read_checked
 
@@ -40,11 +41,15 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A condition. `reads`: the paths of facts in it, in the order of the text; `constants`: the numbers in it."""
+    """A condition. `reads`: the paths of facts in it, in the order of the text; `constants`: the numbers in it.
+
+    `evaluated`: the text as the library evaluates it.
+    """
 
     text: str
     reads: tuple[Path, ...]
     constants: tuple[float, ...]
+    evaluated: str
     program: cel.Expression
 
     @property
@@ -77,7 +82,8 @@ def compile_expression(text: str, facts: tuple[str, ...] = FACTS) -> Expression:
     constants = tuple(
         float(node.value) for node in tree.walk() if isinstance(node.value, int | float) and node.value is not True
     )
-    return Expression(text, _reads(tree), constants, running().compile(text, disable_check=True))
+    evaluated = extremes.replaced(text, tree)
+    return Expression(text, _reads(tree), constants, evaluated, running().compile(evaluated, disable_check=True))
 
 
 def activation(facts: dict[str, Any]) -> cel.Activation:

@@ -13,6 +13,7 @@ import types
 from typing import Any, Union, get_args, get_origin
 
 from cel_expr_python import cel
+from cel_expr_python.ext import ext_math
 from google.protobuf import descriptor_pb2, descriptor_pool, wrappers_pb2
 from pydantic import BaseModel
 
@@ -112,22 +113,21 @@ def _comparisons() -> str:
 
 
 def _functions() -> list[cel.FunctionDecl]:
-    """`min` and `max` of two or three numbers; integers stay integers."""
+    """`min` and `max` of two or three numbers, for the checker alone (extremes.py); integers stay integers."""
     numbers = {"int": cel.Type.INT, "double": cel.Type.DOUBLE}
 
-    def overloads(name: str, function: Any) -> list[cel.Overload]:
+    def overloads(name: str) -> list[cel.Overload]:
         return [
             cel.Overload(
                 f"{name}_{'_'.join(kinds)}",
                 return_type=numbers["int" if set(kinds) == {"int"} else "double"],
                 parameters=[numbers[kind] for kind in kinds],
-                impl=function if set(kinds) == {"int"} else lambda *values: float(function(values)),
             )
             for arity in _ARITIES
             for kinds in itertools.product(numbers, repeat=arity)
         ]
 
-    return [cel.FunctionDecl(name, overloads(name, function)) for name, function in (("min", min), ("max", max))]
+    return [cel.FunctionDecl(name, overloads(name)) for name in FUNCTIONS]
 
 
 @functools.cache
@@ -148,5 +148,5 @@ def checking() -> cel.Env:
 
 @functools.cache
 def running() -> cel.Env:
-    """Compiles what `checking` has accepted, for evaluation."""
-    return cel.NewEnv(variables=dict.fromkeys(FACTS, cel.Type.DYN), functions=_functions())
+    """Compiles what `checking` has accepted and extremes.py has put into the library's words, for evaluation."""
+    return cel.NewEnv(variables=dict.fromkeys(FACTS, cel.Type.DYN), extensions=[ext_math.ExtMath()])

@@ -116,7 +116,7 @@ class Rules:
 
 def _grouped(rules: tuple[tuple[Rule, Expression], ...], first: int) -> _Group:
     # A comment of CEL ends with its line.
-    parts = [f"(({when.text}\n) ? {number} : " for number, (_, when) in enumerate(rules, first)]
+    parts = [f"(({when.evaluated}\n) ? {number} : " for number, (_, when) in enumerate(rules, first)]
     try:
         program = running().compile("".join(parts) + "0" + ")" * len(parts), disable_check=True)
     except RuntimeError:  # deeper than the library's parser goes: one by one, then

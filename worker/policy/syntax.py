@@ -20,7 +20,8 @@ Literals = bool | int | float | str | None
 class Node:
     """One node. `at`: code points from the beginning of the text to it; of a field or an operator, to its sign.
 
-    `name` is the name, the field, the function or the variable that a macro binds; `value` that of a constant.
+    `name` is the name, the field, the function or the variable that a macro binds; `value` that of a constant;
+    `overloads` those of a function that the argument's types leave.
     """
 
     kind: Kind
@@ -28,6 +29,7 @@ class Node:
     name: str = ""
     value: Literals = None
     children: tuple[Node, ...] = ()
+    overloads: tuple[str, ...] = ()
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it, in the order of the text."""
@@ -41,20 +43,30 @@ def read_checked(serialised: bytes) -> Node:
     checked = _last(serialised, 2)  # the value of a google.protobuf.Any
     source_info, expression = _last(checked, 5), _last(checked, 4)
     entries = [value for number, value in _fields(source_info) if number == 4 and isinstance(value, bytes)]
-    return _node(expression, {_number(entry, 1): _number(entry, 2) for entry in entries})
+    references = [value for number, value in _fields(checked) if number == 2 and isinstance(value, bytes)]
+    return _node(
+        expression,
+        {_number(entry, 1): _number(entry, 2) for entry in entries},
+        {_number(entry, 1): _overloads(_last(entry, 2)) for entry in references},
+    )
 
 
-def _node(data: bytes, positions: dict[int, int]) -> Node:
+def _overloads(reference: bytes) -> tuple[str, ...]:
+    return tuple(value.decode() for number, value in _fields(reference) if number == 3 and isinstance(value, bytes))
+
+
+def _node(data: bytes, positions: dict[int, int], overloads: dict[int, tuple[str, ...]]) -> Node:
     """Raises ValueError for a kind that rules do not have."""
     fields = dict(_fields(data))
-    at = positions.get(_number(data, 2), 0)
+    identity = _number(data, 2)
+    at = positions.get(identity, 0)
     kind = next((number for number in range(3, 10) if number in fields), 0)
     body = fields.get(kind, b"")
     assert isinstance(body, bytes)
 
     def child(number: int) -> tuple[Node, ...]:
         parts = (value for found, value in _fields(body) if found == number)
-        return tuple(_node(part, positions) for part in parts if isinstance(part, bytes))
+        return tuple(_node(part, positions, overloads) for part in parts if isinstance(part, bytes))
 
     if kind == 3:
         return Node("constant", at, value=_constant(body))
@@ -63,13 +75,13 @@ def _node(data: bytes, positions: dict[int, int]) -> Node:
     if kind == 5:
         return Node("has" if _number(body, 3) else "field", at, _text(body, 2), children=child(1))
     if kind == 6:
-        return Node("call", at, _text(body, 2), children=child(1) + child(3))
+        return Node("call", at, _text(body, 2), None, child(1) + child(3), overloads.get(identity, ()))
     if kind == 7:
         return Node("list", at, children=child(1))
     if kind == 8 and not _text(body, 1):
         entries = [value for number, value in _fields(body) if number == 2 and isinstance(value, bytes)]
         sides = [_last(entry, number) for entry in entries for number in (3, 4)]
-        return Node("map", at, children=tuple(_node(side, positions) for side in sides))
+        return Node("map", at, children=tuple(_node(side, positions, overloads) for side in sides))
     if kind == 9:
         # The range, then the steps of the loop; the accumulator's name is the library's own.
         return Node("macro", at, _text(body, 1), children=child(2) + child(4) + child(5) + child(6) + child(7))
