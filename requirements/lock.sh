@@ -8,7 +8,7 @@ compile() { # file, then what uv needs to know of it
   uv pip compile -q pyproject.toml --python-version 3.11 --universal --no-emit-index-url --generate-hashes \
     --custom-compile-command "requirements/lock.sh" --overrides requirements/overrides.txt "$@" -o "$out"
 }
-compile requirements/worker.lock --extra s3 --extra otel --extra local "${@}"
-compile requirements/all.lock --extra s3 --extra otel --extra local --extra train --extra tensorrt-check --extra heif --extra dev -c requirements/worker.lock "${@}"
+compile requirements/worker.lock --extra s3 --extra otel --extra console --extra local "${@}"
+compile requirements/all.lock --extra s3 --extra otel --extra console --extra local --extra train --extra tensorrt-check --extra heif --extra dev -c requirements/worker.lock "${@}"
 uv pip compile -q requirements/triton.txt --no-deps --python-version 3.11 --universal --no-emit-index-url --generate-hashes \
   --custom-compile-command "requirements/lock.sh" "${@}" -o requirements/triton.lock

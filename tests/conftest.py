@@ -76,7 +76,7 @@ def worker_env(stack: dict[str, str]) -> dict[str, str]:
     own.
     """
     unique = uuid.uuid4().hex[:8]
-    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected", "retry")}
+    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected", "retry", "reviews")}
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
     kafka_topics.create_topics(settings, topics.values(), PARTITIONS)
     return {

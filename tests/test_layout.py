@@ -15,7 +15,7 @@ PACKAGES = ("worker", "train", "triton_models")
 # what is named nowhere is a command or what a command calls, and stands above the pipeline.
 LAYERS = (
     ("errors", "clock", "crop", "files", "durations", "addresses", "text"),
-    ("contract", "rejections", "parking", "settings", "evidence"),
+    ("contract", "rejections", "parking", "settings", "evidence", "review"),
     ("telemetry",),
     ("admission", "queues", "offsets", "item", "inflight", "retry"),
     ("clients", "policy", "examine"),

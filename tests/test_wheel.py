@@ -21,6 +21,11 @@ DATA = {
     *(f"{package}/py.typed" for package in ("worker", "train", "triton_models")),
     "triton_models/python_backend.py",  # copied into the model repository as model.py
     "worker/local/kafka_jars.sha256",
+    *(
+        str(path.relative_to(ROOT))
+        for folder in ("templates", "static")
+        for path in (ROOT / "worker" / "console" / folder).iterdir()
+    ),
     *(f"train/recipes/{path.name}" for path in (ROOT / "train" / "recipes").glob("*.toml")),
 }
 

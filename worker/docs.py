@@ -58,6 +58,7 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics_page(),
         "schemas/verdict.json": dump_json(SCHEMAS["verdict"]()),
         "schemas/reference.json": dump_json(SCHEMAS["reference"]()),
+        "schemas/review.json": dump_json(SCHEMAS["review"]()),
         "asyncapi.json": dump_json(SCHEMAS["asyncapi"]()),
     }
 

@@ -13,6 +13,7 @@ from worker.contract import REFERENCE_CONTENT_TYPE, VERDICT_TYPE, ImageReference
 from worker.errors import RejectReason
 from worker.parking import RETRY_HEADERS
 from worker.rejections import OMISSION_HEADERS, REJECTION_HEADERS
+from worker.review import REVIEW_TYPE, Review
 from worker.settings import KafkaSettings
 
 _TEXT = {"type": "string"}
@@ -59,6 +60,20 @@ def _messages() -> dict[str, Any]:
             ),
             "payload": {"$ref": "#/components/schemas/verdict"},
         },
+        "review": {
+            "title": "What a person decided of a verdict",
+            "contentType": "application/json",
+            "headers": _header_schema(
+                ["ce_id", "ce_source", "ce_time"],
+                {
+                    "ce_type": {"const": REVIEW_TYPE},
+                    "ce_specversion": {"const": "1.0"},
+                    "content-type": {"const": "application/json"},
+                },
+                ["ce_id", "ce_source", "ce_type", "ce_specversion", "content-type"],
+            ),
+            "payload": {"$ref": "#/components/schemas/review"},
+        },
         "rejection": {
             "title": "A record that no verdict can be given for, byte for byte, with all its headers and these",
             "headers": _header_schema(
@@ -84,6 +99,7 @@ def asyncapi() -> dict[str, Any]:
         "verdicts": (kafka.verdicts_topic, ["verdict"], "One record for each verdict, keyed by image id."),
         "rejected": (kafka.rejected_topic, ["rejection"], "Records with a reason; `replay` puts them back."),
         "retry": (kafka.retry_topic, ["parked"], "References whose storage is away; workers take them up again."),
+        "reviews": (kafka.reviews_topic, ["review"], "One record for each decision of a person, keyed by image id."),
     }
     return {
         "asyncapi": "3.0.0",
@@ -106,11 +122,16 @@ def asyncapi() -> dict[str, Any]:
             "publishVerdict": {"action": "send", "channel": {"$ref": "#/channels/verdicts"}},
             "reject": {"action": "send", "channel": {"$ref": "#/channels/rejected"}},
             "park": {"action": "send", "channel": {"$ref": "#/channels/retry"}},
+            "publishReview": {"action": "send", "channel": {"$ref": "#/channels/reviews"}},
             "tryAgain": {"action": "receive", "channel": {"$ref": "#/channels/retry"}},
         },
         "components": {
             "messages": _messages(),
-            "schemas": {"verdict": _inlined(json_schema(Verdict)), "reference": json_schema(ImageReference)},
+            "schemas": {
+                "verdict": _inlined(json_schema(Verdict)),
+                "reference": json_schema(ImageReference),
+                "review": _inlined(json_schema(Review)),
+            },
         },
     }
 
@@ -135,5 +156,6 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "verdict": lambda: json_schema(Verdict),
     "reference": lambda: json_schema(ImageReference),
+    "review": lambda: json_schema(Review),
     "asyncapi": asyncapi,
 }

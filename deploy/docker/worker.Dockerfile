@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 # Versions and hashes come from the lock file; the extras of the local stack stay out.
 RUN python3 -m venv /opt/assay \
  && python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv==0.13.9 \
- && /opt/uv/bin/uv pip install --no-cache --python /opt/assay -r pyproject.toml --extra s3 --extra otel -c requirements/worker.lock
+ && /opt/uv/bin/uv pip install --no-cache --python /opt/assay -r pyproject.toml --extra s3 --extra otel --extra console -c requirements/worker.lock
 COPY worker worker
 COPY train train
 COPY triton_models triton_models
@@ -27,7 +27,7 @@ ENV PATH=/opt/assay/bin:$PATH \
     ASSAY_HTTP__HOST=0.0.0.0
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 9464
+EXPOSE 9464 9470 9471
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9464/livez', timeout=4)"]
 ENTRYPOINT ["python", "-m", "worker"]

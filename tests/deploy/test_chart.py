@@ -269,7 +269,7 @@ def test_the_examples_fit_the_chart(tmp_path: Path) -> None:
     name = chart.of_kind(kafka, "Kafka")[0]["metadata"]["name"]
     assert found.kafka.bootstrap_servers == [f"{name}-kafka-bootstrap:9092"]
     topics = {item["metadata"]["name"]: item["spec"] for item in chart.of_kind(kafka, "KafkaTopic")}
-    kinds = ("incoming", "verdicts", "rejected", "retry")
+    kinds = ("incoming", "verdicts", "rejected", "retry", "reviews")
     wanted = tuple(getattr(found.kafka, f"{kind}_topic") for kind in kinds)
     assert tuple(topics) == wanted
     assert {

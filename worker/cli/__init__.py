@@ -5,13 +5,14 @@ into exit codes: 0 done; 1 unexpected; 2 usage or invalid settings; 3 a dependen
 `--json` prints only JSON on stdout (`terminal.print_json`); logs and progress go to stderr.
 """
 
-from worker.cli import bench, check, demo, explain, overview, policy, query, replay, run, schema, send, stack
+from worker.cli import bench, check, console, demo, explain, overview, policy, query, replay, run, schema, send, stack
 from worker.cli.command import app
 
 __all__ = [
     "app",
     "bench",
     "check",
+    "console",
     "demo",
     "explain",
     "overview",

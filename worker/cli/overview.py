@@ -22,6 +22,7 @@ COMMANDS = (
     ("replay", "put rejected images back, once mended"),
     ("policy check FILE", "what a policy means, and what is wrong with it"),
     ("policy backtest FILE", "what it would have decided of what is stored"),
+    ("console", "the review console: a page where people decide what the worker sent to review"),
     ("bench", "how fast, and how much of it is the model"),
     ("schema", "the schemas of what is published"),
 )

@@ -12,7 +12,7 @@ from worker.cli.command import command
 @command(examples="python -m worker schema verdict\npython -m worker schema asyncapi > asyncapi.json")
 def schema(
     name: Annotated[
-        Literal["verdict", "reference", "asyncapi"] | None, typer.Argument(help="Which; all when left out.")
+        Literal["verdict", "reference", "review", "asyncapi"] | None, typer.Argument(help="Which; all when left out.")
     ] = None,
 ) -> None:
     """Print the schemas of what is published."""

@@ -119,6 +119,12 @@ class Reader:
                 if record.offset < self.end[record.partition]:
                     yield record
 
+    def until_now(self) -> Iterator[Record]:
+        """All records up to where the topic ends now; may be asked again and again."""
+        with as_unavailable(self._settings):
+            self.end = {tp.partition: offset for tp, offset in self._consumer.end_offsets(self._partitions).items()}
+        yield from self.until_end()
+
     def close(self) -> None:
         self._consumer.close(autocommit=False)
 

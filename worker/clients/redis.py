@@ -1,4 +1,4 @@
-"""Redis: verdicts, the hash cache, and the queries on both. The only file that imports redis.
+"""Redis: verdicts, the hash cache, and the queries on both. Beside redis_scripts.py the only file that imports redis.
 
 Every call raises Unavailable for whatever keeps the server from answering (down, loading, read-only, out of memory,
 wrong password): the caller waits. Writes go out as one pipeline, a transaction for each key where the deployment is
@@ -100,7 +100,8 @@ class ScoredImage:
     detectors: Sequence[DetectorScores] = ()
 
 
-def _connect(settings: RedisSettings, timeout_ms: int) -> Any:
+def connect(settings: RedisSettings, timeout_ms: int) -> Any:
+    """A client of redis-py for this deployment; a cluster's connects at once. Raises what redis-py raises."""
     options: dict[str, Any] = {
         "socket_timeout": timeout_ms / 1000,
         "socket_connect_timeout": timeout_ms / 1000,
@@ -150,7 +151,7 @@ def _sentinels(settings: RedisSettings, options: dict[str, Any]) -> Any:
     return sentinel(hosts, sentinel_kwargs=asked, **master)
 
 
-def _explain(settings: RedisSettings, error: BaseException) -> str:
+def explain(settings: RedisSettings, error: BaseException) -> str:
     """The error in one line, and the setting or permission that it points to."""
     text = str(error)
     names = {field: variable("redis", field) for field in RedisSettings.model_fields}
@@ -335,11 +336,11 @@ class Store:
         try:
             yield
         except (RedisError, RedisClusterException, OSError) as error:
-            raise Unavailable("redis", f"{self._address()}: {_explain(self._settings, error)}") from error
+            raise Unavailable("redis", f"{self._address()}: {explain(self._settings, error)}") from error
 
     def _connected(self) -> Any:
         if self._client is None:  # a cluster's client already talks to the servers when it is made
-            self._client = _connect(self._settings, self._settings.timeout_ms)
+            self._client = connect(self._settings, self._settings.timeout_ms)
         return self._client
 
     def _address(self) -> str:

@@ -98,7 +98,7 @@ def explain(settings: Settings, policy: Policy, verdict: Verdict, data: bytes | 
         encoded = data
         pixels = _timed(took_ms, "decode", lambda: decode.crop(encoded))
         crop = pixels
-        attribution, version = _timed(took_ms, "map", lambda: _attribute(settings, crop, deciding_head(found)))
+        attribution, version = _timed(took_ms, "map", lambda: attribute(settings, crop, deciding_head(found)))
         drawn = _map(attribution, deciding_head(found), version, fake=verdict.decision != "real")
         if version != verdict.model.version:
             missing.append(f"a map of the model that judged ({verdict.model.version}): {version} is served now")
@@ -132,7 +132,10 @@ def deciding_head(found: list[Margin]) -> str:
     return nearest.fact.removeprefix("scores.") if nearest else "linear"
 
 
-def _attribute(settings: Settings, pixels: Pixels, head: str) -> tuple[occlusion.Attribution, str]:
+def attribute(settings: Settings, pixels: Pixels, head: str) -> tuple[occlusion.Attribution, str]:
+    """The map of a head over one crop, and the version of the model that was asked. Raises Unavailable,
+    InferenceFailed.
+    """
     triton = Triton(settings.triton.model_copy(update={"shared_memory": "off"}), occlusion.BATCH)
     column = list(Scores.model_fields).index(head)
     try:

@@ -17,7 +17,8 @@ from worker.local.server import HOST, NotServing, Server, lines
 from worker.settings import KafkaSettings
 
 TOPICS = tuple(
-    str(KafkaSettings.model_fields[f"{kind}_topic"].default) for kind in ("incoming", "verdicts", "rejected", "retry")
+    str(KafkaSettings.model_fields[f"{kind}_topic"].default)
+    for kind in ("incoming", "verdicts", "rejected", "retry", "reviews")
 )
 PARTITIONS = 4
 MAX_RECORD_BYTES = 40 * 1024 * 1024

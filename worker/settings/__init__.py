@@ -5,6 +5,7 @@ documentation (docs/settings.md is generated from it): say what it does; the uni
 `servers`, `images` or `process`, and into `schema.Settings`.
 """
 
+from worker.settings.console import ConsoleSettings
 from worker.settings.detectors import DetectorSettings
 from worker.settings.images import (
     CacheSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "MIB",
     "PREFIX",
     "CacheSettings",
+    "ConsoleSettings",
     "DecodeSettings",
     "DetectorSettings",
     "FlowSettings",

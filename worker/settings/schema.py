@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import ConfigDict
 from pydantic.fields import FieldInfo
 
+from worker.settings.console import ConsoleSettings
 from worker.settings.detectors import DetectorSettings
 from worker.settings.images import (
     CacheSettings,
@@ -58,6 +59,7 @@ class Settings(Group):
     tracing: TracingSettings = TracingSettings()
     run: RunSettings = RunSettings()
     stack: StackSettings = StackSettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @property
     def shadow_triton(self) -> TritonSettings:

@@ -29,6 +29,9 @@ class KafkaSettings(Group):
         default="images.retry",
         description="Topic where references to a storage that is away wait; read by the same workers.",
     )
+    reviews_topic: Topic = Field(
+        default="images.reviews", description="Topic where the console writes what people decided."
+    )
     auto_offset_reset: Literal["earliest", "latest"] = Field(
         default="earliest", description="Where a new group starts to read."
     )
@@ -103,10 +106,12 @@ class KafkaSettings(Group):
             raise broken_rule(
                 "sasl_username", f"security_protocol={self.security_protocol} needs sasl_username and sasl_password"
             )
-        if len({self.incoming_topic, self.verdicts_topic, self.rejected_topic, self.retry_topic}) < 4:
+        topics = (self.incoming_topic, self.verdicts_topic, self.rejected_topic, self.retry_topic, self.reviews_topic)
+        if len(set(topics)) < len(topics):
             raise broken_rule(
                 "incoming_topic",
-                "it, verdicts_topic, rejected_topic and retry_topic must differ, or the worker consumes what it writes",
+                "it, verdicts_topic, rejected_topic, retry_topic and reviews_topic must differ, or the worker consumes"
+                " what it writes",
             )
         return self
 

@@ -13,18 +13,26 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import structlog
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from worker.errors import SettingsError
 from worker.settings import variable
-from worker.telemetry.metrics import Metrics
 
 Check = Callable[[], tuple[bool, dict[str, Any]]]
 """Answers (well or not, JSON-able detail by check name). Called in the server's threads: quick and thread-safe."""
+
+
+class HasRegistry(Protocol):
+    """Metrics of a worker or of the console."""
+
+    @property
+    def registry(self) -> CollectorRegistry: ...
+
 
 _JSON = "application/json; charset=utf-8"
 _log = structlog.get_logger()
@@ -37,7 +45,7 @@ class HealthServer:
     Port 0 takes a free one; `port` is the one in use. Raises SettingsError when the address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, livez: Check, readyz: Check) -> None:
+    def __init__(self, host: str, port: int, metrics: HasRegistry, livez: Check, readyz: Check) -> None:
         checks = {"/livez": livez, "/readyz": readyz}
 
         class Handler(_Handler):

@@ -68,9 +68,9 @@ worker/clients/triton.py); with triton.flavour=cpu the input of two processes fo
 {{- if gt (mul 2 ($kafka.heartbeat_interval_ms | default 2000 | int)) $session -}}
 {{- $problems = append $problems (printf "settings.kafka.heartbeat_interval_ms: at most half of session_timeout_ms=%d is expected" $session) -}}
 {{- end -}}
-{{- $topics := list ($kafka.incoming_topic | default "images.incoming") ($kafka.verdicts_topic | default "images.verdicts") ($kafka.rejected_topic | default "images.rejected") ($kafka.retry_topic | default "images.retry") -}}
-{{- if lt (len (uniq $topics)) 4 -}}
-{{- $problems = append $problems "settings.kafka.incoming_topic: it, verdicts_topic, rejected_topic and retry_topic must differ, or the worker consumes what it writes" -}}
+{{- $topics := list ($kafka.incoming_topic | default "images.incoming") ($kafka.verdicts_topic | default "images.verdicts") ($kafka.rejected_topic | default "images.rejected") ($kafka.retry_topic | default "images.retry") ($kafka.reviews_topic | default "images.reviews") -}}
+{{- if lt (len (uniq $topics)) 5 -}}
+{{- $problems = append $problems "settings.kafka.incoming_topic: it, verdicts_topic, rejected_topic, retry_topic and reviews_topic must differ, or the worker consumes what it writes" -}}
 {{- end -}}
 {{- with $redis.url -}}
 {{- with include "assay.authority" . | include "assay.portProblem" }}{{ $problems = append $problems (printf "settings.redis.url: %s" .) }}{{ end -}}

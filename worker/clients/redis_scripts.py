@@ -1,0 +1,65 @@
+"""Lua scripts on Redis, for what several processes do to one thing at a time: the queues of the review console.
+
+All keys of a `Scripts` share a hash tag, so that a cluster keeps them on one node and a script may touch any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from redis.exceptions import RedisClusterException, RedisError
+
+from worker.clients.redis import connect, explain
+from worker.errors import Unavailable
+from worker.settings import RedisSettings
+
+
+class Scripts:
+    """Calls scripts with the prefix of our keys. Thread-safe. Raises Unavailable where the server does not answer."""
+
+    def __init__(self, settings: RedisSettings, tag: str, sources: Mapping[str, str]) -> None:
+        self._settings = settings
+        self.base = f"{settings.key_prefix}{{{tag}}}:"
+        self._sources = sources
+        self._client: Any = None
+        self._scripts: dict[str, Any] = {}
+
+    def call(self, name: str, *arguments: str | float, key: str | None = None) -> Any:
+        """The answer of script `name`; `key` stands in for the prefix where a script is on one key alone."""
+        with self._unavailable():
+            client = self._connected()
+            script = self._scripts.get(name)
+            if script is None:
+                script = self._scripts[name] = client.register_script(self._sources[name])
+            return script(keys=[self.base if key is None else key], args=list(arguments))
+
+    def do(self, command: str, key: str, *arguments: Any, **options: Any) -> Any:
+        """One command of the client on `key` below our prefix."""
+        with self._unavailable():
+            return getattr(self._connected(), command)(self.base + key, *arguments, **options)
+
+    def run_id(self) -> str:
+        """Names the server process that answers: another one may have lost what was written last."""
+        with self._unavailable():
+            answer = self._connected().info("server")
+            if "run_id" in answer:
+                return str(answer["run_id"])
+            return ",".join(sorted(str(node.get("run_id")) for node in answer.values() if isinstance(node, dict)))
+
+    @contextlib.contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise Unavailable("redis", explain(self._settings, error)) from error
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = connect(self._settings, self._settings.timeout_ms)
+        return self._client
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()

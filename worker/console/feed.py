@@ -1,0 +1,166 @@
+"""Verdicts into queues: one thread of each console, all of them one consumer group on the verdicts topic.
+
+An offset is committed once its verdict waits in Redis (or need not). Where a queue is full, reading stops: the rest
+waits in Kafka. Where Redis was started anew, the last quarter of an hour is read again, and all of it where Redis knows
+nothing: adding is idempotent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import structlog
+from kafka import ConsumerRebalanceListener, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from worker.clients.kafka import as_unavailable, consumer_options, missing_topic
+from worker.clients.kafka_fetcher import RecordConsumer
+from worker.clock import SYSTEM_CLOCK, Clock
+from worker.console.board import Board, milliseconds
+from worker.contract import Record, Verdict
+from worker.errors import AssayError, Unavailable
+from worker.settings import Settings
+
+log = structlog.get_logger(__name__)
+_LOOK_BACK_MS = 15 * 60 * 1000
+_AGAIN_S = 1.0
+_AT_ONCE = 100
+_LOOK_AT_REDIS_S = 1.0
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        log.info("verdicts_assigned", partitions=sorted(tp.partition for tp in assigned))
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Nothing is held back: what was polled is added and committed before the next poll."""
+
+
+class Feed:
+    """`start`, `stop`; `problem` says why it waits, empty where it does not. `added` counts, `full` names queues."""
+
+    def __init__(self, settings: Settings, board: Board, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._settings = settings
+        self._board = board
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._consumer: RecordConsumer | None = None
+        self._run_id = ""
+        self._looked_at = 0.0
+        self.problem = "it has not read yet"
+        self.added = 0
+        self.unreadable = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._round()
+            except AssayError as error:
+                if str(error) != self.problem:
+                    log.warning("feed_waits", error=str(error))
+                self.problem = str(error)
+                self._close()
+                self._stopping.wait(_AGAIN_S)
+        self._close()
+
+    def _round(self) -> None:
+        consumer = self._connected()
+        self._look_at_redis(consumer)
+        with as_unavailable(self._settings.kafka):
+            records = consumer.poll_records(500, _AT_ONCE, self._settings.kafka.fetch_max_bytes)
+        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        full: dict[TopicPartition, str] = {}
+        for record in records:
+            place = TopicPartition(record.topic, record.partition)
+            if place in full:
+                continue
+            if queue := self._take(record):
+                full[place] = queue
+                with as_unavailable(self._settings.kafka):
+                    consumer.seek(place, record.offset)  # it and the rest of its partition are read again
+            else:
+                offsets[place] = OffsetAndMetadata(record.offset + 1, "", -1)
+        if offsets:
+            with as_unavailable(self._settings.kafka):
+                consumer.commit(offsets)
+        self.problem = f"full: {', '.join(sorted(set(full.values())))}" if full else ""
+        if full:
+            self._stopping.wait(_AGAIN_S)
+
+    def _take(self, record: Record) -> str:
+        """The name of the queue where there is no room for it, else nothing."""
+        try:
+            as_json = (record.value or b"").decode("utf-8")
+            verdict = Verdict.model_validate_json(as_json)
+        except ValueError:
+            self.unreadable += 1
+            log.warning("verdict_unreadable", partition=record.partition, offset=record.offset)
+            return ""
+        decided_ms = milliseconds(verdict.decided_at)
+        place = self._board.queues.place(verdict, decided_ms)
+        if place is None:
+            return ""
+        if not self._board.add(verdict, as_json, place, decided_ms):
+            return place.queue
+        self.added += 1
+        return ""
+
+    def _connected(self) -> RecordConsumer:
+        if self._consumer is None:
+            kafka, console = self._settings.kafka, self._settings.console
+            with as_unavailable(kafka):
+                consumer = RecordConsumer(
+                    **consumer_options(kafka),
+                    group_id=console.group_id,
+                    auto_offset_reset=kafka.auto_offset_reset,
+                    session_timeout_ms=kafka.session_timeout_ms,
+                    heartbeat_interval_ms=kafka.heartbeat_interval_ms,
+                    max_poll_interval_ms=kafka.max_poll_interval_ms,
+                )
+                if not consumer.partitions_for_topic(kafka.verdicts_topic):
+                    consumer.close(autocommit=False)
+                    raise Unavailable("kafka", missing_topic(kafka.verdicts_topic))
+                consumer.subscribe([kafka.verdicts_topic], listener=_Listener())
+            self._consumer = consumer
+        return self._consumer
+
+    def _look_at_redis(self, consumer: RecordConsumer) -> None:
+        """Read again what a Redis that was started anew may have forgotten."""
+        now = self._clock.monotonic()
+        if now - self._looked_at < _LOOK_AT_REDIS_S:
+            return
+        self._looked_at = now
+        run_id = self._board.scripts.run_id()
+        known, self._run_id = self._run_id, run_id
+        if known in ("", run_id):
+            return
+        with as_unavailable(self._settings.kafka):
+            mine = list(consumer.assignment())
+            if not self._board.is_born():
+                consumer.seek_to_beginning(*mine)
+                log.warning("verdicts_read_again", reason="Redis knows nothing", partitions=len(mine))
+                return
+            since_ms = int(self._clock.time() * 1000) - _LOOK_BACK_MS
+            for place, found in consumer.offsets_for_times(dict.fromkeys(mine, since_ms)).items():
+                if found is not None:
+                    consumer.seek(place, found.offset)
+        log.warning("verdicts_read_again", reason="Redis was started anew", minutes=_LOOK_BACK_MS // 60_000)
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            with as_unavailable(self._settings.kafka):
+                consumer.close(autocommit=False)
