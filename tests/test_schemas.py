@@ -122,10 +122,12 @@ def test_the_asyncapi_document_tells_of_the_topics() -> None:
         "images.verdicts",
         "images.rejected",
         "images.retry",
+        "images.reviews",
     }
     assert {name: operation["action"] for name, operation in document["operations"].items()} == {
         "judge": "receive",
         "publishVerdict": "send",
+        "publishReview": "send",
         "reject": "send",
         "park": "send",
         "tryAgain": "receive",
@@ -143,4 +145,4 @@ def test_schemas_are_independent_of_one_another() -> None:
     """Making one does not change what another call gives."""
     assert SCHEMAS["verdict"]() == VERDICT
     asyncapi()["components"]["schemas"].clear()
-    assert asyncapi()["components"]["schemas"].keys() == {"verdict", "reference"}
+    assert asyncapi()["components"]["schemas"].keys() == {"verdict", "reference", "review"}

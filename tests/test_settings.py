@@ -193,7 +193,7 @@ def test_there_are_secrets() -> None:
 @pytest.mark.parametrize(("group", "name"), SECRETS)
 def test_a_secret_comes_from_a_file_and_is_never_shown(group: str, name: str, tmp_path: Path) -> None:
     """`*_FILE` is read without its closing newline; neither repr nor a dump shows the value."""
-    value = "redis://u:hunter2@host:6379/0" if name == "url" else "hunter2"
+    value = {"url": "redis://u:hunter2@host:6379/0", "secret": "hunter2" * 5}.get(name, "hunter2")
     path = tmp_path / "secret"
     path.write_text(value + "\n")
     settings = load(None, {f"{variable(group, name)}_FILE": str(path)})

@@ -26,6 +26,19 @@ def _header_schema(
     return {"type": "object", "properties": properties} | ({"required": required} if required else {})
 
 
+def _event_headers(event_type: str, more: list[str]) -> dict[str, Any]:
+    """Of an event that we publish (CloudEvents 1.0, Kafka binary mode)."""
+    return _header_schema(
+        ["ce_id", "ce_source", "ce_time", *more],
+        {
+            "ce_type": {"const": event_type},
+            "ce_specversion": {"const": "1.0"},
+            "content-type": {"const": "application/json"},
+        },
+        ["ce_id", "ce_source", "ce_type", "ce_specversion", "content-type"],
+    )
+
+
 def _messages() -> dict[str, Any]:
     """What travels on the topics, by name."""
     cloud_events = ["ce_id", "ce_source", "ce_type", "ce_specversion", "ce_time"]
@@ -49,29 +62,13 @@ def _messages() -> dict[str, Any]:
         "verdict": {
             "title": "A verdict",
             "contentType": "application/json",
-            "headers": _header_schema(
-                ["ce_id", "ce_source", "ce_time", "traceparent"],
-                {
-                    "ce_type": {"const": VERDICT_TYPE},
-                    "ce_specversion": {"const": "1.0"},
-                    "content-type": {"const": "application/json"},
-                },
-                ["ce_id", "ce_source", "ce_type", "ce_specversion", "content-type"],
-            ),
+            "headers": _event_headers(VERDICT_TYPE, ["traceparent"]),
             "payload": {"$ref": "#/components/schemas/verdict"},
         },
         "review": {
             "title": "What a person decided of a verdict",
             "contentType": "application/json",
-            "headers": _header_schema(
-                ["ce_id", "ce_source", "ce_time"],
-                {
-                    "ce_type": {"const": REVIEW_TYPE},
-                    "ce_specversion": {"const": "1.0"},
-                    "content-type": {"const": "application/json"},
-                },
-                ["ce_id", "ce_source", "ce_type", "ce_specversion", "content-type"],
-            ),
+            "headers": _event_headers(REVIEW_TYPE, []),
             "payload": {"$ref": "#/components/schemas/review"},
         },
         "rejection": {

@@ -130,6 +130,7 @@ IMAGES = 120
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_people_while_everything_is_killed(tmp_path: Path) -> None:
     """Two consoles, Kafka and Redis die in turns: every decision once on Kafka, no image with two people, none lost."""
     directory = tmp_path / "stack"
