@@ -19,7 +19,9 @@ from tests.integration.harness import wait_until
 from worker.evidence import Evidence, FileMetadata, Nearest, Neighbour
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make setup-all")
-axe_library = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make setup-all")
+axe_library = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe is not installed: make setup-all"
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DESKTOP, PHONE = {"width": 1366, "height": 850}, {"width": 390, "height": 844}
@@ -55,7 +57,9 @@ def browser() -> Iterator[Any]:
 class Screen:
     """Somebody's browser, logged in by key; what it said on the console, and what it asked for from elsewhere."""
 
-    def __init__(self, browser: Any, console: Console, name: str, *, phone: bool = False, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Any, console: Console, name: str, *, phone: bool = False, scheme: str = "light"
+    ) -> None:
         self.context = browser.new_context(viewport=PHONE if phone else DESKTOP, color_scheme=scheme)
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
