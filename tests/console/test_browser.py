@@ -31,7 +31,9 @@ EVIDENCE = Evidence(
     nearest=Nearest(real=Neighbour(distance=0.21, label="photos"), fake=Neighbour(distance=0.08, label="sdxl")),
 )
 # Milliseconds from the key to the next image on the screen: the page notes both (performance.now()).
-PAINTED = "() => Number(document.querySelector('#review').dataset.paintedAt) - Number(document.querySelector('#review').dataset.decidedAt)"
+PAINTED = (
+    "(({paintedAt, decidedAt}) => Number(paintedAt) - Number(decidedAt))(document.querySelector('#review').dataset)"
+)
 SHIFTS = """() => new Promise(done => new PerformanceObserver(list => done(
   list.getEntries().filter(one => !one.hadRecentInput).reduce((sum, one) => sum + one.value, 0)))
   .observe({type: 'layout-shift', buffered: true}) || setTimeout(() => done(0), 500))"""
@@ -210,7 +212,7 @@ def test_markup_is_shown_not_run(browser: Any, outside: Outside, open_console: C
     screen.page.keyboard.type(evil.replace("\u202e", ""))
     screen.page.keyboard.press("Enter")
     screen.page.keyboard.press("f")
-    wait_until(lambda: outside.reviews(), "it is decided")
+    wait_until(outside.reviews, "it is decided")
     time.sleep(1)
     screen.page.goto(f"{console.url}/history")
     assert "<script>alert(2)</script>" in screen.page.locator("table").inner_text()
