@@ -178,6 +178,27 @@ def test_a_refused_commit_is_offered_again() -> None:
     assert subject.committable() == {}
 
 
+def test_what_holds_no_record_is_passed_over_once_all_before_it_is_finished() -> None:
+    """Behind the last record (markers of transactions); never past one that is under way, nor in a new epoch."""
+    tracker = OffsetTracker()
+    tracker.assign([0])
+    tracker.pass_over({0: 3})
+    assert tracker.committable() == {}, "nothing has been delivered"
+    epoch = tracker.deliver(0, 3)
+    assert epoch is not None
+    tracker.pass_over({0: 5, 1: 9})
+    assert tracker.committable() == {}
+    tracker.finish(0, epoch, 3)
+    assert tracker.committable() == {0: 4}
+    tracker.pass_over({0: 6})
+    assert tracker.committable() == {0: 6}
+    tracker.pass_over({0: 2})
+    assert tracker.committable() == {0: 6}
+    tracker.assign([0])
+    tracker.pass_over({0: 9})
+    assert tracker.committable() == {}
+
+
 def test_results_of_several_threads_all_count() -> None:
     """Finishing from many threads at once loses nothing."""
     subject = tracker(0)

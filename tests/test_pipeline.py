@@ -96,6 +96,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def waiting(self) -> dict[int, int]:
             return {}
 
+        def positions(self) -> dict[int, int]:
+            return {}
+
         def obstacle(self) -> str:
             return ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from worker.contract import Partition
@@ -86,6 +86,18 @@ class OffsetTracker:
                 state.finished.discard(first)
                 state.next_offset = first + 1
             return True
+
+    def pass_over(self, positions: Mapping[Partition, int]) -> None:
+        """`positions`: the next offset that the consumer polls of each partition, all before it delivered.
+
+        What lies between the last delivered record and that place is nothing to judge (markers of transactions, what
+        aborted ones wrote, what compaction took); uncommitted it would be lag for ever.
+        """
+        with self._lock:
+            for partition, position in positions.items():
+                state = self._partitions.get(partition)
+                if state is not None and not state.delivered and state.next_offset is not None:
+                    state.next_offset = max(state.next_offset, position)
 
     def committable(self) -> dict[Partition, int]:
         """Per partition the offset to commit (one past the finished prefix), where it moved since the last commit."""

@@ -194,3 +194,22 @@ def test_a_verdict_that_its_topic_refuses_waits_and_says_why(topic: Topic) -> No
         assert producer.produce([verdict]) == []
     finally:
         producer.close()
+
+
+@pytest.mark.integration
+def test_what_waits_for_a_topic_that_is_gone_goes_elsewhere_and_stops_nobody(topic: Topic) -> None:
+    """With others beside it; a topic that is made again is used again, once it is believed to be there."""
+    topic.make()
+    gone = f"{topic.name}-gone"
+    parked = Outgoing(gone, b"k", b"v", [("retry_at", b"1")], instead=rejection(b"rejected", topic=topic.name))
+    producer = Producer(topic.settings)
+    try:
+        assert producer.produce([parked, Outgoing(topic.name, b"k", b"beside", []), parked]) == []
+        assert sorted(record.value or b"" for record in topic.records()) == [b"beside", b"rejected", b"rejected"]
+        kafka_topics.create_topics(topic.settings, [gone], 1)
+        producer._missing.clear()
+        assert producer.produce([parked]) == []
+        assert len(topic.records()) == 3, "it went to its own topic"
+    finally:
+        producer.close()
+        kafka_topics.delete_topics(topic.settings, [gone])

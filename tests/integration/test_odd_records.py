@@ -176,6 +176,7 @@ def test_aborted_records_are_not_read(outside: Outside, start_worker: Callable[.
     topic = outside.incoming
     wait_until(lambda: not worker.metric("assay_consumer_lag", topic=topic, partition="0"), "nothing waits")
     assert set(verdicts) == {str(verdict["image_id"]) for verdict in outside.verdicts()}
+    wait_until(outside.all_committed, "the markers too are committed")
 
 
 def test_a_missing_topic_is_told_and_not_made(outside: Outside, tmp_path: Path) -> None:

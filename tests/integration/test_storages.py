@@ -18,7 +18,9 @@ from moto.server import ThreadedMotoServer
 
 from tests.faults.proxy import Mode, Proxy
 from tests.integration.harness import SAMPLES, Outside, Worker, samples, unlike, wait_until
+from worker.clients import kafka_topics
 from worker.local.server import free_port
+from worker.settings import KafkaSettings
 
 pytestmark = pytest.mark.integration
 TYPE = ("content-type", b"application/vnd.assay.image-ref+json")
@@ -168,3 +170,23 @@ def test_a_dripping_storage_takes_nobody_with_it(outside: Outside, start_worker:
         assert worker.is_ready()
         wait_until(lambda: len({record.headers[0][1] for record in parked(outside)}) == 200, "all are parked")
         assert worker.terminate() == 0
+
+
+def test_a_retry_topic_that_is_deleted_stops_nobody(outside: Outside, start_worker: Callable[..., Worker]) -> None:
+    """What cannot be parked any more is rejected, saying so, and images are judged meanwhile."""
+    worker = start_worker(**s3(free_port()))
+    reference(outside, "before", "s3://bucket/before.jpg")
+    outside.flush()
+    wait_until(lambda: parked(outside), "it is parked")
+    kafka = KafkaSettings(bootstrap_servers=outside.servers.split(","))
+    kafka_topics.delete_topics(kafka, [outside.env["ASSAY_KAFKA__RETRY_TOPIC"]])
+    for number in range(20):
+        reference(outside, f"ref/{number}", f"s3://bucket/{number}.jpg")
+    outside.flush()
+    outside.wait_verdicts(images(outside, "beside"))
+    wait_until(lambda: outside.rejections().keys() >= {f"ref/{number}" for number in range(20)}, "all have an end")
+    headers = dict(outside.rejections()["ref/7"].headers)
+    assert headers["reject_reason"] == b"fetch_failed"
+    assert b"cannot be parked" in headers["reject_detail"]
+    outside.wait_verdicts(images(outside, "after"))
+    assert worker.terminate() == 0

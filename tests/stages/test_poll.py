@@ -20,6 +20,7 @@ class ConsumerTwin:
     """Hands out `records`; `commits` keeps what was committed; `away`: every call raises Unavailable."""
 
     is_joined = True
+    position_of: dict[Partition, int] = {}  # nobody changes it
     can_park = True
 
     def __init__(self, *records: Record) -> None:
@@ -52,6 +53,9 @@ class ConsumerTwin:
 
     def waiting(self) -> dict[Partition, int]:
         return {P0: len(self.records)}
+
+    def positions(self) -> dict[Partition, int]:
+        return self.position_of
 
     def obstacle(self) -> str:
         return ""

@@ -103,15 +103,20 @@ class Consumer:
         No more once `max_bytes` are reached: a batch of a few kB may hold records of many MB.
         """
         with as_unavailable(self._settings):
+            self._look_for_retry_topic()  # before: what is polled must not be lost to a fault behind it
             self._resume_what_is_due()
             records = self._consumer.poll_records(timeout_ms, max_records, max_bytes)
             self._collect_join()
-            if not self.can_park and self._clock.monotonic() >= self._look_for_topic_at:
-                self._look_for_topic_at = self._clock.monotonic() + _LOOK_FOR_TOPIC_S
-                self.can_park = bool(self._consumer.partitions_for_topic(self._settings.retry_topic))
-                if self.can_park:
-                    self._subscribe()
             return self._without_what_is_early(records)
+
+    def _look_for_retry_topic(self) -> None:
+        if self._clock.monotonic() < self._look_for_topic_at:
+            return
+        self._look_for_topic_at = self._clock.monotonic() + _LOOK_FOR_TOPIC_S
+        could_park = self.can_park
+        self.can_park = bool(self._consumer.partitions_for_topic(self._settings.retry_topic))
+        if self.can_park and not could_park:
+            self._subscribe()
 
     def _without_what_is_early(self, records: list[Record]) -> list[Record]:
         """Parked records as they were received; from the first that is not due on, their partition waits."""
@@ -193,6 +198,16 @@ class Consumer:
                     position = self._consumer.position(tp, timeout_ms=0)
                     waiting[Partition(*tp)] = max(0, end - (end if position is None else position))
         return waiting
+
+    def positions(self) -> dict[Partition, int]:
+        """The next offset to be polled of each assigned partition, where it is known."""
+        found = {}
+        for tp in self._consumer.assignment():
+            with contextlib.suppress(KafkaError):
+                position = self._consumer.position(tp, timeout_ms=0)
+                if position is not None:
+                    found[Partition(*tp)] = position
+        return found
 
     def commit(self, offsets: Mapping[Partition, int], timeout_ms: int) -> bool:
         """Commit one past the last finished offset of each partition. False where the group has moved on without us."""

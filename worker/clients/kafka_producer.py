@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from kafka import KafkaProducer, codec
+from kafka import KafkaAdminClient, KafkaProducer, codec
 from kafka.errors import (
     InvalidRecordError,
     KafkaError,
@@ -34,6 +34,14 @@ _NULL = object()  # a null value: `send` itself refuses one without a key
 _ALONE_BYTES = 512 * 1024  # below every topic's usual limit (1 MiB); what is above it may cost the producer its state
 _KEPT_KEY_BYTES = 1024
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_MISSING_S = 30.0  # so long a topic that is not there is not asked for again
+
+
+class TopicMissing(KafkaTimeoutError):  # type: ignore[misc]
+    """Brokers answer, and know no such topic."""
+
+
+_ITS_OWN = (*_TOO_LARGE, TopicMissing)  # what says nothing of other records
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Outgoing:
 
     def after(self, refusal: BaseException) -> Outgoing | None:
         """The form to try next, or None where there is none."""
-        if self.instead is not None and isinstance(refusal, (*_TOO_LARGE, InvalidRecordError)):
+        if self.instead is not None and isinstance(refusal, (*_TOO_LARGE, InvalidRecordError, TopicMissing)):
             return self.instead
         if not self.own_headers:
             return None
@@ -114,6 +122,7 @@ class Producer:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: _Producer | None = None
+        self._missing: dict[str, float] = {}  # topics that were not there, and until when that is believed
         self._connect()
 
     def _connect(self) -> _Producer:
@@ -143,12 +152,15 @@ class Producer:
 
         Raises Unavailable where none could be, or where a record is refused that cannot be made smaller.
         """
-        together = [index for index, record in enumerate(records) if record.size_bytes <= _ALONE_BYTES]
+        small = [index for index, record in enumerate(records) if record.size_bytes <= _ALONE_BYTES]
+        together = [index for index in small if records[index].instead is None]
         alone = [[index] for index, record in enumerate(records) if record.size_bytes > _ALONE_BYTES]
+        # Those whose topic may be missing come last: they are waited for in vain.
+        alone += [parked] if (parked := [index for index in small if records[index].instead is not None]) else []
         failed: list[int] = []
         error: BaseException | None = None
         for indices in [together, *alone] if together else alone:
-            if error is not None and not isinstance(error, _TOO_LARGE):  # nobody is there: the rest would wait in vain
+            if error is not None and not isinstance(error, _ITS_OWN):  # nobody is there: the rest would wait in vain
                 failed += indices
                 continue
             for index, found in self._deliver({index: records[index] for index in indices}).items():
@@ -187,8 +199,11 @@ class Producer:
         futures = {}
         producer = self._connect()
         for index, record in records.items():
-            if errors and not isinstance(next(reversed(errors.values())), _TOO_LARGE):
+            if errors and not isinstance(next(reversed(errors.values())), _ITS_OWN):
                 errors[index] = next(reversed(errors.values()))  # each would wait for metadata as long as the first
+                continue
+            if record.instead is not None and self._is_known_to_miss(record.topic):
+                errors[index] = TopicMissing(missing_topic(record.topic))
                 continue
             try:
                 self._check_packed_size(record)
@@ -199,7 +214,7 @@ class Producer:
                     headers=[(_HeaderName(name), b"" if value is None else value) for name, value in record.headers],
                 )
             except KafkaTimeoutError:  # it waits for the topic's partitions, and says so of neither
-                errors[index] = KafkaTimeoutError(missing_topic(record.topic))
+                errors[index] = self._told_apart(record, KafkaTimeoutError(missing_topic(record.topic)))
             except (KafkaError, OSError) as error:
                 errors[index] = error
         refused_here = set(errors)
@@ -208,11 +223,32 @@ class Producer:
             try:
                 future.get(timeout=max(0.001, deadline - time.monotonic()))
             except (KafkaError, OSError) as error:
-                errors[index] = error
-        if errors.keys() - refused_here or any(not isinstance(error, _TOO_LARGE) for error in errors.values()):
+                errors[index] = self._told_apart(records[index], error)
+        if errors.keys() - refused_here or any(not isinstance(error, _ITS_OWN) for error in errors.values()):
             # An idempotent producer that gave a record up may refuse all later ones: begin with a new one.
             self._discard()
         return errors
+
+    def _is_known_to_miss(self, topic: str) -> bool:
+        return time.monotonic() < self._missing.get(topic, 0.0)
+
+    def _told_apart(self, record: Outgoing, error: BaseException) -> BaseException:
+        """`error`, or TopicMissing where the record has another place to go and brokers know no such topic."""
+        if record.instead is None or isinstance(error, _ITS_OWN):
+            return error
+        if not self._is_known_to_miss(record.topic):
+            try:
+                admin = KafkaAdminClient(**connection_options(self._settings))
+                try:
+                    is_there = record.topic in admin.list_topics()
+                finally:
+                    admin.close()
+            except (KafkaError, OSError):
+                return error
+            if is_there:
+                return error
+            self._missing[record.topic] = time.monotonic() + _MISSING_S
+        return TopicMissing(missing_topic(record.topic))
 
     def _check_packed_size(self, record: Outgoing) -> None:
         """What is too large for the broker's socket ends the connection without an answer. Raises KafkaError."""

@@ -96,6 +96,7 @@ class Poll(Stage):
             self._admit(records)
             if self.heartbeat_at >= self._commit_at:
                 self._commit_at = self.heartbeat_at + self._settings.kafka.commit_interval_ms / 1000
+                self._under_way.tracker.pass_over(self._consumer.positions())  # all that was polled is admitted
                 self._commit(self._consumer)
                 self._observe(self._consumer)
             self._tell_what_keeps_us(self._consumer)

@@ -150,7 +150,7 @@ class Publish(Stage):
             return Outgoing(kafka.verdicts_topic, draft.verdict.image_id.encode(), draft.text.encode(), headers)
         if isinstance(ended.outcome, Parking):
             parking = ended.outcome
-            detail = f"{parking.detail} (it cannot be parked: {kafka.retry_topic} refuses it)"
+            detail = f"{parking.detail} (it cannot be parked: {kafka.retry_topic} refuses it, or is not there)"
             refused = Rejected(RejectReason.FETCH_FAILED, detail, stage="intake", attempts=parking.attempt)
             headers = parked_headers(record, parking)
             instead = self._rejection(ended, refused)
