@@ -92,7 +92,7 @@ class StoreTwin:
     def cached(self, sha256s: Sequence[str], model_version: str) -> list[CacheEntry | None]:
         self._answer()
         found = [self.images.get((sha256, model_version)) for sha256 in sha256s]
-        return [one and _entry(one) for one in found]
+        return [one and cache_entry(one) for one in found]
 
     def save(
         self,
@@ -118,7 +118,8 @@ class StoreTwin:
         return [self.detectors.get((sha256, version)) for sha256 in sha256s]
 
 
-def _entry(one: ScoredImage) -> CacheEntry:
+def cache_entry(one: ScoredImage) -> CacheEntry:
+    """What the cache gives back for what was written."""
     info = one.image
     facts = (info.format, info.width, info.height, info.jpeg_quality, info.frames)
     return CacheEntry(one.scores, *facts, one.evidence, one.reader)

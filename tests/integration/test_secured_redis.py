@@ -26,8 +26,9 @@ from tests.integration.secured import (
     watched,
 )
 from tests.twins import scores
+from worker.clients import redis as redis_client
 from worker.clients.redis import ScoredImage, Store
-from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict
+from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict, overtakes
 from worker.errors import Unavailable
 from worker.local.server import HOST, Server
 from worker.settings import RedisSettings, load
@@ -66,6 +67,25 @@ def image(number: int) -> ScoredImage:
     return ScoredImage(f"{number:064x}", f"id/{number}", "v1", scores(0.5), IMAGE)
 
 
+def parked_verdict(offset: int) -> tuple[Verdict, str]:
+    made = Verdict(
+        verdict_id=uuid.uuid4(),
+        image_id="parked",
+        sha256="a" * 64,
+        decision="real",
+        reasons=[],
+        scores=scores(0.5),
+        model=ModelRef(name="code", version="0123456789ab"),
+        policy=PolicyRef(name="default", version="0123456789ab"),
+        image=IMAGE,
+        source="model",
+        decided_at="2026-11-21T12:00:00.000Z",
+        timings_ms=Timings(queued=None, decode=None, infer=None, total=1.0),
+        origin=Origin(topic="images.incoming", partition=0, offset=offset, uri=None),
+    )
+    return made, made.to_json()
+
+
 def test_the_documented_user_may_do_what_the_worker_does(locked):
     """Over TLS and over a Unix socket, user in the settings or in the URL: writing, reading, replacing a foreign key;
     nothing outside the prefix.
@@ -94,32 +114,48 @@ def test_the_documented_user_may_do_what_the_worker_does(locked):
         store.verdict("a")
 
 
+def check_that_the_later_stays(store: Store) -> None:
+    store.save([parked_verdict(5)], [])
+    for late, stays in ((3, 5), (8, 8), (7, 8)):
+        store.save([], [], [parked_verdict(late)])
+        assert json.loads(store.verdict("parked")["json"])["origin"]["offset"] == stays
+
+
 def test_a_parked_record_does_not_overwrite_a_later_one(locked):
-    """With the rights of the documented user: the later record's verdict stays, an earlier one's is replaced."""
+    """With the rights of the documented user: the later record's verdict stays, an earlier one's is replaced; a key of
+    another type is replaced too.
+    """
+    with closing(Store(by_tls(locked))) as store, closing(Store(by_tls(locked, key_prefix="assay:shadow:"))) as other:
+        check_that_the_later_stays(store)
+        store.add_comparisons("verdict:parked", [{"a": "b"}], 10)  # a stream where the other has its hash
+        other.save([], [], [parked_verdict(2)])
+        assert json.loads(other.verdict("parked")["json"])["origin"]["offset"] == 2
 
-    def verdict(offset: int) -> tuple[Verdict, str]:
-        made = Verdict(
-            verdict_id=uuid.uuid4(),
-            image_id="parked",
-            sha256="a" * 64,
-            decision="real",
-            reasons=[],
-            scores=scores(0.5),
-            model=ModelRef(name="code", version="0123456789ab"),
-            policy=PolicyRef(name="default", version="0123456789ab"),
-            image=IMAGE,
-            source="model",
-            decided_at="2026-11-21T12:00:00.000Z",
-            timings_ms=Timings(queued=None, decode=None, infer=None, total=1.0),
-            origin=Origin(topic="images.incoming", partition=0, offset=offset, uri=None),
-        )
-        return made, made.to_json()
 
-    with closing(Store(by_tls(locked))) as store:
-        store.save([verdict(5)], [])
-        for late, stays in ((3, 5), (8, 8), (7, 8)):
-            store.save([], [], [verdict(late)])
-            assert json.loads(store.verdict("parked")["json"])["origin"]["offset"] == stays
+def test_nor_does_it_in_a_cluster(tmp_path):
+    """Where only the keys of one slot are written in one step."""
+    with as_cluster(tmp_path) as (variables, _), closing(Store(load(environ=variables).redis)) as store:
+        check_that_the_later_stays(store)
+
+
+def test_a_later_record_that_is_judged_meanwhile_is_not_overwritten(locked, monkeypatch):
+    """The retry topic may be another worker's than the images': its check and its write are one step."""
+    with closing(Store(by_tls(locked))) as ours, closing(Store(by_tls(locked))) as theirs:
+        ours.save([parked_verdict(1)], [])
+        checks = []
+
+        def check(stored_json: object, verdict: Verdict) -> bool:
+            """The real one, but after the first time the other worker is faster than our write."""
+            answer = overtakes(stored_json, verdict)
+            checks.append(answer)
+            if len(checks) == 1:
+                theirs.save([parked_verdict(9)], [])
+            return answer
+
+        monkeypatch.setattr(redis_client, "overtakes", check)
+        ours.save([], [], [parked_verdict(3)])
+        assert checks == [False, True]
+        assert json.loads(ours.verdict("parked")["json"])["origin"]["offset"] == 9
 
 
 @pytest.mark.parametrize(

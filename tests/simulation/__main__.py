@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import Annotated
+
+import typer
 
 from tests.simulation.history import run
 from tests.simulation.plan import draw
 from tests.simulation.planted import PLANTED
 
 
-def main() -> int:
-    """Returns 1 where a history breaks the contract."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, help="run this one history, and show it")
-    parser.add_argument("--plan", action="store_true", help="with --seed: show what it was drawn to be")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on")
-    parser.add_argument("--count", type=int, help="how many histories, instead of a time")
-    parser.add_argument(
-        "--planted", action="store_true", help="plant each bug of planted.py, and say where it is found"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    options = parser.parse_args()
-    if options.seed is not None:
-        if options.plan:
-            print(draw(options.seed))
-        history = run(options.seed)
-        print(history.report() if history.findings else history.timeline(1000))
-        return bool(history.findings)
-    if options.planted:
-        return _find_planted(options.seconds)
+def main(
+    seed: Annotated[int | None, typer.Option(help="Run this one history, and show it.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="With --seed: show what it was drawn to be.")] = False,
+    planted: Annotated[
+        bool, typer.Option("--planted", help="Plant each bug of planted.py, and say where it is found.")
+    ] = False,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to go on.")] = 60.0,
+    count: Annotated[int | None, typer.Option(min=1, help="How many histories, instead of a time.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Histories by the second, or one by its seed; exit 1 where one breaks the contract."""
+    if seed is not None:
+        is_broken = _show(seed, plan)
+    elif planted:
+        is_broken = _find_planted(seconds) > 0
+    else:
+        is_broken = _run(first, seconds, count, jobs) > 0
+    raise typer.Exit(is_broken)
+
+
+def _show(seed: int, with_plan: bool) -> bool:
+    """One history. Returns whether it breaks the contract."""
+    if with_plan:
+        typer.echo(draw(seed))
+    history = run(seed)
+    typer.echo(history.report() if history.findings else history.timeline(1000))
+    return bool(history.findings)
+
+
+def _run(first: int, seconds: float, count: int | None, jobs: int) -> int:
+    """Many histories. Returns how many break the contract."""
     began = time.perf_counter()
-    with ProcessPoolExecutor(options.jobs) as pool:
-        work = [(options.first + job, options.jobs, options.seconds, options.count) for job in range(options.jobs)]
-        results = list(pool.map(_run_many, work))
+    with ProcessPoolExecutor(jobs) as pool:
+        results = list(pool.map(_run_many, [(first + job, jobs, seconds, count) for job in range(jobs)]))
     done = sum(count for count, _ in results)
     took_s = time.perf_counter() - began
-    print(f"{done} histories from seed {options.first} in {took_s:.0f} s: {done / took_s:.0f} a second")
+    typer.echo(f"{done} histories from seed {first} in {took_s:.0f} s: {done / took_s:.0f} a second")
     reports = [report for _, found in results for report in found]
     for report in reports[:10]:
-        print(f"\n{report}")
-    print(f"\n{len(reports)} of them break the contract" if reports else "none breaks the contract")
-    return bool(reports)
+        typer.echo(f"\n{report}")
+    typer.echo(f"\n{len(reports)} of them break the contract" if reports else "none breaks the contract")
+    return len(reports)
 
 
 def _find_planted(seconds: float) -> int:
@@ -59,7 +70,7 @@ def _find_planted(seconds: float) -> int:
                 seed += 1
         missed += finding is None
         told = f"seed {seed - 1}: {finding}" if finding else f"NOT FOUND in {seed} histories"
-        print(f"{name} ({time.perf_counter() - began:.1f} s) {told}"[:150], flush=True)
+        typer.echo(f"{name} ({time.perf_counter() - began:.1f} s) {told}"[:150])
     return missed
 
 
@@ -78,4 +89,4 @@ def _run_many(work: tuple[int, int, float, int | None]) -> tuple[int, list[str]]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

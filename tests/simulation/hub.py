@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
@@ -106,9 +107,8 @@ class Hub:
 
         def run() -> None:
             try:
-                body()
-            except Killed:
-                pass
+                with suppress(Killed):  # the end that was meant for it
+                    body()
             except Exception as error:  # noqa: BLE001 - whoever looks after the task decides
                 task.error = error
 

@@ -222,12 +222,15 @@ def _parks(rng: random.Random, plan: Plan) -> Plan:
     healed_s = max(plan.healed_s, 2.0)
     odd = ["reference", "reference", "reference-cut"]
     if rng.random() < 0.5:  # the retry topic is another worker's than some of the incoming ones
-        plan = replace(plan, partitions=max(2, plan.partitions), workers=2)
-    sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW)
-    back_s = rng.uniform(0.3, healed_s)
+        slow = Server((Window(0.0, 9.0, "slow"),), 0.0, 0.03)
+        plan = replace(plan, partitions=max(2, plan.partitions), workers=2, redis=rng.choice((slow, plan.redis)))
+    rate = rng.choice((8.0, 2.0))  # a second: at the lower some are sent when the parked ones come back
+    healed_s += 8.0 / rate
+    sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW, rate)
+    back_s = rng.uniform(0.3, 2.0)
     windows = [Window(0.0, back_s, "away")]
     if rng.random() < 0.4:
-        windows.append(Window(back_s + rng.uniform(0.05, 0.5), healed_s, "away"))
+        windows.append(Window(back_s + rng.uniform(0.05, 0.5), 2.5, "away"))
     stop = (_blow(rng, "stop", LAST_BLOW_STEP // 2),) if rng.random() < 0.4 else ()
     away = Server(tuple(windows), 0.0, 0.03)
     return replace(
@@ -303,6 +306,7 @@ def _records(
     odd_shares: Sequence[float] = (0.15, 0.4),
     id_counts: Sequence[int] = (*FEW, 20),
     content_counts: Sequence[int] = (*FEW, 12),
+    rate: float = 8.0,
 ) -> tuple[tuple[Sent, ...], frozenset[str]]:
     count, ids, contents = rng.choice(COUNTS), rng.choice(id_counts), rng.choice(content_counts)
     odd_share = rng.choice(odd_shares) if odd else 0.0
@@ -315,7 +319,7 @@ def _records(
     homes: dict[str, set[int]] = {}
     for _ in range(count):
         if rng.random() < late_share:
-            at_s += rng.expovariate(8.0)
+            at_s += rng.expovariate(rate)
         kind = rng.choice(odd) if rng.random() < odd_share else "good"
         image_id = f"id-{rng.randrange(ids)}"
         partition = rng.randrange(partitions) if is_astray else int(image_id[3:]) % partitions

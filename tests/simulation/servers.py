@@ -17,6 +17,7 @@ import numpy as np
 from tests.simulation.hub import NEVER, Process, Signal
 from tests.simulation.plan import HOSTS, image_bytes
 from tests.simulation.world import Twin, World
+from tests.twins import cache_entry
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.contract import ImageInfo, ImageReference, Verdict
@@ -91,7 +92,7 @@ class StoreTwin(Twin):
         self._redis.catch_up()
         found = [self._redis.images.get((sha256, model_version)) for sha256 in sha256s]
         self._leave()
-        return [one and _entry(one) for one in found]
+        return [one and cache_entry(one) for one in found]
 
     def save(
         self,
@@ -136,11 +137,6 @@ def _is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
 def _offset(as_json: str) -> int:
     offset: int = json.loads(as_json)["origin"]["offset"]
     return offset
-
-
-def _entry(one: ScoredImage) -> CacheEntry:
-    image = one.image
-    return CacheEntry(one.scores, image.format, image.width, image.height, evidence=one.evidence, reader=one.reader)
 
 
 class TritonServer:

@@ -56,6 +56,7 @@ _SIGNS: dict[str, tuple[str, ...]] = {
 # Fields of a cached image beside those named by model versions; neighbours are a model version's, like scores.
 _IMAGE_FIELDS = ("format", "width", "height", "jpeg_quality", "frames", "reader", "evidence")
 _NEAREST = "nearest:"
+_Write = tuple[str, dict[str, str], int]  # a key, its hash, and how many seconds it lives; 0 for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,31 +254,43 @@ class Store:
         `late`: verdicts on records that were parked; where a later record of the same id has been judged meanwhile,
         its verdict stays.
         """
-        writes: list[tuple[str, dict[str, str], int]] = [
-            (self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl)
-            for verdict, as_json in [*verdicts, *self._not_overtaken(late)]
-        ]
+        writes = [self._verdict_write(verdict, as_json) for verdict, as_json in verdicts]
         writes += [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
         foreign = self._write(writes)
+        for verdict, as_json in late:
+            if not self._write_unless_overtaken(verdict, as_json):
+                writes.append(self._verdict_write(verdict, as_json))
+                foreign.add(writes[-1][0])
         if foreign:
             log.warning("redis_key_replaced", keys=foreign, reason="a key under our prefix had another type")
             self._write([write for write in writes if write[0] in foreign], replace=True)
 
-    def _not_overtaken(self, late: Sequence[tuple[Verdict, str]]) -> list[tuple[Verdict, str]]:
-        """Those whose id has no verdict on a later record of the same partition."""
-        if not late:
-            return []
-        with self._unavailable():
-            pipeline = self._connected().pipeline(transaction=False)
-            for verdict, _ in late:
-                pipeline.hget(self.verdict_key(verdict.image_id), "json")
-            rows = pipeline.execute(raise_on_error=False)
-        for row in rows:
-            if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
-                raise Unavailable("redis", str(row)) from row
-        return [pair for pair, row in zip(late, rows, strict=True) if not overtakes(row, pair[0])]
+    def _verdict_write(self, verdict: Verdict, as_json: str) -> _Write:
+        return self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl
 
-    def _write(self, writes: Sequence[tuple[str, dict[str, str], int]], *, replace: bool = False) -> set[str]:
+    def _write_unless_overtaken(self, verdict: Verdict, as_json: str) -> bool:
+        """Write it where its id has no verdict on a later record of the same partition: one step, because another
+        worker may judge that record now. Returns False, and writes nothing, where the key is of another type.
+        """
+        key, mapping, ttl_s = self._verdict_write(verdict, as_json)
+
+        def write(pipeline: Any) -> None:
+            stored_json = pipeline.hget(key, "json")
+            pipeline.multi()
+            if not overtakes(stored_json, verdict):
+                pipeline.hset(key, mapping=mapping)
+                pipeline.expire(key, ttl_s) if ttl_s else pipeline.persist(key)
+
+        with self._unavailable():
+            try:
+                self._connected().transaction(write, key)
+            except ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                return False
+        return True
+
+    def _write(self, writes: Sequence[_Write], *, replace: bool = False) -> set[str]:
         """Returns the keys that hold another type than a hash."""
         if not writes:
             return set()
