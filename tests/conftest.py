@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.environment import own_environment, topics_of
 from worker.clients import kafka_topics
 from worker.local import stack as local_stack
 from worker.local.locks import exclusive
-from worker.local.server import free_port
 from worker.settings import KafkaSettings
 
 PARTITIONS = 3
@@ -75,18 +74,10 @@ def worker_env(stack: dict[str, str]) -> dict[str, str]:
     """A process environment on the shared stack with topics (3 partitions each), group, key prefix and HTTP port of its
     own.
     """
-    unique = uuid.uuid4().hex[:8]
-    topics = {kind: f"t{unique}.images.{kind}" for kind in ("incoming", "verdicts", "rejected", "retry", "reviews")}
+    env = own_environment(stack)
     settings = KafkaSettings(bootstrap_servers=[stack["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
-    kafka_topics.create_topics(settings, topics.values(), PARTITIONS)
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("ASSAY_")},
-        **stack,
-        **{f"ASSAY_KAFKA__{kind.upper()}_TOPIC": name for kind, name in topics.items()},
-        "ASSAY_KAFKA__GROUP_ID": f"g{unique}",
-        "ASSAY_REDIS__KEY_PREFIX": f"t{unique}:",
-        "ASSAY_HTTP__PORT": str(free_port()),
-    }
+    kafka_topics.create_topics(settings, topics_of(env), PARTITIONS)
+    return env
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.environment import own_environment, topics_of
 from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import REPO, Outside, Worker, running_worker, samples, unlike, wait_until
 from tests.triton_processes import model_processes
@@ -26,16 +28,25 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SERVICES = ("redis", "triton", "kafka")
 
 
+@pytest.fixture(scope="module")
+def private_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A stack for these tests alone, which each may break: `env` mends it for the next one."""
+    directory = tmp_path_factory.mktemp("outages") / "stack"
+    yield directory
+    local_stack.down(directory, purge=True)
+
+
 @pytest.fixture
 def env(private_stack: Path) -> dict[str, str]:
-    """The environment of a worker on a stack of its own, which the test may break."""
-    status = local_stack.up(private_stack)
-    return {**os.environ, **status.env, **SHORT_SESSION, **_names(), "ASSAY_HTTP__PORT": str(free_port())}
+    """The environment of a worker on that stack, with topics of its own."""
+    env = own_environment(local_stack.up(private_stack).env) | SHORT_SESSION
+    _make_topics(env)
+    return env
 
 
-def _names() -> dict[str, str]:
-    topics = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"images.{kind}" for kind in ("incoming", "verdicts", "rejected")}
-    return {**topics, "ASSAY_KAFKA__GROUP_ID": "assay-worker", "ASSAY_REDIS__KEY_PREFIX": "assay:"}
+def _make_topics(env: Mapping[str, str]) -> None:
+    brokers = KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
+    kafka_topics.create_topics(brokers, topics_of(env), 3)
 
 
 def _pid(directory: Path, name: str) -> int:
@@ -144,15 +155,8 @@ def test_a_drain_ends_within_the_grace_period_whatever_hangs(env, private_stack,
     outside.close()
 
 
-def test_servers_may_come_after_the_worker(private_stack, tmp_path):
+def test_servers_may_come_after_the_worker(env, private_stack, tmp_path):
     """Started before its servers the worker waits, alive and not ready, names them, and works once they are there."""
-    env = {
-        **os.environ,
-        **local_stack.up(private_stack).env,
-        **SHORT_SESSION,
-        **_names(),
-        "ASSAY_HTTP__PORT": str(free_port()),
-    }
     local_stack.down(private_stack)
     worker = Worker(env, tmp_path / "worker.log")
     wait_until(lambda: worker.events("waiting_for"), "the worker says for whom it waits")
@@ -187,23 +191,11 @@ def test_a_server_that_never_comes_ends_the_wait(tmp_path):
 
 def test_the_topics_may_come_late(private_stack, tmp_path):
     """A broker without the incoming topic is no error: the worker judges once the topic is made."""
-    status = local_stack.up(private_stack)
-    names = {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"late.{kind}" for kind in ("incoming", "verdicts", "rejected")}
-    env = {
-        **os.environ,
-        **status.env,
-        **SHORT_SESSION,
-        **names,
-        "ASSAY_KAFKA__GROUP_ID": "late",
-        "ASSAY_REDIS__KEY_PREFIX": "late:",
-    }
-    env["ASSAY_HTTP__PORT"] = str(free_port())
+    env = own_environment(local_stack.up(private_stack).env) | SHORT_SESSION
     worker = Worker(env, tmp_path / "worker.log")
     try:
         wait_until(lambda: worker.events("model_version"), "the worker has started")
-        kafka_topics.create_topics(
-            KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names.values(), 2
-        )
+        _make_topics(env)
         worker.wait_ready()
         outside = Outside(env)
         feed = Feed(outside)

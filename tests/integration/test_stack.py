@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from base64 import b64encode
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
+@pytest.fixture(scope="module")
+def mended_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run directory of one stack for all tests that leave it whole: each begins with `up`."""
+    directory = tmp_path_factory.mktemp("mended") / "stack"
+    yield directory
+    stack.down(directory, purge=True)
+
+
 def pid_of(status: stack.StackStatus, name: str) -> int:
     service = status.services[name]
     assert service is not None
@@ -92,23 +101,23 @@ def processes_below(directory: Path) -> list[str]:
     return found
 
 
-def test_everything_serves_when_up_returns_and_a_second_up_changes_nothing(private_stack, models):
+def test_everything_serves_when_up_returns_and_a_second_up_changes_nothing(mended_stack, models):
     """After `up` the topics are there, Redis answers, and a second `up` finds the same processes at the same
     addresses.
     """
-    first = stack.up(private_stack, models=models)
+    first = stack.up(mended_stack, models=models)
     settings = KafkaSettings(bootstrap_servers=[first.env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]])
     partitions = {topic.name: topic.partitions for topic in kafka_topics.topics(settings)}
     assert {name: partitions.get(name) for name in TOPICS} == dict.fromkeys(TOPICS, PARTITIONS)
     assert redis.Redis.from_url(first.env["ASSAY_REDIS__URL"]).ping()
-    assert stack.up(private_stack, models=models) == first
-    assert stack.discover(private_stack) == first.env
+    assert stack.up(mended_stack, models=models) == first
+    assert stack.discover(mended_stack) == first.env
 
 
-def test_only_the_stack_itself_loads_models(private_stack, models):
+def test_only_the_stack_itself_loads_models(mended_stack, models):
     """Loading a model runs its code: a web page's request to the local port, which needs no answer, loads nothing."""
-    stack.up(private_stack, services=["triton"], models=models)
-    ports = json.loads((private_stack / "stack.json").read_text())["ports"]
+    stack.up(mended_stack, services=["triton"], models=models)
+    ports = json.loads((mended_stack / "stack.json").read_text())["ports"]
     address = f"http://127.0.0.1:{ports['triton_http']}/v2"
     page = {"Origin": "https://elsewhere.example", "Content-Type": "text/plain"}
     code = "raise SystemExit(1)"
@@ -126,13 +135,13 @@ def test_only_the_stack_itself_loads_models(private_stack, models):
         for order in (client.get_model_repository_index, partial(client.unload_model, "code")):
             with pytest.raises(InferenceServerException, match="protocol is restricted"):
                 order()
-        key = Path(stack.status(private_stack).env["ASSAY_TRITON__CONTROL_KEY_FILE"]).read_text(encoding="ascii")
+        key = Path(stack.status(mended_stack).env["ASSAY_TRITON__CONTROL_KEY_FILE"]).read_text(encoding="ascii")
         client.load_model("code", headers={CONTROL_HEADER: key})  # as the worker does
-    server = TritonServer(private_stack, ports, models)
+    server = TritonServer(mended_stack, ports, models)
     server.check()
     server.heal()  # the stack has the key
-    assert server.control_key not in json.dumps(stack.status(private_stack).env)
-    assert (private_stack / "triton" / "control.key").stat().st_mode & 0o077 == 0
+    assert server.control_key not in json.dumps(stack.status(mended_stack).env)
+    assert (mended_stack / "triton" / "control.key").stat().st_mode & 0o077 == 0
 
 
 def test_concurrent_ups_start_one_stack(private_stack):
@@ -147,11 +156,11 @@ def test_concurrent_ups_start_one_stack(private_stack):
 
 
 @pytest.mark.parametrize("victim", ["kafka", "redis", "triton"])
-def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, models, victim):
+def test_a_killed_server_comes_back_at_its_address_with_its_data(mended_stack, models, victim):
     """After kill -9 of one server `up` starts that one again, alone, at the same address, and what was stored is still
     there.
     """
-    before = stack.up(private_stack, models=models)
+    before = stack.up(mended_stack, models=models)
     store = redis.Redis.from_url(before.env["ASSAY_REDIS__URL"])
     store.set("kept", "yes")
     store.config_set("appendfsync", "always")  # what is under test is the restart, not the last second
@@ -161,7 +170,7 @@ def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, 
     producer.close()
 
     os.kill(pid_of(before, victim), signal.SIGKILL)
-    after = stack.up(private_stack, models=models)
+    after = stack.up(mended_stack, models=models)
 
     assert after.env == before.env
     assert {name for name in before.services if pid_of(before, name) != pid_of(after, name)} == {victim}
@@ -173,15 +182,15 @@ def test_a_killed_server_comes_back_at_its_address_with_its_data(private_stack, 
     consumer.close()
 
 
-def test_a_killed_model_process_is_healed(private_stack, models):
+def test_a_killed_model_process_is_healed(mended_stack, models):
     """Triton goes on calling itself ready when a model's process is gone; `up` sees that no inference works and heals
     it in place.
     """
-    before = stack.up(private_stack, services=["triton"], models=models)
+    before = stack.up(mended_stack, services=["triton"], models=models)
     (copy,) = model_processes(pid_of(before, "triton"), "code_heads")
     os.kill(copy, signal.SIGKILL)
     lines: list[str] = []
-    after = stack.up(private_stack, services=["triton"], models=models, report=lines.append)
+    after = stack.up(mended_stack, services=["triton"], models=models, report=lines.append)
     assert any("not healthy" in line for line in lines)
     assert pid_of(after, "triton") == pid_of(before, "triton")
 
@@ -217,11 +226,11 @@ def test_a_server_that_lives_but_does_not_answer_is_restarted(private_stack, mon
     assert pid_of(after, "redis") != pid_of(before, "redis")
 
 
-def test_changed_models_are_served(private_stack, models, tmp_path):
+def test_changed_models_are_served(mended_stack, models, tmp_path):
     """`up` with another repository restarts Triton alone."""
-    before = stack.up(private_stack, services=["redis", "triton"], models=models)
+    before = stack.up(mended_stack, services=["redis", "triton"], models=models)
     copy = shutil.copytree(models, tmp_path / "copy")
-    after = stack.up(private_stack, services=["redis", "triton"], models=copy)
+    after = stack.up(mended_stack, services=["redis", "triton"], models=copy)
     assert pid_of(after, "triton") != pid_of(before, "triton")
     assert pid_of(after, "redis") == pid_of(before, "redis")
 
