@@ -1,7 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down fuzz clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down fuzz mutate clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -55,6 +55,9 @@ test-keda: setup-all ## the real KEDA operator scales the chart's Deployment on 
 	@$(PY) -m tests.deploy.tools cluster keda
 	@TEST_DEPLOY=1 TEST_KEDA=1 unshare --net --uts sh -c 'ip link set lo up && hostname localhost && exec "$$0" "$$@"' \
 	  $(PY) -m pytest tests/deploy/test_keda.py $(PYTEST)
+
+mutate: setup-all ## small faults planted in the core one at a time: a test must notice each, or tests/mutants.toml say why none can
+	@$(PY) -m tests.mutation
 
 soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour)
 	@$(PY) -m tests.faults.soak $(SOAK)

@@ -25,6 +25,10 @@ PARTITIONS = 3
 # The same examples in every run, so that a change and not chance decides; HYPOTHESIS_PROFILE=search looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("search", max_examples=5_000)
+# `make mutate` asks each test hundreds of times.
+hypothesis.settings.register_profile(
+    "mutants", derandomize=True, max_examples=30, stateful_step_count=25, database=None
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # A shell starts its background jobs with SIGINT ignored, and Python leaves it so: tests that send it would wait in
