@@ -170,5 +170,7 @@ class KafkaServer(Server):
                     settings, repeating, PARTITIONS, {"max.message.bytes": str(MAX_REJECTED_BYTES)}
                 )
                 kafka_topics.create_topics(settings, [name for name in missing if name not in repeating], PARTITIONS)
+                # The controller has made them; the broker hears of it a moment later.
+                raise NotServing(f"its topics are being made: {', '.join(missing)}")
         except Unavailable as error:
             raise NotServing(error.detail) from error
