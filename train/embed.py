@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +47,14 @@ class Embedded:
 def embed_images(
     backbone: Backbone,
     images: Sequence[Labelled],
-    degrade: Degrade | None = None,
+    degrade: Degrade | Mapping[str, Degrade] | None = None,
     *,
     threads: int = 4,
     advance: Callable[[int], object] = int,
 ) -> Embedded:
-    """Decode, degrade (if asked), take the central crop and embed. `advance` is told how many images each batch had."""
+    """Decode, degrade (if asked; each by its id where they are told apart), take the central crop and embed. `advance`
+    is told how many images each batch had.
+    """
     kept: list[Labelled] = []
     failed: list[str] = []
     rows: list[np.ndarray] = []
@@ -60,7 +62,8 @@ def embed_images(
     def crop(image: Labelled) -> np.ndarray | str:
         try:
             pixels = decode_image(image.key.read())
-            return center_crop(pixels if degrade is None else degrade(pixels), backbone.size_px)
+            change = degrade[image.id] if isinstance(degrade, Mapping) else degrade
+            return center_crop(pixels if change is None else change(pixels), backbone.size_px)
         except (OSError, ValueError) as error:  # BadImage, or a degradation that this image does not admit
             return f"{image.key.path}: {error}"
 
@@ -95,7 +98,7 @@ class Passes:
         self,
         name: str,
         images: Sequence[Labelled],
-        degrade: Degrade | None = None,
+        degrade: Degrade | Mapping[str, Degrade] | None = None,
         *,
         advance: Callable[[int], object] = int,
     ) -> Embedded:
@@ -119,7 +122,7 @@ class Passes:
         name: str,
         start: int,
         images: Sequence[Labelled],
-        degrade: Degrade | None,
+        degrade: Degrade | Mapping[str, Degrade] | None,
         advance: Callable[[int], object],
     ) -> Embedded:
         path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{start:08d}.npz"

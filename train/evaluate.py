@@ -25,15 +25,17 @@ from rich.console import Console
 from train.data.copies import merge_copies
 from train.data.equalise import controlled
 from train.data.look import Look, look_at
-from train.data.records import Labelled, Problem, limit_per_class
-from train.degrade import SWEEPS
+from train.data.records import Labelled, Problem
 from train.embed import Embedded, Passes
 from train.fitted import HASH_DIGITS
 from train.heads import Calibration, Heads
-from train.metrics import Ranked, accuracies, summarise, with_intervals
+from train.intervals import auc_interval
+from train.metrics import accuracies, with_intervals
 from train.model import Backbone
 from train.progress import counting
+from train.robustness import sweep
 from train.shortcuts import LOUD, probe
+from train.temporal import Release, read_releases, table
 from triton_models.weights import FAKE, HEADS, REAL
 
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
@@ -44,8 +46,9 @@ NOT_KNOWN = "not known"  # whether a generator was trained on
 @dataclass(frozen=True)
 class Options:
     """`resamples` of the bootstrap; `robustness` runs the sweeps on at most `sweep_images` of each class; `controlled`
-    measures the images cut and compressed alike too. `fitted_hashes` and `trained_on` (generators, None: not known):
-    what the card of the weights says.
+    measures the images cut and compressed alike too. `fitted_hashes`, `trained_on` (generators, None: not known) and
+    `not_checked` (images that were fitted on and have no hash): what the card of the weights says. `releases`: see
+    train/temporal.py.
     """
 
     calibration: Calibration | None = None
@@ -55,6 +58,8 @@ class Options:
     controlled: bool = True
     fitted_hashes: frozenset[str] = frozenset()
     trained_on: frozenset[str] | None = None
+    not_checked: int | str = 0
+    releases: tuple[Release, ...] = ()
 
 
 def family(generator: str, trained_on: Collection[str] | None) -> str:
@@ -92,6 +97,7 @@ def evaluate(
     scores = heads.scores(embedded.embeddings, options.calibration)
     looks = look_at(embedded.images, console)
     photographs = names_of_photographs(embedded.images, looks)
+    measured, shown, whose = embedded, scores, photographs
     results: dict[str, Any] = {
         "backbone": backbone.name,
         "about": dict(about or {}),
@@ -103,24 +109,35 @@ def evaluate(
         "protocol": protocol(embedded, scores),
         "rows": rows(embedded, scores, options, photographs),
         "shortcuts": shortcuts(looks, embedded.labels, photographs),
-        "fitted_on": sum(name[:HASH_DIGITS] in options.fitted_hashes for name in photographs),
+        "fitted_on": among(photographs, looks, options.fitted_hashes),
+        "not_checked": options.not_checked,
     }
     if options.controlled:
-        with counting(console, "images cut and compressed alike", len(images)) as advance:
-            alike = passes.embed("controlled", embedded.images, controlled, advance=advance)
-        place = {id(image): index for index, image in enumerate(embedded.images)}
-        of_alike = photographs[[place[id(image)] for image in alike.images]]
-        results["controlled"] = rows(alike, heads.scores(alike.embeddings, options.calibration), options, of_alike)
+        measured, whose = _alike(passes, embedded, photographs, console)
+        shown = heads.scores(measured.embeddings, options.calibration)
+        results["controlled"] = rows(measured, shown, options, whose)
+    made_by = np.array([image.generator for image in measured.images], dtype=np.str_)
+    results["temporal"] = table(measured.labels, shown, made_by, whose, options.releases or read_releases())
     if options.robustness:
-        results["robustness"] = sweep(passes, heads, embedded.images, options, console=console)
+        calibration, most = options.calibration, options.sweep_images
+        results["robustness"] = sweep(
+            passes, heads, embedded.images, photographs, most=most, calibration=calibration, console=console
+        )
     (out / RESULTS).write_text(json.dumps(finite(results), indent=2) + "\n")
     _write_scores(out / SCORES_FILE, embedded.images, looks, photographs, scores)
-    generators = np.array([image.generator for image in embedded.images], dtype=np.str_)
-    np.savez_compressed(
-        out / EMBEDDINGS, embeddings=embedded.embeddings, labels=embedded.labels, generators=generators, scores=scores
-    )
+    _write_embeddings(out / EMBEDDINGS, embedded, scores)
     passes.finish()
     return results
+
+
+def _alike(
+    passes: Passes, embedded: Embedded, photographs: np.ndarray, console: Console | None
+) -> tuple[Embedded, np.ndarray]:
+    """The images cut and compressed alike, and their photographs."""
+    with counting(console, "images cut and compressed alike", len(embedded.images)) as advance:
+        alike = passes.embed("controlled", embedded.images, controlled, advance=advance)
+    place = {id(image): index for index, image in enumerate(embedded.images)}
+    return alike, photographs[[place[id(image)] for image in alike.images]]
 
 
 def _counted(embedded: Embedded, left_out: Sequence[Problem]) -> dict[str, Any]:
@@ -154,6 +171,16 @@ def names_of_photographs(images: Sequence[Labelled], looks: Sequence[Look | str]
     return np.array(merge_copies(names, prints), dtype=object).astype(str)
 
 
+def among(photographs: np.ndarray, looks: Sequence[Look | str], hashes: Collection[str]) -> int:
+    """How many images are of a photograph that has one of the `hashes`, itself or as a copy in the same data."""
+    known = {
+        photograph
+        for photograph, look in zip(photographs.tolist(), looks, strict=True)
+        if isinstance(look, Look) and not {look.photograph[:HASH_DIGITS], look.sha256[:HASH_DIGITS]}.isdisjoint(hashes)
+    }
+    return sum(name in known or name[:HASH_DIGITS] in hashes for name in photographs.tolist())
+
+
 def shortcuts(looks: Sequence[Look | str], labels: np.ndarray, photographs: np.ndarray) -> dict[str, float | None]:
     """See train/shortcuts.py."""
     kept = [index for index, look in enumerate(looks) if isinstance(look, Look)]
@@ -164,7 +191,8 @@ def shortcuts(looks: Sequence[Look | str], labels: np.ndarray, photographs: np.n
 def rows(
     embedded: Embedded, scores: np.ndarray, options: Options | None = None, photographs: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """Metrics with intervals: all images, each family, each generator, always against all reals of the same group.
+    """Metrics with intervals: all images, each family, each generator, always against all reals of the same group. All
+    images and families have the AUC's interval by source beside it.
 
     `family` is the row's own for a family, the generator's for a generator, and None for all images.
     """
@@ -174,6 +202,8 @@ def rows(
     families = np.array([family(name, options.trained_on) for name in generators], dtype=object)
     in_group = np.array([image.group for image in embedded.images], dtype=object)
     labels = embedded.labels
+    whose = np.arange(len(labels)) if photographs is None else photographs
+    sources = np.array([f"{label} {name}" for label, name in zip(labels, generators, strict=True)], dtype=np.str_)
     for group in sorted(set(in_group)):
         inside = in_group == group
         selections = [("all", "all", inside)]
@@ -187,14 +217,21 @@ def rows(
             fakes = int((labels[chosen] == FAKE).sum())
             if not fakes:
                 continue
-            clusters = None if photographs is None else photographs[chosen]
-            metrics = {
-                head: with_intervals(labels[chosen], scores[chosen, index], clusters, resamples=options.resamples)
-                for index, head in enumerate(HEADS)
-            }
+            metrics = _by_head(labels[chosen], scores[chosen], whose[chosen], options.resamples)
+            if kind != "generator":
+                for index, head in enumerate(HEADS):
+                    ends = auc_interval(labels[chosen], scores[chosen, index], sources[chosen], by_source=True)
+                    metrics[head]["auc"] |= {"source_low": ends[0], "source_high": ends[1]}
             of = {"all": None, "family": name, "generator": family(name, options.trained_on)}[kind]
             made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
     return made
+
+
+def _by_head(labels: np.ndarray, scores: np.ndarray, photographs: np.ndarray, resamples: int) -> dict[str, Any]:
+    return {
+        head: with_intervals(labels, scores[:, index], photographs, resamples=resamples)
+        for index, head in enumerate(HEADS)
+    }
 
 
 def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
@@ -209,27 +246,6 @@ def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
     return found
 
 
-def sweep(
-    passes: Passes, heads: Heads, images: list[Labelled], options: Options, *, console: Console | None = None
-) -> dict[str, Any]:
-    """Per kind and strength of degradation the metrics of each head, on the same images every time."""
-    chosen = limit_per_class(images, options.sweep_images)
-    result: dict[str, Any] = {}
-    for kind, strengths in {"none": {"": None}, **SWEEPS}.items():
-        for strength, degrade in strengths.items():
-            with counting(console, f"{kind} {strength}", len(chosen)) as advance:
-                embedded = passes.embed(f"{kind} {strength}", chosen, degrade, advance=advance)
-            for line in embedded.failed:
-                _say(console, f"{kind} {strength}: left out: {line}")
-            scores = heads.scores(embedded.embeddings, options.calibration)
-            by_head = {
-                head: summarise(Ranked.of(embedded.labels, scores[:, index])) for index, head in enumerate(HEADS)
-            }
-            result.setdefault(kind, {})[strength] = by_head
-            _say(console, f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']:.3f}")
-    return result
-
-
 def _say(console: Console | None, line: str) -> None:
     if console is not None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -242,6 +258,8 @@ def leaks(results: dict[str, Any]) -> list[str]:
         for name, value in results.get("shortcuts", {}).items()
         if value is not None and value >= LOUD
     ]
+    if results.get("not_checked"):
+        told.append(f"not checked against the images of the fit that have no hash: {results['not_checked']}")
     if results.get("fitted_on"):
         told.append(f"{results['fitted_on']} of the images are among those that the weights were fitted on")
     return told
@@ -270,6 +288,20 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_embeddings(path: Path, embedded: Embedded, scores: np.ndarray) -> None:
+    generators, groups = (
+        np.array([getattr(image, name) for image in embedded.images], dtype=np.str_) for name in ("generator", "group")
+    )
+    np.savez_compressed(
+        path,
+        embeddings=embedded.embeddings,
+        labels=embedded.labels,
+        generators=generators,
+        groups=groups,
+        scores=scores,
+    )
 
 
 def _write_scores(

@@ -163,23 +163,29 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
 
 
 def robustness(sweeps: Mapping[str, Any]) -> Figure:
+    """AUC with interval by kind and strength of what happened to the images, as train.robustness.sweep gives it."""
     kinds = [kind for kind in sweeps if kind != "none"]
+    height = 3 if len(kinds) > 6 else 2
     figure, panels = plt.subplots(
-        2, -(-len(kinds) // 2), figsize=(10, 6), layout="constrained", sharey=True, squeeze=False
+        height, -(-len(kinds) // height), figsize=(10, 3 * height), layout="constrained", sharey=True, squeeze=False
     )
+    for axes in list(panels.flat)[len(kinds) :]:
+        axes.axis("off")
     for kind, axes in zip(kinds, panels.flat, strict=False):
         for index, head in enumerate(HEADS):
-            plain = sweeps["none"][""][head]["auc"]
-            axes.plot(
-                list(sweeps[kind]),
-                [entry[head]["auc"] for entry in sweeps[kind].values()],
-                "o-",
-                color=PALETTE[index],
-                label=head,
-                markersize=4,
+            plain = sweeps["none"][""][head]["auc"]["value"]
+            found = [by_head[head]["auc"] for by_head in sweeps[kind].values()]
+            value, low, high = (
+                np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high")
             )
+            at = np.arange(len(found)) + 0.08 * (index - 1)
+            axes.vlines(at, low, high, color=PALETTE[index], linewidth=2, alpha=0.45)
+            axes.plot(at, value, f"{MARKERS[index]}-", color=PALETTE[index], label=head, markersize=4)
             if plain is not None:
                 axes.axhline(plain, color=PALETTE[index], linestyle=":", linewidth=0.8)
+        names = list(sweeps[kind])
+        slanted = {"rotation": 25, "ha": "right"} if max(map(len, names)) > 5 else {}
+        axes.set_xticks(np.arange(len(names)), names, fontsize=8, **slanted)
         axes.set(title=kind, ylim=(0, 1.02))
         axes.grid(alpha=0.25)
     figure.supylabel("AUC (dotted: as received)", fontsize=10)

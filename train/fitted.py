@@ -1,14 +1,17 @@
 """Which images an encoder and its heads were fitted on, by hash: nobody may measure or calibrate on these.
 
 `fit` notes them in `RUN/fitted_on.json` (with what chose the best epoch), `heads` adds its own and keeps all of them on
-the card of the weights. Records of shards have no hash of their own and are counted only.
+the card of the weights. Images of shards are hashed where there are at most HASHED (D3's validation and test splits are
+far below); of larger sets they are counted, and every measurement says that they were not checked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from train.data.records import Labelled, photograph
 from triton_models.files import replacing
 
 FITTED_ON = "fitted_on.json"
+HASHED = 100_000  # images of shards: a card of more would be larger than the weights, and hashing reads every byte
+THREADS = 8
 HASH_DIGITS = 16  # of a photograph's SHA-256, as `data equalise` names its cuts
 _HASH = re.compile(r"[0-9a-f]{16,64}")
 
@@ -24,12 +29,25 @@ def fitted_on(images: Sequence[Labelled]) -> dict[str, Any]:
     """`photographs`: their hashes, each once; `generators`: names of what the fakes come from; `unlisted`: images
     without a hash.
     """
-    hashes = {found for image in images if (found := photograph_hash(image)) is not None}
+    named = [photograph_hash(image) for image in images]
+    unnamed = [image for image, name in zip(images, named, strict=True) if name is None]
+    if len(unnamed) <= HASHED:
+        with ThreadPoolExecutor(THREADS) as pool:
+            named += pool.map(_hash_of_bytes, unnamed)
+        unnamed = []
     return {
-        "photographs": sorted(hashes),
+        "photographs": sorted({name for name in named if name is not None}),
         "generators": sorted({image.generator for image in images if image.label == 1}),
-        "unlisted": sum(photograph_hash(image) is None for image in images),
+        "unlisted": len(unnamed),
     }
+
+
+def _hash_of_bytes(image: Labelled) -> str | None:
+    """None where they cannot be read: then nothing was fitted on them either."""
+    try:
+        return hashlib.sha256(image.key.read()).hexdigest()[:HASH_DIGITS]
+    except OSError:
+        return None
 
 
 def photograph_hash(image: Labelled) -> str | None:
@@ -71,6 +89,18 @@ def generators_on(card: Mapping[str, Any]) -> set[str] | None:
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         return None
     return {name for part in parts.values() for name in part.get("generators", ())}
+
+
+def unlisted_on(card: Mapping[str, Any]) -> int | str:
+    """How many images were fitted on without a hash, or what the card says instead of a number."""
+    parts = card.get("fitted_on")
+    found = (
+        [part.get("unlisted") or 0 for part in parts.values() if isinstance(part, dict)]
+        if isinstance(parts, dict)
+        else []
+    )
+    told = [str(entry) for entry in found if not isinstance(entry, int)]
+    return ", ".join(told) if told else sum(entry for entry in found if isinstance(entry, int))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 AUC: DeLong et al. (Biometrics 1988) with the clusters of Obuchowski (Biometrics 1997), on the logit scale. Balanced
 accuracy: Wilson's interval of either class at its effective number of images, put together as Zou and Donner
 (Statistics in Medicine 2008). Where too few photographs stand behind a number there is no interval, and where even the
-number means nothing there is none: `tests/train/test_intervals.py` has the coverage of each by simulation.
+number means nothing there is none. `train.main coverage` has the coverage of each by simulation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from scipy.stats import norm, t
 
 LEVEL = 0.95
 MIN_PHOTOGRAPHS = 30  # of each class, for an interval
+MIN_SOURCES = 10  # of each class, as if all were equally large, for an interval by source
+MIN_MISPLACED = 1.0  # photographs of the smaller class beyond the others, in sum, for an interval of an AUC
+MIN_MISPLACED_PAIRED = 2.0  # and of a difference of two AUCs
+MIN_DISAGREEMENTS = 10  # photographs that two models call differently, for a difference of their accuracies
 MIN_ERRORS = 30  # photographs that a false-positive rate must allow for the interval of the recall there
 Interval = tuple[float, float]
 NONE: Interval = (math.nan, math.nan)
@@ -31,32 +35,71 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return parts
 
 
-def auc_interval(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray) -> Interval:
-    """Of the AUC; NaN with too few photographs, or where the classes are fully apart."""
-    if _fewest(labels, clusters) < MIN_PHOTOGRAPHS:
+def auc_interval(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, *, by_source: bool = False) -> Interval:
+    """Of the AUC; NaN with too few photographs, or where the classes are nearly apart.
+
+    With `by_source` of the AUC on images of other collections and generators than these: `clusters` [N] says where each
+    is from, a source is one draw however many images it has (of unequal size each counts by Kish's effective number).
+    """
+    draws, least = _draws(labels, clusters, by_source=by_source)
+    if draws < least:
         return NONE
     parts = placements(labels, scores)
     auc = float(parts[labels == 1].mean())
     deviation = math.sqrt(sum(_variance(parts[labels == label], clusters[labels == label]) for label in (0, 1)))
-    if not 0 < auc < 1 or deviation == 0:
+    if _misplaced(auc, draws) < MIN_MISPLACED or deviation == 0:
         return NONE
-    logit, step = math.log(auc / (1 - auc)), _quantile(labels, clusters) * deviation / (auc * (1 - auc))
+    logit, step = math.log(auc / (1 - auc)), _quantile(draws) * deviation / (auc * (1 - auc))
     return _expit(logit - step), _expit(logit + step)
 
 
 def auc_difference(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray, *, by_source: bool = False
 ) -> tuple[float, Interval, float]:
-    """(AUC of `second` minus that of `first`, its interval, p-value of no difference) on the same images, paired."""
-    parts = placements(labels, second) - placements(labels, first)
+    """(AUC of `second` minus that of `first`, its interval, p-value of no difference) on the same images, paired.
+
+    `clusters` [N] are photographs, or with `by_source` where the images come from. Interval and p are NaN with too few
+    of them, or where a model errs on too few to compare.
+    """
+    both = placements(labels, first), placements(labels, second)
+    parts = both[1] - both[0]
     difference = float(parts[labels == 1].mean())
-    if _fewest(labels, clusters) < MIN_PHOTOGRAPHS:
+    draws, least = _draws(labels, clusters, by_source=by_source)
+    misplaced = min(_misplaced(float(one[labels == 1].mean()), draws) for one in both)
+    if draws < least or misplaced < MIN_MISPLACED_PAIRED:
         return difference, NONE, math.nan
     deviation = math.sqrt(sum(_variance(parts[labels == label], clusters[labels == label]) for label in (0, 1)))
-    if deviation == 0:
+    return difference, *_student(difference, deviation, draws)
+
+
+def balanced_accuracy_difference(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray
+) -> tuple[float, Interval, float]:
+    """As `auc_difference`, of the balanced accuracy of `second` minus that of `first`, both bool [N]: called fake. No
+    interval where they disagree on fewer than MIN_DISAGREEMENTS photographs.
+    """
+    gained = (second == labels).astype(float) - (first == labels)
+    difference = float(np.mean([gained[labels == label].mean() for label in (0, 1)]))
+    disagreements = len(np.unique(clusters[gained != 0]))
+    fewest = _fewest(labels, clusters)
+    if fewest < MIN_PHOTOGRAPHS or disagreements < MIN_DISAGREEMENTS:
         return difference, NONE, math.nan
-    step = _quantile(labels, clusters) * deviation
-    return difference, (difference - step, difference + step), float(2 * norm.sf(abs(difference) / deviation))
+    deviation = math.sqrt(sum(_variance(gained[labels == label], clusters[labels == label]) for label in (0, 1))) / 2
+    return difference, *_student(difference, deviation, fewest)
+
+
+def _student(difference: float, deviation: float, draws: float) -> tuple[Interval, float]:
+    if deviation == 0:
+        return NONE, math.nan
+    step = _quantile(draws) * deviation
+    return (difference - step, difference + step), float(2 * t.sf(abs(difference) / deviation, draws - 1))
+
+
+def _draws(labels: np.ndarray, clusters: np.ndarray, *, by_source: bool) -> tuple[float, float]:
+    """(independent draws of the class with fewer, how many an interval needs)."""
+    if not by_source:
+        return _fewest(labels, clusters), MIN_PHOTOGRAPHS
+    return min(_effective(clusters[labels == label]) for label in (0, 1)), MIN_SOURCES
 
 
 def balanced_accuracy_interval(labels: np.ndarray, flagged: np.ndarray, clusters: np.ndarray) -> Interval:
@@ -103,9 +146,20 @@ def _fewest(labels: np.ndarray, clusters: np.ndarray) -> int:
     return min(len(np.unique(clusters[labels == label])) for label in (0, 1))
 
 
-def _quantile(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Student's, with the smaller class's photographs: the deviation itself is estimated."""
-    return float(t.ppf((1 + LEVEL) / 2, _fewest(labels, clusters) - 1))
+def _misplaced(auc: float, draws: float) -> float:
+    """So many of the smaller class's `draws` lie wholly on the other side, put together."""
+    return draws * min(auc, 1 - auc)
+
+
+def _effective(clusters: np.ndarray) -> float:
+    """Kish's effective number of clusters: as many equally large ones would say as much."""
+    sizes = np.unique(clusters, return_counts=True)[1]
+    return float(np.square(sizes.sum()) / np.square(sizes).sum())
+
+
+def _quantile(draws: float) -> float:
+    """Student's, with the smaller class's number of draws: the deviation itself is estimated."""
+    return float(t.ppf((1 + LEVEL) / 2, draws - 1))
 
 
 def _expit(value: float) -> float:

@@ -18,12 +18,14 @@ import typer
 from rich.table import Table
 
 from train.data.commands import data_app
+from train.study import study_app
 from train.terminal import GOES_ON, clear_errors, console, out_console, require_new, say
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.add_typer(data_app, name="data")
+app.add_typer(study_app)
 
 OVERVIEW = """\
 Reproduces CoDE and measures it.
@@ -34,6 +36,8 @@ Reproduces CoDE and measures it.
   fit                         train an encoder (recipes: {recipes})
   heads                       linear, 1-NN and one-class SVM on its embeddings
   evaluate, report            protocol, metrics with intervals, robustness; one HTML page
+  compare, coverage           paired tests of models on the same images; whether intervals hold
+  paper                       all tables and figures from any number of runs and evaluations
   calibrate                   thresholds for a bounded false-positive rate, as the worker's policy
   export, import-release      a folder that Triton serves; the published weights as arrays
   bench                       views per second, training steps per second
@@ -175,10 +179,13 @@ def evaluate(
     fit_on: Annotated[Path | None, typer.Option(help="Images on which the heads of --backbone are fitted.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
-    robustness: Annotated[bool, typer.Option(help="Also JPEG, WebP, size, blur, crop and sharing sweeps.")] = False,
+    robustness: Annotated[bool, typer.Option(help="Also sweeps, chains of distortions and re-sharing.")] = False,
     bias_control: Annotated[
         bool, typer.Option(help="Also measure all images cut and compressed alike: the headline.")
     ] = True,
+    release_dates: Annotated[
+        Path | None, typer.Option(help="CSV with pattern,released,era for generators of your own.")
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")] = False,
 ) -> None:
@@ -188,10 +195,18 @@ def evaluate(
     """
     from train.evaluate import RESULTS, Options, headline, leaks
     from train.measure import Subject, measure
+    from train.temporal import read_releases
 
     with clear_errors(when_stopped=GOES_ON):
         subject = Subject(weights, backbone, fit_on, pretrained)
-        options = Options(calibration.value if calibration else None, resamples, robustness, controlled=bias_control)
+        releases = tuple(read_releases(release_dates))
+        options = Options(
+            calibration.value if calibration else None,
+            resamples,
+            robustness,
+            controlled=bias_control,
+            releases=releases,
+        )
         results = measure(subject, data, out, options, say=say, console=console)
     if as_json:
         sys.stdout.write((out / RESULTS).read_text())

@@ -14,9 +14,10 @@ from train.data.open import both_classes, open_source
 from train.embed import Passes
 from train.evaluate import Options, evaluate
 from train.fit_heads import fit_heads
-from train.fitted import fitted_on, generators_on, hashes_on, read_card
+from train.fitted import fitted_on, generators_on, hashes_on, read_card, unlisted_on
 from train.heads import Heads
 from train.model import Backbone, code_backbone, timm_backbone
+from train.paper import about_run
 from train.recipe import HeadFit
 from triton_models import weights
 
@@ -58,9 +59,12 @@ def measure(
         body, heads = code_backbone(subject.weights), Heads.load(subject.weights)
         about = {"weights": str(subject.weights), "model version": weights.load(subject.weights).version}
         card = read_card(subject.weights)
+        about |= about_run(str(card.get("encoder", "")))
         known = generators_on(card)
         trained_on = None if known is None else frozenset(known)
-        options = replace(options, fitted_hashes=frozenset(hashes_on(card)), trained_on=trained_on)
+        options = replace(
+            options, fitted_hashes=frozenset(hashes_on(card)), trained_on=trained_on, not_checked=unlisted_on(card)
+        )
     else:
         body, heads, about = _backbone(subject, say), None, {"heads fitted on": str(subject.fit_on)}
     source = open_source(data, console=console)
@@ -71,7 +75,7 @@ def measure(
         heads, _ = fit_heads(Passes(body, known_images, out), known_images, HeadFit(), say=say, console=console)
         facts = fitted_on(known_images)
         names, hashes = frozenset(facts["generators"]), frozenset(facts["photographs"])
-        options = replace(options, fitted_hashes=hashes, trained_on=names)
+        options = replace(options, fitted_hashes=hashes, trained_on=names, not_checked=facts["unlisted"])
     about["data"] = str(data)
     try:
         return evaluate(body, heads, images, out, options, left_out=source.left_out, about=about, console=console)

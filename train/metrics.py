@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from scipy.stats import norm
 
 from train import intervals
 
 ECE_BINS = 15
 RATES = {"tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
-MIN_BOOTSTRAP = 100  # photographs of each class
+MIN_BOOTSTRAP = 150  # photographs of each class
 MIN_RESAMPLES = 100
 METRICS = ("auc", "average_precision", "balanced_accuracy", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr", "ece")
 
@@ -144,6 +145,8 @@ def with_intervals(
         drawn = _bootstrapped(ranked, clusters, resamples, seed)
         for name in drawn:
             ends[name] = tuple(np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]).tolist())
+        if "average_precision" in drawn:
+            ends["average_precision"] = _by_logit(value["average_precision"], drawn["average_precision"], level)
         for name, rate in RATES.items():
             if rate * len(np.unique(clusters[ranked.labels == 0])) < 1:
                 value[name] = math.nan  # fewer photographs than one error at that rate: no number means anything
@@ -171,6 +174,18 @@ def _bootstrapped(ranked: Ranked, clusters: np.ndarray, resamples: int, seed: in
         for name in names:
             drawn[name].append(found[name])
     return drawn
+
+
+def _by_logit(value: float, drawn: list[float], level: float) -> tuple[float, float]:
+    """An interval around `value` as wide as the draws are on the logit scale; NaN at 0 and 1. (Percentiles of the draws
+    cover too little: a resample has ties that a sample has not, which shifts average precision.)
+    """
+    if not 0 < value < 1:
+        return math.nan, math.nan
+    inside = np.clip(drawn, 1e-9, 1 - 1e-9)
+    step = norm.ppf((1 + level) / 2) * float(np.std(np.log(inside / (1 - inside)), ddof=1))
+    middle = math.log(value / (1 - value))
+    return 1 / (1 + math.exp(step - middle)), 1 / (1 + math.exp(-step - middle))
 
 
 def _null_error(ranked: Ranked, seed: int, draws: int = 200) -> float:

@@ -25,6 +25,7 @@ from train.data.images import DataError
 from train.data.inspect import gather, summary
 from train.data.records import Labelled
 from train.evaluate import EMBEDDINGS, RESULTS, leaks
+from train.robustness import worst_first
 from train.run_folder import RECIPE, read_metrics
 from train.shortcuts import LOUD
 from triton_models.weights import HEADS
@@ -35,6 +36,7 @@ SECTIONS = {
     "generators": "By generator",
     "protocol": "The authors' protocol",
     "curves": "Curves",
+    "temporal": "By date of release",
     "robust": "Robustness",
     "embeddings": "Embeddings",
     "data": "Data shortcuts",
@@ -53,7 +55,7 @@ _CAPTIONS = {
     "reliability": (
         "Is a score of 0.8 right in 80 % of cases? Dotted: perfectly calibrated. Points stand for 15 equal bins."
     ),
-    "robustness": "AUC after what happens to images on their way. Dotted: the images as received.",
+    "robustness": "AUC and its interval after what happens to images on their way. Dotted: the images as received.",
     "training": "Loss terms (faint: each step; line: running mean) and the AUC of the linear probe.",
     "shortcuts": "Properties of the files by label: the two colours should look alike.",
 }
@@ -104,6 +106,7 @@ def write_report(
             results=results,
             leaks=leaks(results),
             loud=LOUD,
+            worst_first=worst_first(results.get("robustness", {})),
             facts=facts,
             heads=HEADS,
             metrics=_METRIC_NAMES,

@@ -16,12 +16,12 @@ import numpy as np
 from train.data.folder import scan_folder
 from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
-from train.degrade import SWEEPS
 from train.embed import Embedded
 from train.evaluate import EMBEDDINGS, RESULTS, Options, finite, protocol, rows
-from train.metrics import Ranked, summarise
 from train.recipe import load_recipe, recipe_to_toml
 from train.report import write_report
+from train.robustness import tier, tiers
+from train.temporal import read_releases, table
 from triton_models.weights import FAKE, HEADS, REAL
 
 GENERATORS = {
@@ -78,16 +78,18 @@ def write_sample(folder: Path) -> Path:
         "rows": rows(embedded, scores, Options(resamples=100, trained_on=TRAINED_ON)),
         "robustness": {},
     }
-    for kind, strengths in {"none": {"": None}, **SWEEPS}.items():
-        for place, strength in enumerate(strengths):
-            _, _, weaker = drawn(rng, 1 / (1 + 0.25 * place))
-            by_head = {
-                head: summarise(Ranked.of(embedded.labels, weaker[:, index])) for index, head in enumerate(HEADS)
-            }
-            results["robustness"].setdefault(kind, {})[strength] = by_head
+    own = np.arange(len(images))
+    for place, (kind, strength, _) in enumerate(tiers(images)):
+        _, _, weaker = drawn(rng, 1 / (1 + 0.1 * (place % 5)))
+        by_head = {
+            head: tier(embedded, weaker[:, index], own, (embedded, scores[:, index]))
+            for index, head in enumerate(HEADS)
+        }
+        results["robustness"].setdefault(kind, {})[strength] = by_head
+    generators = np.array([image.generator for image in images], dtype=np.str_)
+    results["temporal"] = table(embedded.labels, scores, generators, own, read_releases())
     (folder / "results").mkdir(parents=True)
     (folder / "results" / RESULTS).write_text(json.dumps(finite(results)))
-    generators = np.array([image.generator for image in images], dtype=np.str_)
     np.savez(
         folder / "results" / EMBEDDINGS,
         embeddings=embeddings,

@@ -25,6 +25,7 @@ from train.export import export
 from train.heads import Heads
 from train.model import Backbone, create_encoder, load_encoder, save_encoder, timm_backbone
 from train.report import write_report
+from train.robustness import CHAINS, RESHARED, worst_first
 from triton_models import weights
 from triton_models.weights import WeightsError
 
@@ -152,7 +153,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     images = scan_folder(folder)[0].images
     options = Options(resamples=5, robustness=True, sweep_images=8)
     monkeypatch.setattr(embed, "KEPT_AT_ONCE", 5)
-    monkeypatch.setattr("train.evaluate.SWEEPS", {"JPEG quality": SWEEPS["JPEG quality"]})
+    monkeypatch.setattr("train.robustness.SWEEPS", {"JPEG quality": SWEEPS["JPEG quality"]})
     whole = evaluate(BACKBONE, heads, images, tmp_path / "whole", options)
     true_embed, embedded = embed.embed_images, []
 
@@ -187,10 +188,16 @@ def test_robustness_sweeps_every_kind(folder: Path, heads: Heads, tmp_path: Path
     """Each kind and strength of degradation has metrics, and blur takes away what told the classes apart."""
     images = scan_folder(folder)[0].images
     results = evaluate(BACKBONE, heads, images, tmp_path, Options(resamples=5, robustness=True, sweep_images=8))
-    assert set(results["robustness"]) == {"none", *SWEEPS}
+    assert set(results["robustness"]) == {"none", *SWEEPS, CHAINS, RESHARED}
     assert all(set(results["robustness"][kind]) == set(strengths) for kind, strengths in SWEEPS.items())
-    assert results["robustness"]["none"][""]["knn"]["auc"] == 1.0
-    assert results["robustness"]["blur radius, px"]["2.0"]["linear"]["auc"] < 1.0
+    assert results["robustness"]["none"][""]["knn"]["auc"]["value"] == 1.0
+    blurred = results["robustness"]["blur radius, px"]["2.0"]["linear"]
+    assert (
+        blurred["auc"]["value"] < 1.0
+        and blurred["lost"]["value"] < 0
+        and set(blurred["generators"]) <= {"gen_0", "gen_1"}
+    )
+    assert worst_first(results["robustness"])[0]["auc"]["value"] <= blurred["auc"]["value"]
 
 
 @pytest.mark.parametrize("size", [(40, 30), (300, 200), (1200, 900)])
