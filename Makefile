@@ -33,10 +33,10 @@ setup-all: $(ALL) setup ## the same with training and the development tools
 demo: setup ## everything at once: stack, worker, sample images, verdict table
 	@$(PY) -m worker demo
 
-# Two processes on one set of servers. A test that fails is tried once more and listed as RERUN: on a busy machine a deadline may
-# pass, a real fault fails twice. What is listed there is to be mended.
+# Three processes on one set of servers: on two cores one of them mostly waits for a server. A test that fails is tried once more
+# and listed as RERUN: on a busy machine a deadline may pass, a real fault fails twice. What is listed there is to be mended.
 test: setup-all ## all tests; those on real servers start them and end them
-	@$(PY) -m pytest -n 2 --dist worksteal --reruns 1 $(PYTEST)
+	@$(PY) -m pytest -n 3 --dist worksteal --reruns 1 $(PYTEST)
 
 test-unit: setup-all ## the quick tests that need no servers
 	@$(PY) -m pytest -n 2 -m "not integration" $(PYTEST)
