@@ -8,9 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
+
+PATIENCE = timedelta(hours=2)  # that ranks wait for each other: the main one may index shards meanwhile
+
+
+class PeerFailed(RuntimeError):
+    """Another process found what is wrong, and says it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,32 @@ class Group:
         value = torch.tensor(float(flag), device=self.device)
         distributed.all_reduce(value, distributed.ReduceOp.MAX)
         return bool(value.item())
+
+    def gather(self, value: float) -> list[float]:
+        """Every rank's number, by rank, on all of them."""
+        if self.world == 1:
+            return [value]
+        mine = torch.tensor([value], dtype=torch.float64, device=self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        distributed.all_gather(parts, mine)
+        return [float(part.item()) for part in parts]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block runs on the main process, then on the others. Raises PeerFailed there where it failed on the main
+        one.
+        """
+        if self.is_main:
+            failed = True
+            try:
+                yield
+                failed = False
+            finally:
+                self.any(failed)
+            return
+        if self.any(flag=False):
+            raise PeerFailed("the main process failed")
+        yield
 
     def broadcast(self, value: float) -> float:
         """The main process's number, on every rank."""
@@ -59,7 +92,7 @@ def process_group(wanted_device: str) -> Iterator[Group]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Group(distributed.get_rank(), world, device)
     finally:

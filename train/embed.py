@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from train.data.images import decode_image
-from train.data.records import Labelled, held_out, photograph
+from train.data.records import Labelled, part_of, photograph
 from train.model import Backbone
 from train.transforms.crops import center_crop
 from triton_models.files import replacing
 
 BATCH = 64
 KEPT_AT_ONCE = 512  # images; what a stop loses at most
+PROBE_PARTS = 5
 UNFINISHED = ".unfinished-"
 Degrade = Callable[[Image.Image], Image.Image]
 
@@ -156,23 +158,31 @@ def _batches(images: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe's AUC on the second half of the images, and what it rests on: their `labels` and `scores`."""
+    """A linear probe's AUC, and what it rests on: for each image its label, its score by the probe that was fitted
+    without its photograph, and that photograph.
+    """
 
     auc: float
     labels: np.ndarray
     scores: np.ndarray
+    photographs: np.ndarray
 
 
 def linear_probe(embedded: Embedded) -> Probe:
-    """A logistic regression fitted on half of the images (chosen by photograph), scored on the others; NaN where a half
-    lacks a class.
+    """Logistic regressions, each fitted on all but a fifth of the photographs and scored on that fifth, as a rank among
+    its images (regressions have scales of their own); NaN where one would lack a class.
     """
-    second = np.array([held_out(f"probe {photograph(image)}", 0.5) for image in embedded.images], dtype=bool)
-    labels = embedded.labels
-    if len({*labels[~second]}) < 2 or len({*labels[second]}) < 2:
-        return Probe(float("nan"), labels[:0], np.zeros(0))
-    probe = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced").fit(
-        embedded.embeddings[~second], labels[~second]
-    )
-    scores = probe.decision_function(embedded.embeddings[second])
-    return Probe(float(roc_auc_score(labels[second], scores)), labels[second], scores)
+    labels, names = embedded.labels, [photograph(image) for image in embedded.images]
+    part = np.array([part_of(f"probe {name}", PROBE_PARTS) for name in names], dtype=np.int64)
+    scores = np.zeros(len(labels))
+    for number in range(PROBE_PARTS):
+        apart = part == number
+        if len({*labels[~apart]}) < 2:
+            return Probe(float("nan"), labels[:0], np.zeros(0), np.zeros(0))
+        if apart.any():
+            probe = LogisticRegression(C=0.316, max_iter=1500, class_weight="balanced").fit(
+                embedded.embeddings[~apart], labels[~apart]
+            )
+            ranks = rankdata(probe.decision_function(embedded.embeddings[apart]))
+            scores[apart] = ranks / (1 + apart.sum())
+    return Probe(float(roc_auc_score(labels, scores)), labels, scores, np.array(names))

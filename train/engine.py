@@ -10,6 +10,7 @@ stopped and resumed equals the uninterrupted one bit for bit on a CPU.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -29,10 +30,11 @@ from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, make_batches
 from train.data.open import open_source
 from train.data.records import Labelled, Source, limit_per_class
-from train.distributed import process_group
+from train.distributed import Group, PeerFailed, process_group
 from train.embed import Probe, embed_images, linear_probe
-from train.metrics import gain
+from train.intervals import auc_difference
 from train.model import save_encoder
+from train.preflight import Finding, check, report
 from train.progress import StepProgress
 from train.recipe import Recipe, RecipeError, recipe_to_toml
 from train.run_folder import CHECKPOINT, RunFolder, naming
@@ -77,22 +79,24 @@ class FitResult:
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | None = None) -> FitResult:
     """Train as `recipe` says into the folder `run`.
 
-    Raises RecipeError (the folder holds another run or none to resume, or there is no GPU), DataError (no usable data),
-    TrainingDiverged.
+    Raises RecipeError (the folder holds another run or none to resume, there is no GPU, or too little of what
+    train/preflight.py reckons with), DataError (no usable data), TrainingDiverged, PeerFailed.
     """
     console = console or Console(stderr=True)
-    if recipe.training.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(["training.device = 'cuda': PyTorch finds no NVIDIA GPU here; leave it at auto, or say cpu"])
-    with process_group(recipe.training.device) as group:
+    with _group(recipe) as group:
         folder = RunFolder(run, writes=group.is_main)
         if not resume:
             folder.begin(recipe)
         if group.is_main:
             console.print(f"# recipe of this run\n{recipe_to_toml(recipe)}", highlight=False, markup=False)
+        source, validation = _open_data(recipe, group, console)
+        findings = check(recipe, run, source, group)
+        if group.is_main:
+            report([finding for finding in findings if not finding.certain], console, all_of_them=False)
+        _require(findings, group)
         trainer = Trainer(recipe, group)
         progress = trainer.restore(folder.load_checkpoint(group.device)) if resume else Progress()
         folder.forget_after(progress.step)
-        source, validation = _open_data(recipe, console if group.is_main else None)
         if group.is_main:
             fitted.save(run, fitted.fitted_on([*source.labelled(), *validation]))
         steps = steps_per_epoch(recipe, len(source.order(0, recipe.training.seed)), group.world)
@@ -107,13 +111,45 @@ def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | N
             folder.close()
 
 
-def _open_data(recipe: Recipe, console: Console | None) -> tuple[Source, list[Labelled]]:
-    data = recipe.data
-    source = open_source(data.source, min_side_px=data.min_side_px, window=data.shuffle_window, console=console)
-    if data.validation:
-        held: Source = open_source(data.validation, min_side_px=data.min_side_px, console=console)
-    else:
-        source, held = source.split(data.validation_fraction)
+def preflight(recipe: Recipe, run: Path, *, console: Console | None = None) -> list[Finding]:
+    """What `fit` would find before it begins, printed line by line. Raises RecipeError, DataError, PeerFailed."""
+    console = console or Console(stderr=True)
+    with _group(recipe) as group:
+        source, _ = _open_data(recipe, group, console)
+        findings = check(recipe, run, source, group)
+        if group.is_main:
+            report([finding for finding in findings if not finding.certain], console, all_of_them=True)
+        _require(findings, group)
+    return findings
+
+
+@contextmanager
+def _group(recipe: Recipe) -> Iterator[Group]:
+    if recipe.training.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(["training.device = 'cuda': PyTorch finds no NVIDIA GPU here; leave it at auto, or say cpu"])
+    with process_group(recipe.training.device) as group:
+        yield group
+
+
+def _require(findings: list[Finding], group: Group) -> None:
+    """Raises RecipeError on the ranks where something is certain to fail (of one machine's only on the first, which
+    has the same), and PeerFailed on the others.
+    """
+    certain = [finding.line() for finding in findings if finding.certain]
+    if group.any(bool(certain)):
+        if certain and os.environ.get("LOCAL_RANK", "0") == "0":
+            raise RecipeError(certain)
+        raise PeerFailed("another process failed the preflight")
+
+
+def _open_data(recipe: Recipe, group: Group, console: Console) -> tuple[Source, list[Labelled]]:
+    data, told = recipe.data, console if group.is_main else None
+    with group.main_first():  # which writes the indexes of shards that have none
+        source = open_source(data.source, min_side_px=data.min_side_px, window=data.shuffle_window, console=told)
+        if data.validation:
+            held: Source = open_source(data.validation, min_side_px=data.min_side_px, console=told)
+        else:
+            source, held = source.split(data.validation_fraction)
     return source, limit_per_class(held.labelled(), recipe.validation.max_images_per_class)
 
 
@@ -299,10 +335,11 @@ class Loop:
         if progress.step == 0:
             progress.initial_auc, self._first_probe = auc, probe
             said = f"before training: linear probe AUC {auc:.4f}"
-        elif self._first_probe is not None and probe is not None:
-            low, high = gain(self._first_probe, probe)
-            line |= {"gain": auc - progress.initial_auc, "gain_low": low, "gain_high": high}
-            said += f", {auc - progress.initial_auc:+.4f} [{low:+.4f}, {high:+.4f}] on the initialisation"
+        elif self._first_probe is not None and probe is not None and len(probe.labels):
+            first = self._first_probe
+            by, (low, high), _ = auc_difference(probe.labels, first.scores, probe.scores, probe.photographs)
+            line |= {"gain": by, "gain_low": low, "gain_high": high}
+            said += f", {by:+.4f} [{low:+.4f}, {high:+.4f}] on the initialisation"
         line |= {"cosine": found.cosine, "rank": found.rank}
         self.folder.log("probe", progress.step, {name: value for name, value in line.items() if math.isfinite(value)})
         self.bar.note(said)

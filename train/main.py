@@ -99,13 +99,16 @@ def fit(
     restartable: Annotated[
         bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option(help="Only say whether the run would get through here, and what to do.")
+    ] = False,
 ) -> None:
     """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run
     runs/first`
 
     On several GPUs: `torchrun --nproc-per-node 4 -m -- train.main fit ...`
     """
-    from train.engine import TrainingDiverged
+    from train.engine import TrainingDiverged, preflight
     from train.engine import fit as train_encoder
     from train.recipe import RecipeError, load_recipe
     from train.run_folder import CHECKPOINT, RunFolder
@@ -114,6 +117,9 @@ def fit(
         if resume and overrides:
             raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
         chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
+        if check:
+            preflight(chosen, run, console=console)
+            return
         if restartable and (run / CHECKPOINT).exists():
             if RunFolder(run).recipe() != chosen:
                 raise RecipeError(

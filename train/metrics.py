@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from scipy.stats import norm
@@ -20,16 +19,6 @@ RATES = {"tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
 MIN_BOOTSTRAP = 150  # photographs of each class
 MIN_RESAMPLES = 100
 METRICS = ("auc", "average_precision", "balanced_accuracy", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr", "ece")
-
-
-class Scored(Protocol):
-    """Labels [N] and scores [N] of the same images."""
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def scores(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -198,26 +187,6 @@ def _null_error(ranked: Ranked, seed: int, draws: int = 200) -> float:
         for _ in range(draws)
     ]
     return float(np.quantile(exact, 0.95))
-
-
-def gain(before: Scored, after: Scored, *, resamples: int = 500, level: float = 0.95) -> tuple[float, float]:
-    """The interval of the AUC's gain on the same images in the same order: paired bootstrap within each class; NaN
-    where these are not the same images. The scores may be on any scale: only their order counts.
-    """
-    if not len(before.labels) or not np.array_equal(before.labels, after.labels):
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(before.labels == label) for label in (0, 1)]
-    ranked = [Ranked.of(before.labels, one.scores) for one in (before, after)]
-    gains = []
-    for _ in range(resamples):
-        weights = np.zeros(len(before.labels))
-        for indices in members:
-            weights[indices] = np.bincount(rng.integers(len(indices), size=len(indices)), minlength=len(indices))
-        first, second = (_auc(*_counts(one, weights)) for one in ranked)
-        gains.append(second - first)
-    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def accuracies(labels: np.ndarray, flagged: np.ndarray) -> dict[str, float]:

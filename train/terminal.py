@@ -26,6 +26,7 @@ def clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
     130.
     """
     from train.data.images import DataError
+    from train.distributed import PeerFailed
     from train.recipe import RecipeError
     from train.sklearn_pickle import UnsafePickleError
     from triton_models.weights import WeightsError
@@ -36,6 +37,8 @@ def clear_errors(*, when_stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt as error:
         console.print(when_stopped, style="yellow", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from error
+    except PeerFailed as error:
+        raise typer.Exit(2) from error
     except RecipeError as error:
         for problem in error.problems:
             console.print(f"recipe: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def probe_of(auc: float) -> Probe:
     """A probe with this AUC on no images."""
-    return Probe(auc, np.zeros(0), np.zeros(0))
+    return Probe(auc, *[np.zeros(0)] * 3)
 
 
 class StopAfter(threading.Event):

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
-from train.embed import Probe
-from train.metrics import METRICS, Ranked, accuracies, gain, summarise, with_intervals
+from train.metrics import METRICS, Ranked, accuracies, summarise, with_intervals
 
 LABELLED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20)), min_size=4, max_size=60).filter(
     lambda rows: len({label for label, _ in rows}) == 2
@@ -107,15 +106,3 @@ def test_accuracies_are_the_authors() -> None:
         "fake": 1.0,
         "all": 0.75,
     }
-
-
-def test_the_gain_of_a_probe_is_told_on_any_scale() -> None:
-    """Scores of a probe are distances from its plane, not probabilities: only their order counts, and the interval of
-    a gain from chance to nearly all right lies above zero.
-    """
-    rng, labels = np.random.default_rng(0), np.arange(200) % 2
-    before, after = rng.normal(size=200), rng.normal(size=200) + 3 * labels
-    low, high = gain(Probe(0.5, labels, before), Probe(0.98, labels, after), resamples=100)
-    assert 0.3 < low < roc_auc_score(labels, after) - roc_auc_score(labels, before) < high < 0.7
-    squashed = [Probe(0.5, labels, 1 / (1 + np.exp(-scores))) for scores in (before, after)]
-    assert gain(*squashed, resamples=100) == pytest.approx((low, high))

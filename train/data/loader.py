@@ -32,6 +32,7 @@ from train.transforms.views import Picture, Plan, make_views, plan_views
 
 Position = tuple[int, int]  # epoch, position in it
 MAX_REPLACEMENTS = 50
+PREFETCHED = 2  # batches that each data process has ready
 
 
 @dataclass
@@ -224,7 +225,7 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
         collate_fn=collate_drawn if draw_only else collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_begin_data_process if workers else None,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
     )
     made = _in_one_line(iter(loader))
     return _made_ahead(made, device) if draw_only else made

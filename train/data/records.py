@@ -103,8 +103,16 @@ def held_out(identity: str, fraction: float) -> bool:
     """Whether a record belongs to the held-out part: decided by its id alone, so that a growing data set never moves a
     record.
     """
-    digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2**64
+    return _number_of(identity) < fraction * 2**64
+
+
+def part_of(identity: str, parts: int) -> int:
+    """Which of `parts` about equal parts a record belongs to, by its id alone."""
+    return _number_of(identity) * parts >> 64
+
+
+def _number_of(identity: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
 def photograph(image: Labelled) -> str:

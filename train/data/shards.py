@@ -102,6 +102,11 @@ def _index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
+def unindexed(folder: Path) -> int:
+    """How many shards of `folder` have no index beside them."""
+    return sum(not _index_path(shard).exists() for shard in folder.glob("*.tar"))
+
+
 def _save_index(
     shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]
 ) -> None:
