@@ -10,7 +10,6 @@ stopped and resumed equals the uninterrupted one bit for bit on a CPU.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -21,22 +20,20 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from train import fitted
+from train.beginning import begun_world, group_for, open_data, require, same_steps
 from train.collapse import Spread, has_collapsed, plateau, spread
 from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, make_batches
-from train.data.open import open_source
-from train.data.records import Labelled, Source, limit_per_class
-from train.distributed import Group, PeerFailed, process_group
+from train.data.records import Labelled, Source
 from train.embed import Probe, embed_images, linear_probe
 from train.intervals import auc_difference
 from train.model import save_encoder
-from train.preflight import Finding, check, report
+from train.preflight import check
 from train.progress import StepProgress
-from train.recipe import Recipe, RecipeError, recipe_to_toml
+from train.recipe import Recipe, recipe_to_toml
 from train.run_folder import CHECKPOINT, RunFolder, naming
 from train.schedule import learning_rate
 from train.trainer import Progress, Trainer
@@ -76,26 +73,30 @@ class FitResult:
         return not self.best_auc <= self.initial_auc
 
 
-def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | None = None) -> FitResult:
-    """Train as `recipe` says into the folder `run`.
+def fit(
+    recipe: Recipe, run: Path, *, resume: bool = False, adapt: bool = False, console: Console | None = None
+) -> FitResult:
+    """Train as `recipe` says into the folder `run`. `adapt` admits another number of processes than the run was begun
+    with, by as many more or fewer accumulation steps.
 
     Raises RecipeError (the folder holds another run or none to resume, there is no GPU, or too little of what
     train/preflight.py reckons with), DataError (no usable data), TrainingDiverged, PeerFailed.
     """
     console = console or Console(stderr=True)
-    with _group(recipe) as group:
+    with group_for(recipe) as group:
         folder = RunFolder(run, writes=group.is_main)
         if not resume:
-            folder.begin(recipe)
+            with group.main_first():
+                folder.begin(recipe)
+        state = folder.load_checkpoint(group.device) if resume else None
+        begun_with = begun_world(state, group)
         if group.is_main:
             console.print(f"# recipe of this run\n{recipe_to_toml(recipe)}", highlight=False, markup=False)
-        source, validation = _open_data(recipe, group, console)
-        findings = check(recipe, run, source, group)
-        if group.is_main:
-            report([finding for finding in findings if not finding.certain], console, all_of_them=False)
-        _require(findings, group)
-        trainer = Trainer(recipe, group)
-        progress = trainer.restore(folder.load_checkpoint(group.device)) if resume else Progress()
+        recipe = same_steps(recipe, begun_with, group, adapt=adapt)
+        source, validation = open_data(recipe, group, console)
+        require(check(recipe, run, source, group), group, console, all_of_them=False)
+        trainer = Trainer(recipe, group, begun_with)
+        progress = Progress() if state is None else trainer.restore(state)
         folder.forget_after(progress.step)
         if group.is_main:
             fitted.save(run, fitted.fitted_on([*source.labelled(), *validation]))
@@ -109,48 +110,6 @@ def fit(recipe: Recipe, run: Path, *, resume: bool = False, console: Console | N
                 return Loop(trainer, folder, source, validation, progress, bar, stopping).run(steps)
         finally:
             folder.close()
-
-
-def preflight(recipe: Recipe, run: Path, *, console: Console | None = None) -> list[Finding]:
-    """What `fit` would find before it begins, printed line by line. Raises RecipeError, DataError, PeerFailed."""
-    console = console or Console(stderr=True)
-    with _group(recipe) as group:
-        source, _ = _open_data(recipe, group, console)
-        findings = check(recipe, run, source, group)
-        if group.is_main:
-            report([finding for finding in findings if not finding.certain], console, all_of_them=True)
-        _require(findings, group)
-    return findings
-
-
-@contextmanager
-def _group(recipe: Recipe) -> Iterator[Group]:
-    if recipe.training.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(["training.device = 'cuda': PyTorch finds no NVIDIA GPU here; leave it at auto, or say cpu"])
-    with process_group(recipe.training.device) as group:
-        yield group
-
-
-def _require(findings: list[Finding], group: Group) -> None:
-    """Raises RecipeError on the ranks where something is certain to fail (of one machine's only on the first, which
-    has the same), and PeerFailed on the others.
-    """
-    certain = [finding.line() for finding in findings if finding.certain]
-    if group.any(bool(certain)):
-        if certain and os.environ.get("LOCAL_RANK", "0") == "0":
-            raise RecipeError(certain)
-        raise PeerFailed("another process failed the preflight")
-
-
-def _open_data(recipe: Recipe, group: Group, console: Console) -> tuple[Source, list[Labelled]]:
-    data, told = recipe.data, console if group.is_main else None
-    with group.main_first():  # which writes the indexes of shards that have none
-        source = open_source(data.source, min_side_px=data.min_side_px, window=data.shuffle_window, console=told)
-        if data.validation:
-            held: Source = open_source(data.validation, min_side_px=data.min_side_px, console=told)
-        else:
-            source, held = source.split(data.validation_fraction)
-    return source, limit_per_class(held.labelled(), recipe.validation.max_images_per_class)
 
 
 def steps_per_epoch(recipe: Recipe, records: int, world: int) -> int:

@@ -99,6 +99,9 @@ def fit(
     restartable: Annotated[
         bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")
     ] = False,
+    adapt_ranks: Annotated[
+        bool, typer.Option(help="Continue with another number of processes: more or fewer accumulation steps each.")
+    ] = False,
     check: Annotated[
         bool, typer.Option(help="Only say whether the run would get through here, and what to do.")
     ] = False,
@@ -108,7 +111,8 @@ def fit(
 
     On several GPUs: `torchrun --nproc-per-node 4 -m -- train.main fit ...`
     """
-    from train.engine import TrainingDiverged, preflight
+    from train.beginning import preflight
+    from train.engine import TrainingDiverged
     from train.engine import fit as train_encoder
     from train.recipe import RecipeError, load_recipe
     from train.run_folder import CHECKPOINT, RunFolder
@@ -117,9 +121,6 @@ def fit(
         if resume and overrides:
             raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
         chosen = RunFolder(run).recipe() if resume else load_recipe(recipe, overrides or [])
-        if check:
-            preflight(chosen, run, console=console)
-            return
         if restartable and (run / CHECKPOINT).exists():
             if RunFolder(run).recipe() != chosen:
                 raise RecipeError(
@@ -131,8 +132,11 @@ def fit(
                     ]
                 )
             resume = True
+        if check:
+            preflight(chosen, run, resume=resume, adapt=adapt_ranks, console=console)
+            return
         try:
-            result = train_encoder(chosen, run, resume=resume, console=console)
+            result = train_encoder(chosen, run, resume=resume, adapt=adapt_ranks, console=console)
         except TrainingDiverged as error:
             say(str(error))
             raise typer.Exit(1) from error

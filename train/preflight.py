@@ -189,7 +189,7 @@ def _index(data: Path) -> Finding:
     if not missing:
         return Finding("index", "every shard has one, or there are none")
     change = f"run `python -m train.main data inspect {data}` once where the folder may be written"
-    return Finding("index", f"{missing} shards without", "every start reads all their headers", change)
+    return Finding("index", f"{len(missing)} shards without", "every start reads all their headers", change)
 
 
 def _descriptors(recipe: Recipe, here: Machine, tensors: int) -> Finding:

@@ -17,7 +17,7 @@ from train.data.loader import Batch
 from train.distributed import Group
 from train.losses import code_loss, draw_permutation
 from train.model import Backbone, create_encoder, load_encoder, normalise
-from train.recipe import Recipe, RecipeError
+from train.recipe import Recipe
 from train.schedule import parameter_groups
 from train.spectral import initialise_spectral
 from triton_models.weights import MEAN, STD
@@ -66,10 +66,10 @@ class Progress:
 
 
 class Trainer:
-    """Model, optimiser and scaler of one process."""
+    """Model, optimiser and scaler of one process. `begun_with`: processes that the run was begun with."""
 
-    def __init__(self, recipe: Recipe, group: Group) -> None:
-        self.recipe, self.group = recipe, group
+    def __init__(self, recipe: Recipe, group: Group, begun_with: int = 0) -> None:
+        self.recipe, self.group, self.begun_with = recipe, group, begun_with or group.world
         torch.manual_seed(recipe.training.seed)
         self.encoder = create_encoder(any_size={recipe.views.size_px, recipe.views.local_size_px} != {224})
         if recipe.training.initialisation == "spectral":
@@ -94,16 +94,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": vars(progress).copy(),
-            "world": self.group.world,
+            "world": self.begun_with,
         }
 
     def restore(self, state: Mapping[str, Any]) -> Progress:
-        """Go on from a checkpoint. Raises RecipeError for one of another number of processes: a step would be of
-        another batch, and records would come twice.
-        """
-        if (world := state.get("world", self.group.world)) != self.group.world:
-            problem = f"the run was begun with {world} processes, here are {self.group.world}: start as many, or begin "
-            raise RecipeError([problem + "another run with --set training.start_from=RUN/best"])
+        """Go on from a checkpoint."""
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -118,7 +113,8 @@ class Trainer:
         loss_recipe, accumulation = self.recipe.loss, self.recipe.training.accumulation_steps
         views = {name: images.to(self.group.device, non_blocking=True) for name, images in batch.views.items()}
         count = len(next(iter(views.values())))
-        generator = torch.Generator().manual_seed(_mix(self.recipe.training.seed, epoch, micro, self.group.rank))
+        share = micro * self.group.world + self.group.rank  # the same draws for the same records on any number of ranks
+        generator = torch.Generator().manual_seed(_mix(self.recipe.training.seed, epoch, share, 0))
         permutations = [draw_permutation(count, generator) for _ in ("real", "fake")]
         lazy = isinstance(self.model, DistributedDataParallel) and not last
         with self.model.no_sync() if lazy else nullcontext():  # type: ignore[operator]

@@ -16,17 +16,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.train.small_runs import QUIET, StopAfter, probe_of, small, weights
-from train import engine, trainer
+from train import engine
 from train.data.folder import scan_folder
 from train.data.loader import PairDataset, StepSampler, collate
 from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
-from train.distributed import Group
 from train.embed import Embedded, linear_probe
 from train.engine import fit
 from train.recipe import RecipeError, Views, load_recipe
 from train.run_folder import RunFolder, read_metrics
-from train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -158,14 +156,6 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"] and (
         tmp_path / "checkpoint.pt"
     ).read_bytes() == before
-
-
-def test_a_checkpoint_of_more_processes_is_not_gone_on_with(images: Path) -> None:
-    """Two processes' run resumed by one would halve the batch and read records twice: it is refused in a line."""
-    made = Trainer(small(images), Group(0, 1, torch.device("cpu")))
-    state = made.state(trainer.Progress()) | {"world": 2}
-    with pytest.raises(RecipeError, match="begun with 2 processes, here are 1"):
-        made.restore(state)
 
 
 def test_a_run_that_learnt_nothing_says_so(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.train.small_runs import QUIET, small, weights
-from train import engine
+from train import beginning, engine
 from train.distributed import Group
 from train.engine import fit
 from train.recipe import recipe_to_toml
@@ -42,7 +42,7 @@ def test_a_rank_that_lost_its_data_to_the_signal_stops_all(
     """Where a signal ends one rank's data process, that rank tells the others before it leaves, and they leave too."""
     group = TwoRanks(0, 1, torch.device("cpu"), told_at=99 if lost_here else 4)
     stopping = threading.Event()
-    monkeypatch.setattr(engine, "process_group", lambda _: nullcontext(group))
+    monkeypatch.setattr(beginning, "process_group", lambda _: nullcontext(group))
     monkeypatch.setattr(engine, "_stop_on_signal", lambda: nullcontext(stopping))
     true_batches = engine.make_batches
 

@@ -102,9 +102,9 @@ def _index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def unindexed(folder: Path) -> int:
-    """How many shards of `folder` have no index beside them."""
-    return sum(not _index_path(shard).exists() for shard in folder.glob("*.tar"))
+def unindexed(folder: Path) -> list[Path]:
+    """The shards of `folder` that have no index beside them."""
+    return [shard for shard in sorted(folder.glob("*.tar")) if not _index_path(shard).exists()]
 
 
 def _save_index(
