@@ -18,7 +18,7 @@ from rich.console import Console
 
 from train.data.open import open_source
 from train.data.records import Labelled, Source, limit_per_class
-from train.data.shards import unindexed
+from train.data.shards import Mixing, unindexed
 from train.distributed import Group, PeerFailed, process_group
 from train.preflight import Finding, check, report
 from train.recipe import Recipe, RecipeError
@@ -62,7 +62,8 @@ def open_data(recipe: Recipe, group: Group, console: Console) -> tuple[Source, l
         for name, folder in (("data.source", data.source), ("data.validation", data.validation)):
             if folder:
                 _require_indexes(name, Path(folder))
-        source = open_source(data.source, min_side_px=data.min_side_px, window=data.shuffle_window, console=told)
+        mixing = Mixing(data.shuffle_window, data.shards_at_once, data.resample)
+        source = open_source(data.source, min_side_px=data.min_side_px, mixing=mixing, console=told)
         if data.validation:
             held: Source = open_source(data.validation, min_side_px=data.min_side_px, console=told)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -48,6 +49,14 @@ class Group:
         parts = [torch.empty_like(mine) for _ in range(self.world)]
         distributed.all_gather(parts, mine)
         return [float(part.item()) for part in parts]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on all of them; it is pickled on the way."""
+        if self.world == 1:
+            return [value]
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, value)
+        return parts
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -84,6 +84,16 @@ def embed_images(
     return Embedded(kept, np.concatenate(rows) if rows else np.zeros((0, 1), np.float32), failed)
 
 
+def joined(parts: Sequence[Embedded]) -> Embedded:
+    """The embeddings of several parts, one behind the other; parts without any image add none."""
+    rows = [part.embeddings for part in parts if part.images]
+    return Embedded(
+        [image for part in parts for image in part.images],
+        np.concatenate(rows) if rows else parts[0].embeddings,
+        [line for part in parts for line in part.failed],
+    )
+
+
 class Passes:
     """Embeds images chunk by chunk and keeps each chunk below `out`, under a name made from the backbone and the
     images.
@@ -166,6 +176,10 @@ class Probe:
     labels: np.ndarray
     scores: np.ndarray
     photographs: np.ndarray
+
+    def is_paired_with(self, other: Probe) -> bool:
+        """Whether both are of the same images, and of some."""
+        return bool(len(self.labels)) and np.array_equal(self.photographs, other.photographs)
 
 
 def linear_probe(embedded: Embedded) -> Probe:

@@ -28,7 +28,7 @@ from train.collapse import Spread, has_collapsed, plateau, spread
 from train.data.images import DataError
 from train.data.loader import Batch, StepSampler, make_batches
 from train.data.records import Labelled, Source
-from train.embed import Probe, embed_images, linear_probe
+from train.embed import Probe, embed_images, joined, linear_probe
 from train.intervals import auc_difference
 from train.model import save_encoder
 from train.preflight import check
@@ -270,9 +270,12 @@ class Loop:
         if progress.epoch % recipe.every_epochs and progress.epoch < self.recipe.optimisation.epochs:
             return
         probe, found, finite = None, Spread(math.nan, math.nan), True
-        if group.is_main and self.validation:
+        if self.validation:
             self.trainer.model.eval()
-            embedded = embed_images(self.trainer.backbone(), self.validation)
+            share = embed_images(self.trainer.backbone(), self.validation[group.rank :: group.world])
+            shares = group.gather_objects(share)
+        if group.is_main and self.validation:
+            embedded = joined(shares)
             finite = bool(np.isfinite(embedded.embeddings).all())
             if finite:
                 probe, found = linear_probe(embedded), spread(embedded.embeddings)
@@ -294,8 +297,7 @@ class Loop:
         if progress.step == 0:
             progress.initial_auc, self._first_probe = auc, probe
             said = f"before training: linear probe AUC {auc:.4f}"
-        elif self._first_probe is not None and probe is not None and len(probe.labels):
-            first = self._first_probe
+        elif (first := self._first_probe) is not None and probe is not None and probe.is_paired_with(first):
             by, (low, high), _ = auc_difference(probe.labels, first.scores, probe.scores, probe.photographs)
             line |= {"gain": by, "gain_low": low, "gain_high": high}
             said += f", {by:+.4f} [{low:+.4f}, {high:+.4f}] on the initialisation"

@@ -40,7 +40,7 @@ Reproduces CoDE and measures it.
   paper                       all tables and figures from any number of runs and evaluations
   calibrate                   thresholds for a bounded false-positive rate, as the worker's policy
   export, import-release      a folder that Triton serves; the published weights as arrays
-  bench                       views per second, training steps per second
+  bench, simulate             views and training steps per second; a full run's input side, without its images
 
 Next: {next}
 Every command has --help with an example; docs/training.md goes from nothing to a served model.
@@ -167,6 +167,7 @@ def heads(
     Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`
     """
     from train.data.open import both_classes, open_source
+    from train.data.records import limit_per_class
     from train.embed import UNFINISHED
     from train.fit_heads import make_weights
     from train.model import load_encoder
@@ -176,7 +177,10 @@ def heads(
         chosen = load_recipe(recipe, overrides or [])
         require_new(out, but_for=(UNFINISHED,))
         load_encoder(encoder)  # a wrong path is told before the data are looked at
-        images = both_classes(open_source(data, min_side_px=chosen.data.min_side_px, console=console), data)
+        found = both_classes(open_source(data, min_side_px=chosen.data.min_side_px, console=console), data)
+        images = limit_per_class(found, chosen.heads.max_images_per_class)
+        if len(images) < len(found):
+            say(f"fitting on {len(images)} of {len(found)} images (heads.max_images_per_class)")
         out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=say, console=console)))
 
 
@@ -356,6 +360,29 @@ def bench(
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
         out_console.print_json(json.dumps(result))
+
+
+@app.command()
+def simulate(
+    records: Annotated[int, typer.Option(help="As many as D3 has, unless told otherwise.", min=1)] = 2_306_629,
+    ranks: Annotated[int, typer.Option(help="Training processes.", min=1)] = 4,
+    workers: Annotated[int, typer.Option(help="Data processes of each.", min=0)] = 8,
+    batches: Annotated[
+        int, typer.Option(help="Of each rank; the second half comes again, as by a restart.", min=2)
+    ] = 24,
+    batch_size: Annotated[int, typer.Option(help="Records.", min=2)] = 256,
+    shards_at_once: Annotated[int, typer.Option(help="As data.shards_at_once.", min=1)] = 16,
+    resample: Annotated[bool, typer.Option(help="As data.resample.")] = False,
+) -> None:
+    """The input side of a full run on noise: memory, descriptors, mixing, restart. Example: `simulate --ranks 4`"""
+    from train.simulate import Simulated
+    from train.simulate import simulate as run
+
+    with clear_errors():
+        asked = Simulated(
+            records, ranks, workers, batches, batch_size, shards_at_once=shards_at_once, resample=resample
+        )
+        out_console.print_json(json.dumps(run(asked)))
 
 
 if __name__ == "__main__":

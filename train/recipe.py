@@ -55,6 +55,8 @@ class Data:
     validation_fraction: Fraction = 0.1  # held out by record id where `validation` is empty
     min_side_px: Count = 32  # smaller images are left out, and counted
     shuffle_window: Count = 1000  # records; shards are read in windows of this size, as the released shuffle buffer
+    shards_at_once: Count = 16  # read side by side; 1 = one after the other: a batch is then of one shard or two
+    resample: bool = False  # draw shards with replacement, as the released code did
     workers: Annotated[int, Field(ge=0)] = 8  # data processes per training process
 
 
@@ -139,6 +141,7 @@ class HeadFit:
     svm_nu: Annotated[float, Field(gt=0, le=1)] = 0.1
     svm_degree: Count = 3
     bank_limit: Count = 48_000  # rows of the 1-NN bank
+    max_images_per_class: Count = 48_000  # to fit on, drawn at random; the released heads had 9,600 records
     transformed: bool = True  # fit on images under T, as the released heads were
     calibration_fraction: Fraction = 0.2  # of the embeddings, held out of the fit for the calibrated variant
 

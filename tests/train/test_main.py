@@ -22,6 +22,7 @@ COMMANDS = [
     "export",
     "import-release",
     "bench",
+    "simulate",
     "data inspect",
     "data d3",
     "data folder",

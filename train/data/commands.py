@@ -61,6 +61,9 @@ def data_d3(
     split: Annotated[str, typer.Option(help="Split on the hub.")] = "train",
     records: Annotated[int, typer.Option(help="Records per shard.", min=1)] = 5000,
     limit: Annotated[int | None, typer.Option(help="Stop after so many rows.", min=1)] = None,
+    part: Annotated[
+        str, typer.Option(help="I/N: the I-th of N parts, into OUT/part-I-of-N; for several machines at once.")
+    ] = "1/1",
     concurrency: Annotated[int, typer.Option(help="Downloads at a time.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="For one try of one download.")] = 20.0,
     give_up_after: Annotated[
@@ -79,9 +82,11 @@ def data_d3(
 
     with clear_errors(when_stopped=GOES_ON):
         limits = DownloadLimits(concurrency=concurrency, timeout_s=timeout_s, max_unanswered=give_up_after)
+        number, parts = _part(part)
         manifest = build_shards(
             source,
-            out,
+            out / f"part-{number:03d}-of-{parts:03d}" if parts > 1 else out,
+            part=(number, parts),
             split=split,
             records_per_shard=records,
             limit=limit,
@@ -95,6 +100,16 @@ def data_d3(
     if passing := sum(count for reason, count in manifest["failures"].items() if may_pass(reason)):
         say(f"{passing} links did not answer; the same command with --retry-failed tries them again")
     say(f"next: python -m train.main fit --recipe paper --set data.source={out}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """(i, n) of `i/n`. Raises DataError."""
+    from train.data.images import DataError
+
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) <= 999):
+        raise DataError(f"--part {text}: expected I/N with 1 <= I <= N <= 999, say 3/16")
+    return int(number), int(parts)
 
 
 @data_app.command("folder")
@@ -154,13 +169,14 @@ def data_equalise(
     from train.data.equalise import UNFINISHED, equalise_folder
     from train.data.images import DataError
     from train.data.open import open_source
+    from train.data.shards import shards_in
 
     with clear_errors(when_stopped=GOES_ON):
         if side_px[0] >= side_px[1]:
             raise DataError(
                 f"--side-px {side_px[0]} {side_px[1]}: the first has to be below the second, which is not included"
             )
-        if any(folder.glob("*.tar")):
+        if shards_in(folder):
             raise DataError(f"{folder} holds shards: equalise takes a folder of images (real/…, fake/GENERATOR/…)")
         if not (out / UNFINISHED).exists():
             require_new(out)

@@ -49,28 +49,32 @@ def build_shards(
     split: str = "train",
     records_per_shard: int = 5000,
     limit: int | None = None,
+    part: tuple[int, int] = (1, 1),
     limits: DownloadLimits | None = None,
     retry_failed: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write the shards that are not there yet; returns the manifest. `retry_failed` redoes those with failures that may
-    pass.
+    """Write the shards that are not there yet; returns the manifest. `part`: of the split, see D3Rows. `retry_failed`
+    redoes those with failures that may pass.
 
     Raises DataError for a wrong source, schema or another run's `out`, and when the network seems to be down.
     """
     limits = limits or DownloadLimits()
-    manifest = _manifest(out, {"source": source, "split": split, "records_per_shard": records_per_shard})
+    asked = {"source": source, "split": split, "records_per_shard": records_per_shard}
+    if part != (1, 1):
+        asked["part"] = f"{part[0]}/{part[1]}"
+    manifest = _manifest(out, asked)
     seen: set[str] = set()
     write = partial(_write_block, out, split, seen, limits, _Unanswered(limits.max_unanswered), console)
     for block, entry in enumerate(manifest["shards"]):
         if retry_failed and any(may_pass(failure["reason"]) for failure in _failures(out, entry["shard"])):
-            again = D3Rows(source, split, _position(manifest, block))
+            again = D3Rows(source, split, _position(manifest, block), part)
             _reopen(out, block, entry["shard"])
             manifest["shards"][block] = write(block, islice(again, entry["rows"]), entry["rows"])
             _finish_block(out, block, manifest)
         seen.update(_ids(out, entry["shard"]))
     taken = sum(entry["rows"] for entry in manifest["shards"])
-    stream = D3Rows(source, split, _position(manifest, len(manifest["shards"])))
+    stream = D3Rows(source, split, _position(manifest, len(manifest["shards"])), part)
     rows = islice(stream, None if limit is None else max(0, limit - taken))
     for block in range(len(manifest["shards"]), 10**9):
         chunk = islice(rows, records_per_shard)

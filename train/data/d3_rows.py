@@ -26,12 +26,18 @@ REQUIRED = (
 
 class D3Rows:
     """D3's rows, image columns as {"bytes", "path"}: streamed from the hub or local parquet, from where `position` says
-    (None = the first).
+    (None = the first). `part` (i of n, from 1): every n-th file of the split.
 
     Raises DataError for a source that cannot be read or has another schema, also while rows are read.
     """
 
-    def __init__(self, source: str, split: str = "train", position: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        split: str = "train",
+        position: Mapping[str, Any] | None = None,
+        part: tuple[int, int] = (1, 1),
+    ) -> None:
         import datasets  # noqa: PLC0415 - takes seconds, and folders need none of it
 
         self._source, self._errors = (
@@ -62,6 +68,10 @@ class D3Rows:
                 )
             for name in [f"image_gen{k}" for k in GENERATORS]:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
+            if part != (1, 1):
+                if part[1] > stream.num_shards:
+                    raise DataError(f"{source}: {stream.num_shards} files cannot be shared by {part[1]} parts")
+                stream = stream.shard(num_shards=part[1], index=part[0] - 1)
             if position is not None:
                 stream.load_state_dict(dict(position))
         self._stream = stream

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from train.data.images import BadImage, DataError, decode_image, decode_pixels
+from train.data.reading import OpenShards
 from train.data.records import EpochOrder, Key, Source
 from train.losses import Terms
 from train.recipe import Recipe, RecipeError, Views
@@ -101,6 +102,7 @@ class PairDataset(Dataset[Sample]):
         self._order: tuple[int, EpochOrder] | None = None
         self._cache: OrderedDict[Key, Picture] = OrderedDict()
         self._cached_bytes = 0
+        self._shards = OpenShards()
 
     def __getitem__(self, position: Position) -> Sample:
         epoch, index = position
@@ -129,7 +131,7 @@ class PairDataset(Dataset[Sample]):
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        data = key.read()
+        data = self._shards.read(key)
         image = decode_pixels(data) if self.views.fast else decode_image(data)
         if _size_bytes(image) <= self.cache_bytes:
             self._cache[key] = image
@@ -216,19 +218,29 @@ def make_batches(source: Source, recipe: Recipe, sampler: StepSampler, device: t
     """Batches in the sampler's order, decoded in `data.workers` processes (0 = in this one). Raises RecipeError; its
     batches, DataError.
     """
-    workers, draw_only = recipe.data.workers, made_on_device(recipe.views, device)
+    draw_only = made_on_device(recipe.views, device)
     cache_bytes = recipe.training.image_cache_mb * 2**20
-    loader: DataLoader[Any] = DataLoader(
-        PairDataset(source, recipe.views, recipe.loss.terms, recipe.training.seed, cache_bytes, draw_only=draw_only),
+    data = PairDataset(source, recipe.views, recipe.loss.terms, recipe.training.seed, cache_bytes, draw_only=draw_only)
+    made = _in_one_line(iter(_loader(data, recipe, sampler, pin=device.type == "cuda")))
+    return _made_ahead(made, device) if draw_only else made
+
+
+def drawn_batches(data: PairDataset, recipe: Recipe, sampler: StepSampler) -> Iterator[DrawnBatch]:
+    """What the data processes hand to a device that makes the views; `data` has to draw only. Raises DataError."""
+    return _in_one_line(iter(_loader(data, recipe, sampler, pin=False)))
+
+
+def _loader(data: PairDataset, recipe: Recipe, sampler: StepSampler, *, pin: bool) -> DataLoader[Any]:
+    workers = recipe.data.workers
+    return DataLoader(
+        data,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_drawn if draw_only else collate,
-        pin_memory=device.type == "cuda",
+        collate_fn=collate_drawn if data.draw_only else collate,
+        pin_memory=pin,
         worker_init_fn=_begin_data_process if workers else None,
         prefetch_factor=PREFETCHED if workers else None,
     )
-    made = _in_one_line(iter(loader))
-    return _made_ahead(made, device) if draw_only else made
 
 
 def _in_one_line(batches: Iterator[Any]) -> Iterator[Any]:

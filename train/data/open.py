@@ -9,14 +9,14 @@ from rich.console import Console
 from train.data.folder import FolderSource, scan_folder
 from train.data.images import DataError
 from train.data.records import Labelled, Source
-from train.data.shards import ShardSource, open_shards
+from train.data.shards import Mixing, ShardSource, open_shards, shards_in
 from triton_models.weights import FAKE, REAL
 
 SHOWN = 20
 
 
 def open_source(
-    path: str | Path, *, min_side_px: int = 1, window: int = 1000, console: Console | None = None
+    path: str | Path, *, min_side_px: int = 1, mixing: Mixing | None = None, console: Console | None = None
 ) -> Source:
     """The data set at `path`; what is left out is named on `console`. Raises DataError if it is neither folder nor
     shards.
@@ -27,8 +27,8 @@ def open_source(
     if not path.is_dir():
         raise DataError(f"{path} is no folder: data.source names a folder of images or of *.tar shards")
     source: ShardSource | FolderSource
-    if any(path.glob("*.tar")):
-        source = open_shards(path, window, min_side_px)
+    if shards_in(path):
+        source = open_shards(path, mixing, min_side_px)
         found = f"{len(source.ids)} records"
     else:
         source, _ = scan_folder(path, min_side_px, console=console)

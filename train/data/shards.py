@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from train.data.images import EXTENSIONS, BadImage, DataError, read_header
+from train.data.reading import reading_order
 from train.data.records import Key, Labelled, Pair, Problem, held_out, is_odd
 from triton_models.files import replacing
 from triton_models.weights import FAKE, REAL
@@ -73,7 +74,7 @@ def write_shard(folder: Path, number: int, records: Iterable[D3Record]) -> dict[
             offsets.append(row_offsets)
             sizes.append(row_sizes)
             sides_px.append(row_sides)
-    _save_index(
+    save_index(
         path, ids, offsets, sizes, sides_px
     )  # last: an index older than its shard is made anew, a newer one is believed
     with path.open("rb") as file:
@@ -102,14 +103,24 @@ def _index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
+def shards_in(folder: Path) -> list[Path]:
+    """The tars of `folder`, and of the parts that `data d3 --part` made in it."""
+    return [*sorted(folder.glob("*.tar")), *sorted(folder.glob("part-*/*.tar"))]
+
+
 def unindexed(folder: Path) -> list[Path]:
     """The shards of `folder` that have no index beside them."""
-    return [shard for shard in sorted(folder.glob("*.tar")) if not _index_path(shard).exists()]
+    return [shard for shard in shards_in(folder) if not _index_path(shard).exists()]
 
 
-def _save_index(
-    shard: Path, ids: list[str], offsets: list[list[int]], sizes: list[list[int]], sides_px: list[list[int]]
+def save_index(
+    shard: Path,
+    ids: list[str],
+    offsets: Sequence[Sequence[int]] | np.ndarray,
+    sizes: Sequence[Sequence[int]] | np.ndarray,
+    sides_px: Sequence[Sequence[int]] | np.ndarray,
 ) -> None:
+    """Write the index beside `shard`: ids [R], and by slot [R, 5] offsets, sizes in bytes and shorter sides."""
     shape = (-1, len(SLOTS))
     with replacing(_index_path(shard)) as partial, partial.open("wb") as file:
         np.savez_compressed(
@@ -151,9 +162,18 @@ def index_shard(shard: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     ids = list(rows)
     parts = [[row[part] for row in rows.values()] for part in range(3)]
     with suppress(OSError):  # data that may only be read are indexed by every run anew
-        _save_index(shard, ids, *parts)
+        save_index(shard, ids, *parts)
     tables = [np.array(part, dtype=np.int64).reshape(-1, len(SLOTS)) for part in parts]
     return np.array(ids, dtype=np.str_), tables[0], tables[1], tables[2]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How records of shards are mixed: see reading_order."""
+
+    window: int = 1000
+    shards_at_once: int = 16
+    resample: bool = False
 
 
 @dataclass
@@ -162,11 +182,11 @@ class ShardSource:
 
     shards: list[str]
     ids: np.ndarray  # [R] text
-    shard_of: np.ndarray  # [R] int
+    shard_of: np.ndarray  # [R] int, ascending
     offsets: np.ndarray  # [R, 5] bytes
     sizes: np.ndarray  # [R, 5] bytes, 0 = absent
     problems: dict[str, int]
-    window: int = 1000
+    mixing: Mixing = field(default_factory=Mixing)
     left_out: list[Problem] = field(default_factory=list)
 
     def key(self, record: int, slot: int) -> Key:
@@ -181,12 +201,12 @@ class ShardSource:
         ]
 
     def order(self, epoch: int, seed: int) -> ShardOrder:
-        """Shards in random order, records shuffled within windows, one random fake of each record's."""
+        """As train/data/reading.py reads shards, with one random fake of each record's."""
         rng = np.random.default_rng([seed, epoch])
-        rank = rng.permutation(len(self.shards))
-        records = np.argsort(rank[self.shard_of], kind="stable")
-        for start in range(0, len(records), self.window):
-            rng.shuffle(records[start : start + self.window])
+        counts = np.bincount(self.shard_of, minlength=len(self.shards))
+        records = reading_order(
+            counts, rng, window=self.mixing.window, at_once=self.mixing.shards_at_once, resample=self.mixing.resample
+        )
         present = self.sizes[:, 1:] > 0
         pick = (rng.random(len(self.ids)) * present.sum(axis=1)).astype(int)
         return ShardOrder(self, records, 1 + (np.cumsum(present, axis=1) > pick[:, None]).argmax(axis=1))
@@ -204,7 +224,7 @@ class ShardSource:
             self.offsets[kept],
             self.sizes[kept],
             problems,
-            self.window,
+            self.mixing,
             left_out,
         )
 
@@ -229,15 +249,15 @@ class ShardOrder:
         )
 
 
-def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) -> ShardSource:
-    """All shards (*.tar) of `folder`, but for images whose shorter side is below `min_side_px` or whose header cannot
-    be read.
+def open_shards(folder: str | Path, mixing: Mixing | None = None, min_side_px: int = 1) -> ShardSource:
+    """All shards of `folder` (*.tar, and those of its part-*), but for images whose shorter side is below `min_side_px`
+    or whose header cannot be read.
 
     Raises DataError if there is none or nothing in them can be paired.
     """
     odd: list[Path] = []
     paths: list[Path] = []
-    for path in sorted(Path(folder).glob("*.tar")):
+    for path in shards_in(Path(folder)):
         (odd if is_odd(path) else paths).append(path)
     if not paths:
         raise DataError(f"{folder} holds no *.tar shards")
@@ -247,7 +267,7 @@ def open_shards(folder: str | Path, window: int = 1000, min_side_px: int = 1) ->
     offsets, sizes, sides_px = (np.concatenate([index[part] for index in indexes]) for part in (1, 2, 3))
     unusable = (sizes > 0) & (sides_px < min_side_px)
     source = ShardSource(
-        [str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, window
+        [str(path) for path in paths], ids, shard_of, offsets, np.where(unusable, 0, sizes), {}, mixing or Mixing()
     )
     left_out = [Problem(str(path), "stray", "no regular file") for path in odd]
     left_out += [

@@ -99,10 +99,10 @@ class Handler(BaseHTTPRequestHandler):
 KINDS = ["ok", "moved", "gone", "busy", "html", "huge", "cut", "halfimage", "gone", "loop", "ok", "ok"]
 
 
-def write_rows(path: Path, urls: list[str]) -> None:
-    """Parquet in D3's schema: four PNG or GIF fakes a row, no image column for the real."""
+def write_rows(path: Path, urls: list[str], first: int = 0) -> None:
+    """Parquet in D3's schema: four PNG or GIF fakes a row, no image column for the real; ids count from `first`."""
     rows = []
-    for index, url in enumerate(urls):
+    for index, url in enumerate(urls, start=first):
         record = synthetic_record(index, size=32)
         row = {
             "id": f"{index:04d}",

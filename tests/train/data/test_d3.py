@@ -13,10 +13,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from tests.train.data.d3_server import KINDS, LIMITS, Server, write_rows
-from train.data import d3, download
+from train.data import commands, d3, download
 from train.data.d3 import build_shards
 from train.data.d3_rows import D3Rows
 from train.data.images import DataError
+from train.data.open import open_source
 from train.data.shards import open_shards
 from train.data.synthetic import synthetic_record
 
@@ -180,6 +181,32 @@ def test_a_damaged_manifest_is_one_line(content: str, rows: Path, tmp_path: Path
     with pytest.raises(DataError, match=r"manifest\.json is no whole manifest.*another folder"):
         build_shards(str(rows), tmp_path / "out", limits=LIMITS)
     assert (tmp_path / "out" / "manifest.json").read_text() == content
+
+
+def test_parts_make_the_whole(server: Server, tmp_path: Path) -> None:
+    """Each of two parts takes files of its own, goes on by itself where it was stopped, and the folder above both is
+    one set of all records; more parts than files are a clear error.
+    """
+    (tmp_path / "rows").mkdir()
+    for file in range(3):
+        urls = [f"{server.url}/ok/{index}" for index in range(4 * file, 4 * file + 4)]
+        write_rows(tmp_path / "rows" / f"{file}.parquet", urls, first=4 * file)
+    source, out = str(tmp_path / "rows"), tmp_path / "out"
+    build_shards(source, out / "part-001-of-002", part=(1, 2), records_per_shard=3, limit=3, limits=LIMITS)
+    counts = [
+        build_shards(source, out / f"part-{part:03d}-of-002", part=(part, 2), records_per_shard=3, limits=LIMITS)
+        for part in (1, 2)
+    ]
+    assert [manifest["rows"] for manifest in counts] == [8, 4]
+    ids = sorted(str(identity)[-4:] for identity in open_source(out).ids)
+    assert ids == [f"{index:04d}" for index in range(12)]
+    with pytest.raises(DataError, match="3 files cannot be shared by 4 parts"):
+        build_shards(source, out / "other", part=(1, 4), limits=LIMITS)
+    with pytest.raises(DataError, match="part '1/2', not '2/2'"):
+        build_shards(source, out / "part-001-of-002", part=(2, 2), records_per_shard=3, limits=LIMITS)
+    for text in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(DataError, match="expected I/N"):
+            commands._part(text)
 
 
 def test_a_limited_run_can_be_extended(rows: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import webdataset
 
 from train.data.images import DataError
 from train.data.open import open_source
-from train.data.shards import SLOTS, D3Record, open_shards, write_shard
+from train.data.shards import SLOTS, D3Record, Mixing, open_shards, write_shard
 from train.data.synthetic import synthetic_record
 
 
@@ -114,7 +114,7 @@ def test_small_images_are_left_out(indexed: bool, tmp_path: Path) -> None:
 
 def test_order_has_every_record_once_with_varying_fakes(shards: Path) -> None:
     """An epoch is a permutation of the records, each with one of its own fakes; epochs differ, repeats do not."""
-    source = open_shards(shards, window=4)
+    source = open_shards(shards, Mixing(window=4, shards_at_once=2))
     first, same, other = (source.order(epoch, 1) for epoch in (0, 0, 1))
     pairs = [first[index] for index in range(len(first))]
     assert sorted(pair.id for pair in pairs) == sorted(str(identity) for identity in source.ids)
@@ -125,8 +125,8 @@ def test_order_has_every_record_once_with_varying_fakes(shards: Path) -> None:
 
 
 def test_window_keeps_reading_local(shards: Path) -> None:
-    """With a window no larger than a shard, records of one shard come together."""
-    source = open_shards(shards, window=5)
+    """One shard at a time and a window no larger than it: the records of one shard come together."""
+    source = open_shards(shards, Mixing(window=5, shards_at_once=1))
     sequence = source.shard_of[source.order(0, 3).records]
     assert np.count_nonzero(np.diff(sequence)) == 2
 
@@ -148,7 +148,7 @@ def test_shards_that_cannot_be_indexed_on_disk_are_read(shards: Path, monkeypatc
     def refused(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("train.data.shards._save_index", refused)
+    monkeypatch.setattr("train.data.shards.save_index", refused)
     again = open_shards(shards)
     assert not list(shards.glob("*.index.npz"))
     assert np.array_equal(kept.offsets, again.offsets) and kept.ids.tolist() == again.ids.tolist()

@@ -1,0 +1,17 @@
+"""The simulated input side of a full run, at a size for tests: what it says is what is."""
+
+import pytest
+
+from train.simulate import Simulated, simulate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_small_simulation_of_a_full_run() -> None:
+    """Two ranks read other records, a restart from the middle the same ones, mixed of as many shards as asked."""
+    found = simulate(Simulated(3000, ranks=2, workers=1, batches=4, batch_size=32, records_per_shard=100))
+    assert (found["records"], found["shards"]) == (3000, 30)
+    assert found["restart_is_exact"] and found["ranks_read_others"]
+    assert 10 < found["sources_a_batch"] <= 30
+    assert 0 < found["descriptors"] < 1024
+    assert found["memory_mib"] > 0
