@@ -99,12 +99,8 @@ def fit(
     restartable: Annotated[
         bool, typer.Option(help="Continue the run in --run where it stands, else begin it: for jobs that start again.")
     ] = False,
-    adapt_ranks: Annotated[
-        bool, typer.Option(help="Continue with another number of processes: more or fewer accumulation steps each.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option(help="Only say whether the run would get through here, and what to do.")
-    ] = False,
+    adapt_ranks: Annotated[bool, typer.Option(help="Continue with another number of processes.")] = False,
+    check: Annotated[bool, typer.Option(help="Only say whether the run would get through here.")] = False,
 ) -> None:
     """Train an encoder; SIGTERM and Ctrl-C save and end. Example: `fit --recipe smoke --set data.source=images/ --run
     runs/first`
