@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.properties import given
+from tests.waits import Waits
 from worker.admission import Admission
 from worker.errors import Stopping
 from worker.settings import MIB, FlowSettings
@@ -22,15 +23,16 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = Admission(FlowSettings(max_items=8, max_bytes=MIB, low_water=0.5))
+        self.admission = Admission(FlowSettings(max_items=8, max_bytes=MIB, max_references=6, low_water=0.5))
         self.held: list[int] = []
+        self.references = 0
         self.full = False
 
     def update(self) -> None:
         items, size = len(self.held), sum(self.held)
-        if items >= 8 or size >= MIB:
+        if items >= 8 or size >= MIB or self.references >= 6:
             self.full = True
-        elif items <= 4 and size <= MIB // 2:
+        elif items <= 4 and size <= MIB // 2 and self.references <= 3:
             self.full = False
 
     @rule(size=st.integers(0, MIB // 3))
@@ -61,9 +63,23 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
         self.update()
 
+    @rule()
+    def admit_reference(self) -> None:
+        self.admission.admit_reference()
+        self.references += 1
+        self.update()
+
+    @precondition(lambda self: self.references)
+    @rule()
+    def release_reference(self) -> None:
+        self.admission.release_reference()
+        self.references -= 1
+        self.update()
+
     @invariant()
     def counts_what_is_held(self) -> None:
         assert (self.admission.items, self.admission.bytes) == (len(self.held), sum(self.held))
+        assert self.admission.references == self.references
         assert self.admission.free_items == max(0, 8 - len(self.held))
 
     @invariant()
@@ -103,6 +119,23 @@ def test_full_stays_full_until_both_low_marks() -> None:
     assert seen == [True, False, False, False]
 
 
+def test_a_low_mark_is_a_share_of_the_high_one_and_at_least_one() -> None:
+    """Rounded down: of three, with four tenths, one; of two, with one tenth, one."""
+    for max_items, low_water, expected in ((3, 0.4, [True, False, False]), (2, 0.1, [False, False])):
+        items = Admission(FlowSettings(max_items=max_items, low_water=low_water))
+        references = Admission(FlowSettings(max_references=max_items, low_water=low_water))
+        for _ in range(max_items):
+            items.admit(0)
+            references.admit_reference()
+        assert items.is_full and references.is_full
+        seen = []
+        for _ in range(max_items):
+            items.release(0)
+            references.release_reference()
+            seen.append((items.is_full, references.is_full))
+        assert seen == [(full, full) for full in expected]
+
+
 def test_bytes_alone_fill_it() -> None:
     """Two large images count for more than their number."""
     admission = Admission(FlowSettings(max_items=100, max_bytes=MIB, low_water=0.5))
@@ -133,6 +166,17 @@ def test_a_fetch_waits_for_fetched_images_and_hears_the_stop() -> None:
     stop.set()
     with pytest.raises(Stopping):
         admission.wait_to_fetch(stop)
+
+
+def test_a_stop_is_heard_while_a_fetch_waits() -> None:
+    """Nothing else need happen: the wait looks at it by itself, and only then."""
+    clock, stop = Waits(), threading.Event()
+    admission = Admission(FlowSettings(max_bytes=MIB), clock)
+    admission.hold_fetched(MIB)
+    clock.then = stop.set
+    with pytest.raises(Stopping):
+        admission.wait_to_fetch(stop)
+    assert clock.waited_s == [0.1]
 
 
 def test_a_fetch_does_not_wait_for_records_that_may_wait_for_it() -> None:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tests.waits import Waits
 from worker.clock import StopFlag
 from worker.errors import Stopping
 from worker.queues import StageQueue
@@ -78,6 +79,42 @@ def test_a_stop_ends_the_wait_at_a_full_queue() -> None:
     with pytest.raises(Stopping):
         queue.put("second", stop)
     assert queue.get_all(0) == ["first"]
+
+
+def test_a_stop_is_heard_at_a_full_queue() -> None:
+    """Nothing else need happen: the wait looks at it by itself."""
+    clock, stop = Waits(), StopFlag()
+    queue: StageQueue[str] = StageQueue(1, clock)
+    queue.put("first", stop)
+    clock.then = stop.set
+    with pytest.raises(Stopping):
+        queue.put("second", stop)
+    assert clock.waited_s == [0.1]
+
+
+def test_only_an_empty_queue_is_waited_for() -> None:
+    """As long as it is asked to, by each way of taking; what is there is taken at once."""
+    clock, stop = Waits(), StopFlag()
+    queue: StageQueue[str] = StageQueue(clock=clock)
+    queue.put("first", stop)
+    assert queue.get(7) == "first"
+    queue.put("second", stop)
+    assert queue.get_all(7) == ["second"]
+    assert clock.waited_s == []
+    clock.then = lambda: queue.put("late", stop)
+    assert queue.get(5) == "late"
+    assert queue.get_all(6) == ["late"]
+    assert clock.waited_s == [5, 6]
+
+
+def test_a_listener_hears_of_each_piece_once_it_is_there() -> None:
+    """For a taker that waits for something else as well."""
+    queue: StageQueue[str] = StageQueue()
+    heard: list[int] = []
+    queue.listen(lambda: heard.append(len(queue)))
+    queue.put("first", StopFlag())
+    queue.put("second", StopFlag())
+    assert heard == [1, 2]
 
 
 def test_nothing_there_is_none() -> None:

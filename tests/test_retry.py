@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.properties import given
 from worker.clock import Clock
 from worker.errors import AssayError, Rejected, RejectReason, Stopping, Unavailable
-from worker.retry import BreakerState, CircuitBreaker, backoff_s
+from worker.retry import BreakerState, CircuitBreaker, Guarded, backoff_s
 from worker.settings import RetrySettings
 
 SETTINGS = RetrySettings(base_ms=100, max_ms=5_000, breaker_failures=3)
@@ -232,3 +232,58 @@ def test_a_defect_passes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         dependency(time).call(operation, time)
     assert operation.calls == 1
+
+
+def test_a_turn_comes_at_its_time_and_one_caller_takes_it() -> None:
+    """To the moment; whoever asks meanwhile is told how long the one who tries may take."""
+    time = Time()
+    subject = dependency(time)
+    assert subject.is_due and subject.take_turn() == 0
+    for failures in (1, 2, 3):
+        subject.failed(away())
+        assert subject.take_turn() == pytest.approx(0.1 * 2 ** (failures - 1))
+    assert subject.state is BreakerState.OPEN and subject.is_away and not subject.is_due
+    time.now = 100.4
+    assert subject.is_due and subject.take_turn() == 0
+    assert subject.state is BreakerState.HALF_OPEN and subject.is_away
+    assert subject.take_turn() == 5 and not subject.is_due
+    subject.failed(away())
+    assert subject.state is BreakerState.OPEN
+    assert subject.take_turn() == pytest.approx(0.8)
+
+
+def test_the_longest_call_is_the_oldest_one_under_way() -> None:
+    """Retries included; those that have ended, well or not, count no longer."""
+    time = Time()
+    subject = dependency(time)
+    seen: list[float] = []
+
+    def inner() -> None:
+        time.now += 2
+        seen.append(subject.longest_call_s())
+        raise ZeroDivisionError
+
+    def outer() -> str:
+        time.now += 3
+        seen.append(subject.longest_call_s())
+        with pytest.raises(ZeroDivisionError):
+            subject.call(inner, time)
+        time.now += 1
+        seen.append(subject.longest_call_s())
+        return "value"
+
+    assert subject.longest_call_s() == 0
+    assert subject.call(outer, time) == "value"
+    assert seen == [3, 5, 6]
+    assert subject.longest_call_s() == 0
+
+
+def test_a_guarded_client_is_asked_through_its_breaker() -> None:
+    """The operation gets the client, is tried again, and ends on stop."""
+    time = Time()
+    subject = Guarded("client", dependency(time))
+    script = Flaky(away(), "value")
+    assert subject.call(lambda client: (client, script()), time) == ("client", "value")
+    time.set()
+    with pytest.raises(Stopping, match="stopped while waiting for redis"):
+        subject.call(lambda client: client, time)
