@@ -10,6 +10,7 @@ _ABOVE_SHARE = (
     f"1 - sum(rate(assay_scores_bucket{{{NS},{_BELOW}}}[{{span}}])) / "
     f'sum(rate(assay_scores_count{{{NS},head="linear"}}[{{span}}]))'
 )
+_SPARED = 'outcome="spared"'
 _IN_USE = [
     Panel(
         "Models",
@@ -141,6 +142,43 @@ _SCORES = [
         width=12,
     ),
 ]
+_DETECTORS = [
+    Panel(
+        "Share asked",
+        [
+            (
+                (
+                    f"1 - {rate('assay_detector_images_total', 'detector', _SPARED)} / "
+                    f"{rate('assay_detector_images_total', 'detector')}"
+                ),
+                "{{detector}}",
+            )
+        ],
+        "percentunit",
+        meaning="Of the judged images; ASSAY_DETECTORS__WHEN spares the rest.",
+    ),
+    Panel(
+        "Images/s by what was to do",
+        [(rate("assay_detector_images_total", "detector, outcome") + " > 0", "{{detector}} {{outcome}}")],
+        "ops",
+        meaning="scored, cached, spared, or failed: the verdict was given without it.",
+        stacked=True,
+    ),
+    Panel("p95 until it has answered", [(quantile(0.95, "assay_detector_seconds", "detector"), "{{detector}}")], "s"),
+    Panel("Median score", [(quantile(0.5, "assay_detector_scores", "detector, head"), "{{detector}} {{head}}")]),
+    Panel(
+        "Calls/s and images in each",
+        [
+            (rate("assay_detector_calls_total", "detector, outcome") + " > 0", "{{detector}} {{outcome}}"),
+            (quantile(0.5, "assay_detector_batch_items", "detector"), "{{detector}} images in a call, median"),
+        ],
+        "short",
+    ),
+    Panel(
+        "Versions in use",
+        [(f"count by (name, version) (assay_detector_info{{{NS}}} == 1)", "{{name}} {{version}}")],
+    ),
+]
 MODEL: dict[str, list[Panel]] = {
     "In use": _IN_USE,
     "Decisions": _DECISIONS,
@@ -148,4 +186,5 @@ MODEL: dict[str, list[Panel]] = {
     "Shadow policy": _SHADOW_POLICY,
     "Drift from the calibration": _DRIFT_FROM_THE_CALIBRATION,
     "Scores": _SCORES,
+    "Detectors beside code": _DETECTORS,
 }

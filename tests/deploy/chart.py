@@ -92,4 +92,4 @@ def environment(items: list[Object], container: Object, pod: Object, root: Path)
 
 
 def _secret_value(name: str) -> str:
-    return "rediss://:word@redis.example.org:6380/0" if name == "redis.url" else "word"
+    return "rediss://:word@redis.example.org:6380/0" if name == "redis.url" else "a word of more than 32 characters"

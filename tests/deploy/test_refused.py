@@ -161,9 +161,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"policy": {"toml": text}}, "policy.toml") for text in POLICIES),
     ({"policy": {"shadowToml": 'head = "forest"'}}, "policy.shadowToml: head"),
     ({"evidence": {"c2paTrust": {"pem": "no certificate"}}}, "evidence.c2paTrust.pem"),
+    *((_one("detectors", "names", names), "detectors.names") for names in (["Clip"], ["a-b"], ["clip", "clip"])),
+    (_one("detectors", "when", "scores.linear > 0.3"), "detectors.when"),
+    (_one("console", "proxy_networks", ["proxy"]), "console.proxy_networks"),
+    (_one("console", "tls_key_path", "/tls/tls.key"), "console.tls_cert_path"),
+    ({"settings": {"console": {"auth": "none", "host": "0.0.0.0"}}}, "console.auth"),
+    ({"secrets": {"values": {"console.secret": "short"}}}, "console.secret"),
 ]
 GOOD: list[dict[str, Any]] = [
     _one("kafka", "bootstrap_servers", ["[::1]:9092", "kafka-0.example.org:65535"]),
+    {"settings": {"detectors": {"names": ["clip", "b_2"], "when": "scores.linear > 0.3"}}},
+    _one("console", "proxy_networks", ["10.0.0.0/8", "::1", "2001:db8::/32"]),
+    {"settings": {"console": {"auth": "none", "host": "127.0.0.1"}}},
     {"settings": {"kafka": {"heartbeat_interval_ms": 1_000, "session_timeout_ms": 2_000}}},
     *(
         _one("redis", "url", url)

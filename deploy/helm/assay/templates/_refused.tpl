@@ -113,6 +113,7 @@ worker/clients/triton.py); with triton.flavour=cpu the input of two processes fo
 {{- with include "assay.portProblem" . }}{{ $problems = append $problems (printf "settings.references.https_hosts: %s" .) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- $problems = concat $problems (include "assay.refusedDetectors" . | fromYamlArray) (include "assay.refusedConsole" . | fromYamlArray) -}}
 {{- if and $v.secrets.existingSecret (not $v.secrets.keys) -}}
 {{- $problems = append $problems "secrets.existingSecret: nothing of it reaches the worker until secrets.keys says which key holds which setting" -}}
 {{- end -}}
@@ -142,6 +143,41 @@ worker/clients/triton.py); with triton.flavour=cpu the input of two processes fo
 {{- if ne $v.triton.mode "external" -}}
 {{- $problems = concat $problems (include "assay.refusedModels" . | fromYamlArray) -}}
 {{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{/* What worker/settings/detectors.py refuses. */}}
+{{- define "assay.refusedDetectors" -}}
+{{- $problems := list -}}
+{{- $detectors := dig "detectors" dict .Values.settings | default dict -}}
+{{- $names := $detectors.names | default list -}}
+{{- range $names -}}
+{{- if not (regexMatch `^[a-z][a-z0-9_]{0,31}$` .) -}}
+{{- $problems = append $problems (printf "settings.detectors.names: %q is no name of lower-case letters, digits and _ (32 at most)" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if lt (len (uniq $names)) (len $names) }}{{ $problems = append $problems "settings.detectors.names: each is named once" }}{{ end -}}
+{{- if and $detectors.when (not $names) }}{{ $problems = append $problems "settings.detectors.when: it asks nobody, names is empty" }}{{ end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{/* What worker/settings/console.py refuses. */}}
+{{- define "assay.refusedConsole" -}}
+{{- $problems := list -}}
+{{- $console := dig "console" dict .Values.settings | default dict -}}
+{{- range $console.proxy_networks -}}
+{{- if not (regexMatch `^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-fA-F:]*:[0-9a-fA-F:.]*)(/[0-9]{1,3})?$` .) -}}
+{{- $problems = append $problems (printf "settings.console.proxy_networks: %q is no address or network, as 10.0.0.0/8" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $console.tls_key_path (not $console.tls_cert_path) -}}
+{{- $problems = append $problems "settings.console.tls_cert_path: tls_key_path is set; a certificate is expected beside it" -}}
+{{- end -}}
+{{- if and (eq ($console.auth | default "users") "none") (not (regexMatch `^(localhost|127\..*|::1)$` ($console.host | default "127.0.0.1"))) -}}
+{{- $problems = append $problems "settings.console.auth: none is for loopback alone; users or proxy is expected" -}}
+{{- end -}}
+{{- $secret := get .Values.secrets.values "console.secret" -}}
+{{- if and $secret (lt (len $secret) 32) }}{{ $problems = append $problems "secrets.values.console.secret: at least 32 characters are expected" }}{{ end -}}
 {{- toYaml $problems -}}
 {{- end -}}
 
