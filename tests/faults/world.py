@@ -21,7 +21,7 @@ from worker.clients import kafka_topics
 from worker.local import stack as local_stack
 from worker.local.kafka_server import TOPICS
 from worker.local.server import free_port
-from worker.settings import KafkaSettings
+from worker.settings import KafkaSettings, variable
 
 SERVERS = ("kafka", "redis", "triton")
 IMAGES_PER_S = 5.0
@@ -40,11 +40,11 @@ class World:
             "redis": Proxy(direct["ASSAY_REDIS__URL"].removeprefix("redis://").partition("/")[0]),
             "triton": Proxy(direct["ASSAY_TRITON__URL"]),
         }
-        names = dict(zip(("INCOMING", "VERDICTS", "REJECTED", "RETRY"), TOPICS, strict=True))
+        fields = {name: field for name, field in KafkaSettings.model_fields.items() if name.endswith("_topic")}
         common = {
             **os.environ,
             **SHORT_SESSION,
-            **{f"ASSAY_KAFKA__{kind}_TOPIC": name for kind, name in names.items()},
+            **{variable("kafka", name): str(field.default) for name, field in fields.items()},
             "ASSAY_KAFKA__GROUP_ID": "assay-worker",
             "ASSAY_REDIS__KEY_PREFIX": "assay:",
         }
