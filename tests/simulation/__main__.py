@@ -10,7 +10,7 @@ import typer
 
 from tests.simulation.history import run
 from tests.simulation.plan import draw
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import PLANTED, SEEN_IN
 
 
 def main(
@@ -66,7 +66,7 @@ def _find_planted(seconds: float) -> int:
         seed, finding = 0, None
         with plant():
             while finding is None and time.perf_counter() < began + seconds:
-                finding = next(iter(run(seed).findings), None)
+                finding = next(iter(run(seed, SEEN_IN.get(name)).findings), None)
                 seed += 1
         missed += finding is None
         told = f"seed {seed - 1}: {finding}" if finding else f"NOT FOUND in {seed} histories"

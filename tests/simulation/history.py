@@ -16,7 +16,7 @@ from tests.simulation.clock import on_hub
 from tests.simulation.hub import NEVER, Stuck
 from tests.simulation.instance import Worker
 from tests.simulation.kafka import SESSION_S, Broker, Written
-from tests.simulation.plan import Blow, Move, Plan, draw
+from tests.simulation.plan import Blow, Move, Plan, Theme, draw
 from tests.simulation.rival import Rival
 from tests.simulation.servers import RedisServer, TritonServer
 from tests.simulation.world import Event, World
@@ -182,9 +182,9 @@ class _Course:
         self.world.spawn(f"revive {worker.name}", revive)
 
 
-def run(seed: int) -> History:
-    """The history of `seed`."""
-    return run_plan(draw(seed))
+def run(seed: int, theme: Theme | None = None) -> History:
+    """The history of `seed`; `theme`: what it is to be about, whatever the seed draws."""
+    return run_plan(draw(seed, theme))
 
 
 def run_plan(plan: Plan) -> History:

@@ -149,8 +149,11 @@ def image_bytes(kind: str, number: int) -> bytes:
     return f"{kind}:{number}".encode()
 
 
-def draw(seed: int) -> Plan:
-    """The plan of a seed."""
+Theme = Callable[[random.Random, Plan], Plan]
+
+
+def draw(seed: int, theme: Theme | None = None) -> Plan:
+    """The plan of a seed: of this theme, or of the one that the seed draws, if any."""
     rng = random.Random(f"plan {seed}")
     chance = rng.random
     partitions = rng.choice((1, 1, 2, 3))
@@ -183,12 +186,13 @@ def draw(seed: int) -> Plan:
         moves=tuple(moves),
         astray=astray,
     )
-    theme = chance()
-    for share, arranged in THEMES:
-        if theme < share:
-            plan = arranged(rng, plan)
-            break
-        theme -= share
+    share = chance()
+    for its_share, one in THEMES:
+        if theme is None and 0 <= share < its_share:
+            theme = one
+        share -= its_share
+    if theme is not None:
+        plan = theme(rng, plan)
     in_order = sorted(plan.blows, key=lambda one: one.step), sorted(plan.moves, key=lambda one: one.at_s)
     return replace(plan, blows=tuple(in_order[0]), moves=tuple(in_order[1]))
 
@@ -196,7 +200,7 @@ def draw(seed: int) -> Plan:
 # -- themes: faults that are put where they meet, because chance alone seldom does
 
 
-def _lends_what_waits(rng: random.Random, plan: Plan) -> Plan:
+def lends_what_waits(rng: random.Random, plan: Plan) -> Plan:
     """A partition goes to another while what was read of it waits for Redis."""
     start = rng.uniform(0.02, 0.2)
     window = Window(start, start + rng.uniform(1.0, 2.5), rng.choice(("away", "lost", "late", "oom")))
@@ -208,7 +212,7 @@ def _lends_what_waits(rng: random.Random, plan: Plan) -> Plan:
     )
 
 
-def _reads_again(rng: random.Random, plan: Plan) -> Plan:
+def reads_again(rng: random.Random, plan: Plan) -> Plan:
     """What is on its way, for longer than usual, is read again."""
     return replace(
         plan,
@@ -217,20 +221,15 @@ def _reads_again(rng: random.Random, plan: Plan) -> Plan:
     )
 
 
-def _parks(rng: random.Random, plan: Plan) -> Plan:
+def parks(rng: random.Random, plan: Plan) -> Plan:
     """A storage is away, perhaps twice, while later records of the same ids need none; perhaps the worker stops."""
     healed_s = max(plan.healed_s, 2.0)
     odd = ["reference", "reference", "reference-cut"]
-    if rng.random() < 0.5:  # the retry topic is another worker's than some of the incoming ones
-        slow = Server((Window(0.0, 9.0, "slow"),), 0.0, 0.03)
-        plan = replace(plan, partitions=max(2, plan.partitions), workers=2, redis=rng.choice((slow, plan.redis)))
-    rate = rng.choice((8.0, 2.0))  # a second: at the lower some are sent when the parked ones come back
-    healed_s += 8.0 / rate
-    sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW, rate)
-    back_s = rng.uniform(0.3, 2.0)
+    sent, astray = _records(rng, plan.partitions, odd, (0.4, 0.7), FEW, FEW)
+    back_s = rng.uniform(0.3, healed_s)
     windows = [Window(0.0, back_s, "away")]
     if rng.random() < 0.4:
-        windows.append(Window(back_s + rng.uniform(0.05, 0.5), 2.5, "away"))
+        windows.append(Window(back_s + rng.uniform(0.05, 0.5), healed_s, "away"))
     stop = (_blow(rng, "stop", LAST_BLOW_STEP // 2),) if rng.random() < 0.4 else ()
     away = Server(tuple(windows), 0.0, 0.03)
     return replace(
@@ -243,27 +242,50 @@ def _parks(rng: random.Random, plan: Plan) -> Plan:
     )
 
 
-def _reloads(rng: random.Random, plan: Plan) -> Plan:
+def parks_beside_another(rng: random.Random, plan: Plan) -> Plan:
+    """Parked records come back to one worker while another judges later ones of their ids, and Redis is slow."""
+    sent, astray = _records(rng, 2, ["reference"], (0.5,), (2,), (12,), (24,))
+    sent = tuple(replace(one, at_s=0.12 * number) for number, one in enumerate(sent))
+    calm = Server(latency_s=0.005)
+    return replace(
+        plan,
+        partitions=2,
+        workers=2,
+        variant=rng.choice((0, 43, 60)),  # parked at once, and back a second later: see instance.variant
+        sent=sent,
+        astray=astray,
+        healed_s=5.0,
+        kafka=calm,
+        triton=calm,
+        redis=Server((Window(0.0, 5.0, "slow"),), 0.0, 0.03),
+        storages=dict.fromkeys(HOSTS, Server((Window(0.0, rng.uniform(0.2, 1.5), "away"),), 0.0, 0.005)),
+        moves=(),
+        blows=(),
+    )
+
+
+def reloads(rng: random.Random, plan: Plan) -> Plan:
     """The model is reloaded while it, or the cache of its scores, is asked."""
-    times = tuple(rng.uniform(0.05, 0.8) for _ in range(3))
-    sent, astray = _records(rng, plan.partitions, (), content_counts=FEW)
-    calm, slow = Server((), 0.0, 0.005), Server((), 0.0, 0.03)
+    times = tuple(rng.uniform(0.1, 1.2) for _ in range(3))
+    sent, astray = _records(rng, plan.partitions, (), content_counts=(2, 4), counts=(12, 16))
+    sent = tuple(replace(one, at_s=0.08 * number) for number, one in enumerate(sent))
+    calm, slow = Server((), 0.0, 0.005), Server((Window(0.0, 2.0, "slow"),), 0.0, 0.03)
     triton, redis = (slow, calm) if rng.random() < 0.5 else (calm, slow)
     return replace(plan, reloads=times, sent=sent, astray=astray, triton=triton, redis=redis, workers=1)
 
 
-def _refuses_commits(rng: random.Random, plan: Plan) -> Plan:
+def refuses_commits(rng: random.Random, plan: Plan) -> Plan:
     """Kafka does not take, or does not acknowledge, half of all, until everything else is over."""
     return replace(plan, healed_s=max(plan.healed_s, 2.0), kafka=Server((), rng.choice((0.2, 0.5)), 0.005))
 
 
-def _stops_in_peace(rng: random.Random, plan: Plan) -> Plan:
+def stops_in_peace(rng: random.Random, plan: Plan) -> Plan:
     """The worker is told to stop at any step, with neither Kafka nor the group in trouble."""
     stop = _blow(rng, "stop", LAST_BLOW_STEP // 3)
     return replace(plan, kafka=Server(latency_s=plan.kafka.latency_s), moves=(), workers=1, blows=(stop,))
 
 
-def _stops_in_trouble(rng: random.Random, plan: Plan) -> Plan:
+def stops_in_trouble(rng: random.Random, plan: Plan) -> Plan:
     """The worker is told to stop while a server is away for longer than it may drain."""
     start = rng.uniform(0.1, 0.4)
     away = Server((Window(start, start + 8.0, "away"),), 0.0, 0.005)
@@ -272,14 +294,15 @@ def _stops_in_trouble(rng: random.Random, plan: Plan) -> Plan:
     return replace(plan, healed_s=start + 8.0, variant=one_second, blows=(stop,), **{rng.choice(SERVERS): away})
 
 
-THEMES: tuple[tuple[float, Callable[[random.Random, Plan], Plan]], ...] = (
-    (0.10, _lends_what_waits),
-    (0.09, _reads_again),
-    (0.16, _parks),
-    (0.08, _reloads),
-    (0.06, _refuses_commits),
-    (0.06, _stops_in_peace),
-    (0.04, _stops_in_trouble),
+THEMES: tuple[tuple[float, Theme], ...] = (
+    (0.10, lends_what_waits),
+    (0.09, reads_again),
+    (0.14, parks),
+    (0.04, parks_beside_another),
+    (0.08, reloads),
+    (0.06, refuses_commits),
+    (0.06, stops_in_peace),
+    (0.04, stops_in_trouble),
 )
 
 
@@ -306,9 +329,9 @@ def _records(
     odd_shares: Sequence[float] = (0.15, 0.4),
     id_counts: Sequence[int] = (*FEW, 20),
     content_counts: Sequence[int] = (*FEW, 12),
-    rate: float = 8.0,
+    counts: Sequence[int] = COUNTS,
 ) -> tuple[tuple[Sent, ...], frozenset[str]]:
-    count, ids, contents = rng.choice(COUNTS), rng.choice(id_counts), rng.choice(content_counts)
+    count, ids, contents = rng.choice(counts), rng.choice(id_counts), rng.choice(content_counts)
     odd_share = rng.choice(odd_shares) if odd else 0.0
     late_share = rng.choice((0.0, 0.3, 1.0))
     is_astray = rng.random() < 0.1
@@ -319,7 +342,7 @@ def _records(
     homes: dict[str, set[int]] = {}
     for _ in range(count):
         if rng.random() < late_share:
-            at_s += rng.expovariate(rate)
+            at_s += rng.expovariate(8.0)
         kind = rng.choice(odd) if rng.random() < odd_share else "good"
         image_id = f"id-{rng.randrange(ids)}"
         partition = rng.randrange(partitions) if is_astray else int(image_id[3:]) % partitions

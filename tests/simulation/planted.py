@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from unittest import mock
 
+from tests.simulation.plan import Theme, parks_beside_another, reads_again, reloads
+from tests.simulation.servers import StoreTwin, is_overtaken
 from worker.admission import Admission
 from worker.clients.triton import InferenceFailed
 from worker.errors import Rejected, RejectReason, Unavailable
@@ -31,6 +33,11 @@ from worker.storages import Storages
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PLANTED: dict[str, Callable[[], Any]] = {}  # by name: what plants it, as a context
+SEEN_IN: dict[str, Theme] = {  # by name: the histories that show it; other ones seldom do
+    "looks_for_a_later_verdict_before_it_writes": parks_beside_another,
+    "names_the_version_after_the_look_up": reloads,
+    "takes_a_record_twice": reads_again,
+}
 
 
 def plant(target: Any, attribute: str) -> Callable[[Function], Function]:
@@ -233,6 +240,13 @@ def lets_go_before_it_tries(self: Any, wait_s: float) -> None:
 
 
 PLANTED["lets_a_parked_record_overwrite_a_later_one"] = lambda: mock.patch.object(_Draft, "was_parked", new=False)
+
+
+@plant_around(StoreTwin, "save")
+def looks_for_a_later_verdict_before_it_writes(real: Any, self: Any, ours: Any, images: Any, late: Any = ()) -> None:
+    stored = self._redis.verdicts
+    late = [one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]
+    real(self, [*ours, *late], images)
 
 
 @plant(Storages, "failed")

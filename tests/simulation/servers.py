@@ -109,7 +109,7 @@ class StoreTwin(Twin):
 
         def write(share: float = 1.0) -> None:
             stored = self._redis.verdicts
-            held = [*verdicts, *[one for one in late if not _is_overtaken(one, stored.get(one[0].image_id))]]
+            held = [*verdicts, *[one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]]
             for verdict, as_json in held[: int(len(held) * share + 0.5)]:
                 self._redis.put(self._process.name, verdict.image_id, as_json)
             for image in images:
@@ -129,7 +129,7 @@ class StoreTwin(Twin):
         """Nothing is held."""
 
 
-def _is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
+def is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
     """Is what is stored about a later record? In the simulation an id has one partition."""
     return stored is not None and _offset(stored) > _offset(late[1])
 
