@@ -54,6 +54,16 @@ def encode(image: Image.Image, fmt: str, **options: object) -> bytes:
     return out.getvalue()
 
 
+def red_png(red: int, size: int = 16) -> bytes:
+    """A square of one colour; its decoded pixels say which it was."""
+    return encode(Image.new("RGB", (size, size), (red, 0, 0)), "PNG")
+
+
+def planted(order: str) -> bytes:
+    """A GIF whose decoder does what `order` says, where tests/examine/planted is on its path."""
+    return encode(Image.new("P", (300, 300), 3), "GIF", comment=b"PLANTED " + order.encode())
+
+
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Callable
 
 import pytest
 
 from tests.contents import verdicts
+from tests.printed import printed
 from tests.properties import given
 from tests.test_send import verdict_record
 from worker import show
@@ -25,13 +23,6 @@ def result(image_id: str = "a.jpg", total_ms: float = 12.0, **changes: object) -
 
 
 REJECTION = Result("b.jpg", None, "corrupt", "cut [off]")
-
-
-def printed(print_it: Callable[[], object]) -> str:
-    """What goes to stdout meanwhile."""
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        print_it()
-    return stdout.getvalue()
 
 
 def shown(*results: Result, as_json: bool = False, total: int | None = None) -> str:

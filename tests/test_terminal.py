@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Callable
 
 import pytest
 from hypothesis import strategies as st
 from rich.table import Table
 
+from tests.printed import printed
 from tests.properties import given
 from worker.terminal import Terminal, print_json
 from worker.text import escape, escape_lines
-
-
-def printed(print_it: Callable[[], object]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        print_it()
-    return stdout.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.odd_images import encode
+from tests.odd_images import encode, planted
 from tests.twins import wait_for
 from worker.clients.shared_memory import Regions
 from worker.errors import Rejected, SettingsError
@@ -77,13 +76,6 @@ def bench() -> Iterator[Bench]:
 
 def plain(red: int, form: str = "PNG") -> bytes:
     return encode(Image.new("RGB", (240, 230), (red, 0, 0)), form)
-
-
-def planted(order: str) -> bytes:
-    """A GIF that makes its decoder do what `order` says."""
-    out = io.BytesIO()
-    Image.new("P", (300, 300), 3).save(out, "GIF", comment=b"PLANTED " + order.encode())
-    return out.getvalue()
 
 
 def good(found: list[Examined[str]]) -> dict[str, int]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.integration.harness import Outside, running_worker, samples, unlike, wait_until
-from tests.odd_images import many_scans_jpeg, png_bomb
+from tests.odd_images import many_scans_jpeg, planted, png_bomb
 from worker import settings as settings_module
 from worker.bench.load import BenchWorker, own_topics
 from worker.bench.memory import bound_bytes
@@ -51,13 +51,6 @@ def killers() -> dict[str, bytes]:
     found["large PNG"] = png_bomb(_SIDE, _SIDE)
     found["many scans"] = many_scans_jpeg(60)
     return found
-
-
-def planted(order: str) -> bytes:
-    """A GIF whose decoder does what `order` says (tests/examine/planted)."""
-    out = io.BytesIO()
-    Image.new("P", (300, 300), 3).save(out, "GIF", comment=b"PLANTED " + order.encode())
-    return out.getvalue()
 
 
 @dataclass(frozen=True)

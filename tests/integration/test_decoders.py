@@ -4,13 +4,12 @@ process.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.integration.harness import samples, unlike, wait_until
+from tests.odd_images import planted
 
 pytestmark = pytest.mark.integration
 PLANTED = Path(__file__).parents[1] / "examine" / "planted"
@@ -20,13 +19,6 @@ KILLERS = {
     "hang": ("SLEEP 600", "ASSAY_DECODE__TIMEOUT_MS=500"),
     "bomb": ("TAKE 4000000000", "ASSAY_DECODE__MEMORY_BYTES"),
 }
-
-
-def planted(order: str) -> bytes:
-    """A GIF whose decoder does what `order` says (tests/examine/planted)."""
-    out = io.BytesIO()
-    Image.new("P", (300, 300), 3).save(out, "GIF", comment=b"PLANTED " + order.encode())
-    return out.getvalue()
 
 
 def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):

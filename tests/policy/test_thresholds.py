@@ -9,6 +9,7 @@ from hypothesis import assume, example
 from hypothesis import strategies as st
 
 from tests.properties import given
+from tests.twins import scores
 from worker.contract import HEADS, Decision, ImageInfo, Scores
 from worker.policy import Facts, Thresholds
 
@@ -16,10 +17,6 @@ SHARE = st.floats(0, 1)
 
 
 IMAGE = ImageInfo(format="jpeg", width=640, height=480, bytes=1)
-
-
-def scores(value: float) -> Scores:
-    return Scores(linear=value, knn=value, svm=value)
 
 
 def decide(found: Scores, policy: Thresholds) -> tuple[Decision, tuple[str, ...]]:

@@ -6,15 +6,12 @@ import uuid
 
 import pytest
 
-from worker.contract import ImageInfo, Origin, Record, Scores, Verdict
+from tests.twins import scores
+from worker.contract import ImageInfo, Origin, Record, Verdict
 from worker.evidence import Evidence
 from worker.item import Ended, Item, Judgement
 from worker.policy import Policy, parse_policy
 from worker.stages.decide import make_verdict, timestamp
-
-
-def scores(value: float) -> Scores:
-    return Scores(linear=value, knn=value, svm=value)
 
 
 @pytest.mark.parametrize(

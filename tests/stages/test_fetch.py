@@ -10,19 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.odd_images import encode
+from tests.odd_images import red_png as image
 from tests.twins import Workbench, record, settings, wait_for
 from worker.contract import REFERENCE_CONTENT_TYPE, ImageReference, Parked, Record, Source
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.item import Address, Encoded, Ended
 from worker.parking import Parking
 from worker.retry import BreakerState
-
-
-def image(red: int, size: int = 16) -> bytes:
-    return encode(Image.new("RGB", (size, size), (red, 0, 0)), "PNG")
 
 
 def reference(offset: int, document: object) -> Record:

@@ -6,9 +6,8 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from PIL import Image
 
-from tests.odd_images import encode
+from tests.odd_images import red_png as image
 from tests.twins import VERSION, Workbench, judged, record, scores, settings, wait_for
 from worker.clients.redis import ScoredImage
 from worker.contract import REFERENCE_CONTENT_TYPE, Headers, ImageInfo, Omitted, Record
@@ -19,10 +18,6 @@ from worker.item import Encoded, Ended, Judgement
 
 READER = reader_version(None)
 EVIDENCE = Evidence(declared="generated", watermark="sdxl")
-
-
-def image(red: int, size: int = 16) -> bytes:
-    return encode(Image.new("RGB", (size, size), (red, 0, 0)), "PNG")
 
 
 def rejected(bench: Workbench, one: Record) -> Ended:

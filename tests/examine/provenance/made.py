@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
+from tests.odd_images import png_chunk as chunk
+
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 A1111 = (
     "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Version: v1.10.1"
@@ -31,10 +33,6 @@ def encoded(image_format: str = "JPEG", **options) -> bytes:
     out = io.BytesIO()
     picture().save(out, image_format, **options)
     return out.getvalue()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(*chunks: bytes) -> bytes:
