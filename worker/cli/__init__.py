@@ -5,7 +5,22 @@ into exit codes: 0 done; 1 unexpected; 2 usage or invalid settings; 3 a dependen
 `--json` prints only JSON on stdout (`terminal.print_json`); logs and progress go to stderr.
 """
 
-from worker.cli import bench, check, console, demo, explain, overview, policy, query, replay, run, schema, send, stack
+from worker.cli import (
+    bench,
+    check,
+    console,
+    demo,
+    explain,
+    overview,
+    policy,
+    query,
+    replay,
+    reviews,
+    run,
+    schema,
+    send,
+    stack,
+)
 from worker.cli.command import app
 
 __all__ = [
@@ -19,6 +34,7 @@ __all__ = [
     "policy",
     "query",
     "replay",
+    "reviews",
     "run",
     "schema",
     "send",

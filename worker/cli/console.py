@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from getpass import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -85,6 +85,45 @@ def user(
     password = _password()
     users.put(path, name, role or [], password)
     err.say(f"{name} may log in ({', '.join(role or [])}); written to {path}")
+
+
+@command(
+    examples="""
+    python -m worker console golden uploads/4711.jpg --truth fake
+    python -m worker console golden uploads/4711.jpg --remove
+    """,
+    group=console_app,
+    name="golden",
+)
+def golden(
+    image_id: Annotated[str, typer.Argument(metavar="ID", help="Image id of a stored verdict.")],
+    truth: Annotated[Literal["real", "fake"] | None, typer.Option(help="What it is, beyond doubt.")] = None,
+    gone: Annotated[bool, typer.Option("--remove", help="Not golden any more.")] = False,
+    config: Config = None,
+) -> None:
+    """Make a judged image golden: hidden among the others, it shows how well people decide; told of afterwards."""
+    from worker.errors import NotFound, SettingsError
+    from worker.settings import variable
+
+    if (truth is None) is not gone:
+        raise SettingsError(["one of --truth real, --truth fake and --remove is expected"])
+    settings = load_settings(config)
+    from worker.console.board import Board
+    from worker.console.queues import Queues
+    from worker.query import stored_verdict
+
+    board = Board(settings, Queues.load(settings.console.queues_path, settings.console.second_share))
+    if gone:
+        if not board.set_golden(image_id, None, ""):
+            raise NotFound(f"{image_id} is not golden")
+        err.say(f"{image_id} is not golden any more")
+        return
+    assert truth is not None
+    board.set_golden(image_id, truth, stored_verdict(settings.redis, image_id=image_id, sha256=None, file=None))
+    share = settings.console.golden_share
+    err.say(
+        f"{image_id} is golden: {truth}; {share:.0%} of what is given out is ({variable('console', 'golden_share')})"
+    )
 
 
 def _password() -> str:

@@ -23,6 +23,8 @@ COMMANDS = (
     ("policy check FILE", "what a policy means, and what is wrong with it"),
     ("policy backtest FILE", "what it would have decided of what is stored"),
     ("console", "the review console: a page where people decide what the worker sent to review"),
+    ("reviews report", "what people decided there, and how well they agree"),
+    ("reviews export DIR", "reviewed images as folders for train.main"),
     ("bench", "how fast, and how much of it is the model"),
     ("schema", "the schemas of what is published"),
 )

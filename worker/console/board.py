@@ -163,6 +163,13 @@ class Board:
         """Have a lead decide it again. False where it is not done, or not remembered any more."""
         return bool(self.scripts.call("appeal", task_id, self.queues.priority_order("appeals"), who, note))
 
+    def set_golden(self, image_id: str, truth: Literal["real", "fake"] | None, verdict_json: str) -> bool:
+        """Make it golden, or (None) not any more. Whether something changed."""
+        if truth is None:
+            return bool(self.scripts.do("hdel", "golden", image_id))
+        item = {"queue": self.queues.names[0], "truth": truth, "verdict": verdict_json}
+        return bool(self.scripts.do("hset", "golden", image_id, json.dumps(item)))
+
     def state_of(self, review_id: str) -> Literal["done", "waiting", "unknown"]:
         """Is the decision on Kafka, on its way, or has Redis never heard of it?"""
         if self.scripts.do("exists", f"said:{review_id}"):

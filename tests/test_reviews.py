@@ -1,0 +1,96 @@
+"""What is made of people's decisions: the latest counts, samples are weighted, agreement is beyond chance."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from typing import Any
+
+import pytest
+
+from worker.contract import ModelRef, PolicyRef, Scores
+from worker.review import Review, ReviewedVerdict, review_id
+from worker.reviews import cases, interval, kappa, report
+
+_CLOCK = iter(range(10**6))
+
+
+def review(verdict: str, decision: str, by_worker: str = "fake", **changed: Any) -> Review:
+    number = next(_CLOCK)
+    fields: dict[str, Any] = {
+        "review_id": uuid.uuid4(),
+        "verdict_id": uuid.uuid5(uuid.NAMESPACE_URL, verdict),
+        "image_id": verdict,
+        "sha256": "a" * 64,
+        "decision": decision,
+        "reason": None,
+        "note": "",
+        "reviewer": "anna",
+        "queue": "review",
+        "verdict": ReviewedVerdict(
+            decision=by_worker,
+            scores=Scores(linear=0.5, knn=0.5, svm=0.5),
+            model=ModelRef(name="code", version="a" * 12),
+            policy=PolicyRef(name="default", version="b" * 12),
+        ),
+        "decided_at": f"2026-11-21T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.000Z",
+        "seconds": 2.0,
+    }
+    return Review(**{**fields, **changed})
+
+
+def test_the_latest_review_of_a_verdict_counts() -> None:
+    """A lead's decision over two that differ, an appeal's over all; what is contested still decides nothing."""
+    one = [review("one", "fake"), review("one", "real", opinion=2, reviewer="ben")]
+    assert cases(one)[0].is_open and report(one)["contested"] == 1 and report(one)["verdicts"] == 0
+    one.append(review("one", "real", queue="conflicts", opinion=3, reviewer="lea"))
+    assert report(one)["precision_of_fake"]["share"] == 0.0 and report(one)["contested"] == 0
+    one.append(review("one", "fake", queue="appeals", opinion=4, appeal=True, reviewer="lea"))
+    assert report(one)["precision_of_fake"]["share"] == 1.0
+    assert report(one)["appeals"] == {"decided": 1, "changed": 1}
+
+
+def test_a_sample_stands_for_what_it_was_drawn_from() -> None:
+    """Images of a queue that takes one in ten weigh ten times as much; the interval is as wide as they deserve."""
+    found = [review(f"all-{n}", "fake") for n in range(90)]
+    found += [review(f"sample-{n}", "real", share=0.1) for n in range(10)]
+    fake = report(found)["precision_of_fake"]
+    assert fake["share"] == pytest.approx(90 / 190, abs=1e-4)
+    plain = interval(90 / 190 * 100, 100)
+    assert plain is not None and fake["interval"][1] - fake["interval"][0] > plain[1] - plain[0]
+
+
+def test_golden_items_decide_nothing_but_who_is_right() -> None:
+    """They are counted by reviewer, and are in no other figure."""
+    found = [review(f"g{n}", "fake", golden=True, truth="fake" if n < 8 else "real") for n in range(10)]
+    made = report([*found, review("one", "unsure")])
+    assert made["verdicts"] == 1 and made["decisions"] == {"unsure": 1}
+    assert made["reviewers"]["anna"]["golden"] == 10 and made["reviewers"]["anna"]["golden_right"] == 8
+    assert made["precision_of_fake"]["share"] is None
+
+
+def test_kappa() -> None:
+    """1 where all agree, about 0 where chance alone does, the textbook's value in between; none where there is none."""
+    assert kappa([("real", "real")] * 5 + [("fake", "fake")] * 5) == 1
+    assert kappa([]) is None and kappa([("real", "real")] * 5) is None
+    rng = random.Random(1)
+    drawn = [(rng.choice(["real", "fake"]), rng.choice(["real", "fake"])) for _ in range(20_000)]
+    assert kappa(drawn) == pytest.approx(0, abs=0.03)
+    pairs = [("y", "y")] * 45 + [("n", "n")] * 15 + [("y", "n")] * 20 + [("n", "y")] * 20
+    assert kappa(pairs) == pytest.approx((0.6 - (0.65**2 + 0.35**2)) / (1 - (0.65**2 + 0.35**2)))
+
+
+def test_wilsons_interval_holds_the_truth() -> None:
+    """In 1,000 draws of 60 at 0.9 it holds 0.9 in 93 % of them or more; without images there is none."""
+    rng = random.Random(2)
+    held = 0
+    for _ in range(1000):
+        found = interval(sum(rng.random() < 0.9 for _ in range(60)), 60)
+        assert found is not None
+        held += found[0] <= 0.9 <= found[1]
+    assert held >= 930 and interval(0, 0) is None
+
+
+def test_one_handing_out_is_one_review() -> None:
+    """However often it is sent; another handing out of the same verdict is another."""
+    assert review_id("a", "t") == review_id("a", "t") != review_id("a", "u") != review_id("b", "u")

@@ -1,0 +1,91 @@
+"""`reviews export | report`: what people decided, for training and for whoever leads them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from worker.cli.command import AsJson, Config, app, command
+from worker.cli.settings import load_settings
+from worker.terminal import err, out, print_json
+
+reviews_app = typer.Typer(help="What people decided in the review console.", no_args_is_help=False)
+app.add_typer(reviews_app, name="reviews")
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Decided since, e.g. 7d or 2026-11-21T12:00:00Z.")]
+
+
+@reviews_app.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """What people decided in the review console: as folders for training, or as a report."""
+    if context.invoked_subcommand is None:
+        out.say("python -m worker reviews export DIR | report")
+
+
+@command(
+    examples="""
+    python -m worker reviews export reviewed/ --since 30d
+    python -m train.main calibrate --weights W --data reviewed/ --queue spot-checks --target-fpr 0.01 --out policy.toml
+    """,
+    group=reviews_app,
+    name="export",
+)
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    since: Since = None,
+    config: Config = None,
+) -> None:
+    """Reviewed images as real/… and fake/… folders with a manifest, for train.main."""
+    from worker import reviews, reviews_export
+    from worker.replay import parse_since
+
+    settings = load_settings(config)
+    found, unreadable = reviews.read(settings.kafka, parse_since(since, time.time()) if since else None)
+    counts = reviews_export.export(settings, found, folder, err.say)
+    if unreadable:
+        counts["unreadable"] = unreadable
+    err.say(f"{folder}: " + (", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "no reviews"))
+
+
+@command(
+    examples="python -m worker reviews report --since 7d\npython -m worker reviews report --json",
+    group=reviews_app,
+    name="report",
+)
+def report(since: Since = None, as_json: AsJson = False, config: Config = None) -> None:
+    """Precision of `fake`, what is missed, agreement of reviewers, time per image, golden items."""
+    from worker import reviews
+    from worker.replay import parse_since
+
+    settings = load_settings(config)
+    found = reviews.report(*reviews.read(settings.kafka, parse_since(since, time.time()) if since else None))
+    if as_json:
+        print_json(json.dumps(found))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name in ("reviews", "verdicts", "contested"):
+        table.add_row(name, str(found[name]))
+    table.add_row("decisions", ", ".join(f"{name} {count}" for name, count in found["decisions"].items()) or "-")
+    for name in ("precision_of_fake", "fakes_among_real", "fakes_among_review"):
+        table.add_row(
+            name.replace("_", " "), _shown(found[name]["share"], found[name]["interval"], found[name]["images"])
+        )
+    agreement = found["agreement"]
+    table.add_row("kappa", _shown(agreement["kappa"], agreement["interval"], agreement["pairs"]))
+    table.add_row("appeals", f"{found['appeals']['decided']} decided, {found['appeals']['changed']} changed")
+    for name, one in found["reviewers"].items():
+        golden = _shown(
+            one["golden_right"] / one["golden"] if one["golden"] else None, one["golden_interval"], one["golden"]
+        )
+        table.add_row(f"  {name}", f"{one['reviews']} reviews, {one['median_seconds']} s each, golden {golden}")
+    out.print(table)
+
+
+def _shown(value: float | None, interval: list[float] | None, count: Any) -> str:
+    if value is None:
+        return f"- ({count})"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "") + f" ({count})"
