@@ -152,13 +152,17 @@ def fit(
 
 @app.command()
 def heads(
-    encoder: Annotated[Path, typer.Option(help="Folder with encoder.safetensors, say RUN/best.")],
     data: Annotated[Path, typer.Option(help="Labelled images to fit on: a folder or shards.")],
-    out: Annotated[Path, typer.Option(help="The weights folder to make.")],
+    out: Annotated[Path, typer.Option(help="The weights folder (with --backbone: the detector's folder) to make.")],
+    encoder: Annotated[Path | None, typer.Option(help="Folder with encoder.safetensors, say RUN/best.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Instead: timm:NAME, or onnx:FILE with a detector.toml beside it.")
+    ] = None,
+    head: Annotated[list[Head] | None, typer.Option(help="With --backbone: only these; may be repeated.")] = None,
     recipe: RecipeName = "paper",
     overrides: Overrides = None,
 ) -> None:
-    """Fit the three heads and their calibration; a stopped run goes on.
+    """Fit the three heads and their calibration; a stopped run goes on. With --backbone: a detector beside `code`.
 
     Example: `heads --encoder runs/first/best --data images/ --out runs/first/weights`
     """
@@ -167,17 +171,28 @@ def heads(
     from train.embed import UNFINISHED
     from train.fit_heads import make_weights
     from train.model import load_encoder
-    from train.recipe import load_recipe
+    from train.recipe import RecipeError, load_recipe
 
     with clear_errors(when_stopped=GOES_ON):
         chosen = load_recipe(recipe, overrides or [])
         require_new(out, but_for=(UNFINISHED,))
-        load_encoder(encoder)  # a wrong path is told before the data are looked at
+        if (encoder is None) == (backbone is None):
+            raise RecipeError(["either --encoder FOLDER or --backbone timm:NAME or onnx:FILE is needed"])
+        if encoder is not None:
+            load_encoder(encoder)  # a wrong path is told before the data are looked at
         found = both_classes(open_source(data, min_side_px=chosen.data.min_side_px, console=console), data)
         images = limit_per_class(found, chosen.heads.max_images_per_class)
         if len(images) < len(found):
             say(f"fitting on {len(images)} of {len(found)} images (heads.max_images_per_class)")
-        out_console.print_json(json.dumps(make_weights(encoder, images, chosen.heads, out, say=say, console=console)))
+        if backbone is not None:
+            from train.detector import make_detector
+
+            wanted = [one.value for one in head or Head]
+            card = make_detector(backbone, images, chosen.heads, out, wanted, say=say, console=console)
+            say(f"next: python -m triton_models.build --weights WEIGHTS --detector {out} --out REPOSITORY")
+        elif encoder is not None:
+            card = make_weights(encoder, images, chosen.heads, out, say=say, console=console)
+    out_console.print_json(json.dumps(card))
 
 
 @app.command()
@@ -306,16 +321,32 @@ def report(
 @app.command()
 def export(
     weights: Annotated[Path, typer.Option(help="The weights folder that heads or import-release made.")],
-    out: Annotated[Path, typer.Option(help="New folder, say triton_models/weights/mine.")],
+    out: Annotated[Path | None, typer.Option(help="New folder, say triton_models/weights/mine.")] = None,
+    detector: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: a detector's folder, to be served beside `code`.")
+    ] = None,
     half: Annotated[bool, typer.Option(help="Store the encoder as float16.")] = False,
 ) -> None:
     """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out
     triton_models/weights/mine`
     """
     from train.export import export as export_weights
+    from train.recipe import RecipeError
 
+    card: dict[str, Any]
     with clear_errors():
-        card: dict[str, Any] = export_weights(weights, out, half=half)
+        if (out is None) == (detector is None):
+            raise RecipeError(["either --out FOLDER or --detector FOLDER is needed"])
+        if detector is not None:
+            from train.detector import export_detector
+
+            card = export_detector(weights, detector)
+        elif out is not None:
+            card = export_weights(weights, out, half=half)
+    if detector is not None:
+        out_console.print_json(json.dumps(card))
+        say(f"next: python -m triton_models.build --weights WEIGHTS --detector {detector} --out REPOSITORY")
+        return
     out_console.print_json(json.dumps(card))
     say(f"next: python -m triton_models.build --weights {out} --flavour cpu --out REPOSITORY")
 

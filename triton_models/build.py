@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,9 +30,10 @@ import onnx
 import typer
 from onnx.reference import ReferenceEvaluator
 
-from triton_models import configuration, graph, plan, reference, weights
+from triton_models import configuration, detector_build, graph, plan, reference, weights
 from triton_models.command import clear_errors, command_line
 from triton_models.configuration import MODELS
+from triton_models.detector import Detector, load
 from triton_models.files import exchange
 from triton_models.plan import Compiler
 from triton_models.repository import (
@@ -66,9 +67,16 @@ class Options:
 
 
 def build(
-    source: Path | None, flavour: Flavour, out: Path, options: Options | None = None, compiler: Compiler | None = None
+    source: Path | None,
+    flavour: Flavour,
+    out: Path,
+    options: Options | None = None,
+    compiler: Compiler | None = None,
+    detectors: Sequence[Detector] = (),
 ) -> dict[str, Any]:
     """Write the repository `out` from the weights folder `source` (None for `null`) and return its manifest.
+
+    `detectors`: others to serve beside `code`.
 
     `compiler`: for `tensorrt`, what builds the plans (this machine's when None). Raises WeightsError for a bad folder,
     PlanError for what TensorRT lacks or refuses, BuildError for a folder that is not ours; `out` is then as it was
@@ -99,6 +107,8 @@ def build(
             _write_ensemble(draft, model_version)
         if source is not None and flavour != "null":
             _keep_weights(source, draft)
+        for detector in detectors:
+            detector_build.write(detector, draft, _copies(options), options.precision, compiler)
         manifest = {
             "schema": SCHEMA,
             "model_version": model_version,
@@ -106,6 +116,7 @@ def build(
             "flavour": flavour,
             "precision": options.precision,
             "code": options.code,
+            "detectors": {detector.spec.name: detector.version for detector in detectors},
             "plans": {"tensorrt": compiler.trt.__version__, **asdict(compiler.gpu)} if compiler else None,
             "files": {
                 path.relative_to(draft).as_posix(): file_hash(path)
@@ -119,6 +130,12 @@ def build(
         else:
             draft.rename(out)
     return manifest
+
+
+def _copies(options: Options) -> tuple[int, int]:
+    """Instances of each model, and threads for each."""
+    instances = options.instances or min(2, cores())
+    return instances, options.threads or max(1, cores() // instances)
 
 
 def cores() -> int:
@@ -202,8 +219,7 @@ def _write_model(
         code = folder / "model.py"
         shutil.copyfile(Path(__file__).with_name("python_backend.py"), code)
         hashes = {path.name: file_hash(path) for path in (code, *files)}
-        instances = options.instances or min(2, cores())
-        threads = options.threads or max(1, cores() // instances)
+        instances, threads = _copies(options)
         text = configuration.python_model(name, model_version, hashes, instances=instances, threads=threads)
     else:
         key = compiler.key(file_hash(files[0]))
@@ -294,6 +310,14 @@ def command(
     timing_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="tensorrt: keep TensorRT's timings, so that a rebuild is quick")
     ] = None,
+    detector: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="serve this detector beside `code` (docs/detectors.md); may be repeated"),
+    ] = None,
+    backbone: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="the graph of a detector whose folder lacks it, in the order of --detector"),
+    ] = None,
     to_check: Annotated[
         Path | None, typer.Option("--check", metavar="REPOSITORY", help="check a repository instead of building one")
     ] = None,
@@ -308,10 +332,13 @@ def command(
             check_shadow(to_check)
         else:
             options = Options(precision, code, instances or 0, threads or 0, timing_cache)
-            manifest, verb = build(source, flavour, where, options), "written"
+            files = [*(backbone or []), *[None] * len(detector or [])]
+            detectors = [load(folder, file) for folder, file in zip(detector or [], files, strict=False)]
+            manifest, verb = build(source, flavour, where, options, detectors=detectors), "written"
     print(
         f"{where} {verb}: flavour {manifest['flavour']}, model version {manifest['model_version']}, "
-        f"{len(manifest['files'])} files"
+        + "".join(f"{name} {version}, " for name, version in manifest.get("detectors", {}).items())
+        + f"{len(manifest['files'])} files"
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from triton_models.weights import HEADS, IMAGE_PX, WIDTH
 
 MAX_BATCH = 256
+DETECTOR_MAX_BATCH = 64
 TENSORS = {
     "images": ("TYPE_UINT8", f"{IMAGE_PX}, {IMAGE_PX}, 3"),
     "embedding": ("TYPE_FP32", f"{WIDTH}"),
@@ -79,6 +80,48 @@ def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str,
     )
 
 
+def detector_model(
+    name: str,
+    model_version: str,
+    shape: tuple[int, int, int],
+    described: Mapping[str, str],
+    serving: Mapping[str, str],
+) -> str:
+    """Another model beside `code`. `shape`: height and width of its view, and the width of its embedding.
+
+    `described`: the parameters `heads` and `view`, which the worker reads; `serving`: what the Python backend wants to
+    know (CPU), or `plan` and `capability` (GPU).
+    """
+    height, width, embedding = shape
+    images = f"data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ]"
+    first = f'{{ key: "images" value {{ {images} zero_data: true }} }}'
+    heads = len(described["heads"].split(","))
+    backend = "tensorrt" if "plan" in serving else "python"
+    text = f"""name: "{name}"
+backend: "{backend}"
+max_batch_size: {DETECTOR_MAX_BATCH}
+input [ {{ name: "images" {images} }} ]
+output [
+  {{ name: "embedding" data_type: TYPE_FP32 dims: [ {embedding} ] }},
+  {{ name: "scores" data_type: TYPE_FP32 dims: [ {heads} ] }}
+]
+version_policy {{ specific {{ versions: [ {version_number(model_version)} ] }} }}
+model_warmup [ {{ name: "1" batch_size: 1 inputs {first} }} ]
+"""
+    if backend == "tensorrt":
+        text += (
+            'default_model_filename: "no-plan-for-this-gpu--rebuild-with-python-m-triton_models.build"\n'
+            f'cc_model_filenames [ {{ key: "{serving["capability"]}" value: "{serving["plan"]}" }} ]\n'
+            "instance_group [ { kind: KIND_GPU count: 1 } ]\n"
+        )
+        parameters = dict(described)
+    else:
+        text += f"instance_group [ {{ kind: KIND_CPU count: {serving['instances']} }} ]\n"
+        parameters = {**described, **{key: value for key, value in serving.items() if key != "instances"}}
+    scheduling = SCHEDULING.format(preferred="8, 16, 32", delay=1000)
+    return text + scheduling + _parameters(model_version, parameters)
+
+
 def ensemble(model_version: str) -> str:
     """`code` as code_encoder followed by code_heads, both pinned to the version of the same weights."""
     number = version_number(model_version)
@@ -126,3 +169,8 @@ def _parameters(model_version: str, parameters: Mapping[str, str]) -> str:
     # JSON's quoting is a subset of the text format's.
     lines = [f'  {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}' for key, value in entries.items()]
     return "parameters [\n" + ",\n".join(lines) + "\n]\n"
+
+
+def as_json(values: Mapping[str, str]) -> str:
+    """A parameter that is a table."""
+    return json.dumps(dict(values))

@@ -43,7 +43,7 @@ _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": Tensor
 
 
 @dataclass
-class _Builder:
+class Builder:
     """Collects nodes and constants; `precision` is that of the encoder's matrix products."""
 
     precision: Precision
@@ -91,29 +91,29 @@ def encoder(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
     """Images UINT8 [N, 224, 224, 3] RGB -> embedding FP32 [N, 192]. `precision` of the matrix products; LayerNorm,
     softmax, GELU and the residual sums stay in float32.
     """
-    b = _Builder(precision)
-    _encode(b, weights)
+    b = Builder(precision)
+    encode(b, weights)
     return _model(b, "code_encoder", ["images"], ["embedding"])
 
 
 def heads(weights: Weights) -> onnx.ModelProto:
     """Embedding FP32 [N, 192] -> scores FP32 [N, 3]; always float32."""
-    b = _Builder("fp32")
-    _score(b, weights)
+    b = Builder("fp32")
+    score(b, weights)
     return _model(b, "code_heads", ["embedding"], ["scores"])
 
 
 def fused(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
     """Both in one graph: images -> embedding, scores."""
-    b = _Builder(precision)
-    _encode(b, weights)
-    _score(b, weights)
+    b = Builder(precision)
+    encode(b, weights)
+    score(b, weights)
     return _model(b, "code", ["images"], ["embedding", "scores"])
 
 
 def constant(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> onnx.ModelProto:
     """A graph that answers every image alike (embedding 0, scores 0.5), to measure what surrounds the model."""
-    b = _Builder("fp32")
+    b = Builder("fp32")
     batch = b.node("Shape", inputs[0], name="batch", start=0, end=1)
     for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(HEADS), 0.5)}.items():
         if output in outputs:
@@ -151,7 +151,8 @@ def run(path: Path, given: npt.NDArray[Any], outputs: Sequence[str]) -> dict[str
     return dict(zip(outputs, session.run(list(outputs), {name: given}), strict=True))
 
 
-def _encode(b: _Builder, weights: Weights) -> None:
+def encode(b: Builder, weights: Weights) -> None:
+    """Add CoDE's encoder: `images` -> `embedding`."""
     w = weights.encoder
     side = IMAGE_PX // PATCH_PX
     pixels = b.node("Cast", "images", name="pixels", to=TensorProto.FLOAT)
@@ -184,12 +185,12 @@ def _encode(b: _Builder, weights: Weights) -> None:
     b.node("Reshape", final, b.constant("embedding_shape", np.array([-1, WIDTH])), name="embedding")
 
 
-def _norm(b: _Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str) -> str:
+def _norm(b: Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str) -> str:
     scale, bias = b.constant(f"{name}.weight", w[f"{name}.weight"]), b.constant(f"{name}.bias", w[f"{name}.bias"])
     return b.node("LayerNormalization", x, scale, bias, name=name, axis=-1, epsilon=NORM_EPSILON)
 
 
-def _block(b: _Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str, *, last: bool) -> str:
+def _block(b: Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str, *, last: bool) -> str:
     width = WIDTH // ATTENTION_HEADS
     normed = b.half(_norm(b, w, x, f"{name}.norm1"), f"{name}.norm1")
     weight, bias = (np.split(w[f"{name}.attn.qkv.{kind}"], 3) for kind in ("weight", "bias"))
@@ -238,7 +239,7 @@ def _block(b: _Builder, w: dict[str, npt.NDArray[np.float32]], x: str, name: str
     return b.node("Add", x, hidden, name=name)
 
 
-def _gelu(b: _Builder, x: str, name: str) -> str:
+def _gelu(b: Builder, x: str, name: str) -> str:
     """x/2 (1 + erf(x / sqrt 2)), in the form that ONNX Runtime and TensorRT recognise and fuse."""
     if "gelu_root" not in b.constants:
         b.constant("gelu_root", np.array(2.0**0.5))
@@ -249,17 +250,19 @@ def _gelu(b: _Builder, x: str, name: str) -> str:
     return b.node("Mul", outer, "gelu_half", name=name)
 
 
-def _score(b: _Builder, weights: Weights) -> None:
-    x = "embedding"
+def score(b: Builder, weights: Weights, wanted: Sequence[str] = HEADS) -> None:
+    """Add the heads: `embedding` -> `scores`, a column for each that is wanted."""
+    make = {"linear": _linear, "knn": _nearest, "svm": _one_class}
+    b.node("Concat", *(make[head](b, weights, "embedding") for head in wanted), name="scores", axis=1)
+
+
+def _linear(b: Builder, weights: Weights, x: str) -> str:
     logit = b.node("MatMul", x, b.constant("linear.coef", weights.head("linear.coef")[:, None]), name="linear/product")
     logit = b.node("Add", logit, b.constant("linear.intercept", weights.head("linear.intercept")), name="linear/logit")
-    linear = b.node("Sigmoid", logit, name="linear")
-    knn = _nearest(b, weights, x)
-    svm = _one_class(b, weights, x)
-    b.node("Concat", linear, knn, svm, name="scores", axis=1)
+    return b.node("Sigmoid", logit, name="linear")
 
 
-def _nearest(b: _Builder, weights: Weights, x: str) -> str:
+def _nearest(b: Builder, weights: Weights, x: str) -> str:
     """d_real / (d_real + d_fake). A cosine distance is |a - c|^2/2 + |b - c|^2/2 - (a - c)(b - c) for unit vectors a, b
     and any c: with c the bank's mean nothing large cancels, where 1 - ab loses most digits of embeddings that lie close
     together.
@@ -295,7 +298,7 @@ def _nearest(b: _Builder, weights: Weights, x: str) -> str:
     return b.node("Div", distances[0], b.node("Add", *distances, name="knn/total"), name="knn")
 
 
-def _one_class(b: _Builder, weights: Weights, x: str) -> str:
+def _one_class(b: Builder, weights: Weights, x: str) -> str:
     """sigmoid(-decision): the SVM is fitted on reals, its decision is positive for reals."""
     vectors = weights.head("svm.support_vectors").T * weights.scalar("svm.gamma")
     base = b.node("MatMul", x, b.constant("svm.vectors", vectors), name="svm/product")
@@ -312,7 +315,7 @@ def _one_class(b: _Builder, weights: Weights, x: str) -> str:
     return b.node("Sigmoid", decision, name="svm")
 
 
-def _model(b: _Builder, name: str, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+def _model(b: Builder, name: str, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     values: dict[str, tuple[int, list[str | int | None]]] = {
         "images": (TensorProto.UINT8, ["N", IMAGE_PX, IMAGE_PX, 3]),
         "embedding": (TensorProto.FLOAT, ["N", WIDTH]),

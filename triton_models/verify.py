@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,69 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from triton_models import configuration, graph, plan, reference, weights
+from triton_models import configuration, detector_verify, graph, plan, reference, weights
 from triton_models.command import clear_errors, command_line
 from triton_models.plan_run import run_plan
 from triton_models.repository import WEIGHTS_FOLDER, BuildError, check
+from triton_models.rows import ROUNDINGS, TOLERANCES, Row, Tolerance
 from triton_models.weights import IMAGE_PX, Array
 
 Values = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """`score`, `embedding` (in standard deviations of the embeddings): largest differences; labels may change within
-    `margin` of 0.5.
-    """
-
-    score: float
-    embedding: float
-    margin: float
-
-
-# Float32 forms of one model are up to 10 times `reference.rounding` from float64: that is one rounding of each weight,
-# they round at each operation.
-ROUNDINGS = 16
-TOLERANCES = {
-    "fp32": Tolerance(1e-4, 1e-4, 1e-4),
-    "fp16": Tolerance(0.01, 0.01, 0.05),
-    "bf16": Tolerance(0.01, 0.08, 0.05),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One form of the model against the reference. `failure`: why it gave nothing; `skipped`: why it was not asked.
-
-    `embedding` is that of the image furthest past what it may be, or nearest to it; `rounding` what float32's rounding
-    explains there.
-    """
-
-    name: str
-    embedding: float | None = None
-    score: float | None = None
-    labels: int = 0
-    failure: str = ""
-    skipped: str = ""
-    rounding: float = 0.0
-
-    def passes(self, tolerance: Tolerance) -> bool:
-        """Within the tolerance, or not asked."""
-        return not self.past(tolerance)
-
-    def past(self, tolerance: Tolerance) -> str:
-        """What is past the tolerance, in words; empty where nothing is, or it was not asked."""
-        if self.skipped or self.failure:
-            return self.failure
-        limits = {"embedding": max(tolerance.embedding, self.rounding), "score": tolerance.score}
-        differences = {"embedding": self.embedding, "score": self.score}
-        # Written so that NaN does not pass.
-        found = [
-            f"{name} differs by {value:.1e}, at most {limits[name]:.1e}"
-            for name, value in differences.items()
-            if value is not None and not value <= limits[name]
-        ]
-        return ", ".join(found + ([f"labels changed: {self.labels}"] if self.labels else []))
 
 
 def verify(repository: Path, *, server: str | None = None, images: reference.Images | None = None) -> list[Row]:
@@ -105,8 +50,13 @@ def verify(repository: Path, *, server: str | None = None, images: reference.Ima
         *_plans(repository, manifest, compare),
     ]
     if server is None:
-        return [*rows, Row("server", skipped="no --server given")]
-    return [*rows, *_served(server, manifest, compare)]
+        return [*rows, *detector_verify.graphs(repository, manifest), Row("server", skipped="no --server given")]
+    return [
+        *rows,
+        *detector_verify.graphs(repository, manifest),
+        *_served(server, manifest, compare),
+        *detector_verify.served(repository, manifest, server),
+    ]
 
 
 class _Comparison:
@@ -289,6 +239,8 @@ def print_table(rows: Sequence[Row], tolerance: Tolerance) -> None:
             said = row.failure
         elif not row.passes(tolerance):
             said = "PAST THE TOLERANCE"
+        elif row.allowed and (row.score or 0) > tolerance.score:
+            said = f"ok: quantised, at most {row.allowed:.0e}"
         elif (row.embedding or 0) > tolerance.embedding:
             said = f"ok: float32's rounding explains {row.rounding:.1e} on that image"
         else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,15 @@ def load(folder: Path) -> Weights:
     """The checked weights of `folder`. Raises WeightsError, naming the file, for anything missing, damaged, misshapen
     or not finite.
     """
-    encoder, heads = _read(folder / ENCODER_FILE), _read(folder / HEADS_FILE)
+    encoder, heads = read(folder / ENCODER_FILE), read(folder / HEADS_FILE)
     return from_arrays(encoder, heads, encoder_from=str(folder / ENCODER_FILE), heads_from=str(folder / HEADS_FILE))
+
+
+def load_encoder(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The encoder of `folder` alone. Raises WeightsError."""
+    encoder = read(folder / ENCODER_FILE)
+    _check(encoder, ENCODER_SHAPES, str(folder / ENCODER_FILE))
+    return {name: np.ascontiguousarray(encoder[name], dtype=np.float32) for name in ENCODER_SHAPES}
 
 
 def from_arrays(
@@ -166,31 +173,46 @@ def version(weights: Weights) -> str:
     return digest.hexdigest()[:12]
 
 
-def reference_scores(weights: Weights, embeddings: npt.ArrayLike) -> Array:
-    """Scores [N, 3] (linear, knn, svm; P(fake)) of embeddings [N, 192] in float64, as the contract defines them.
+def reference_scores(weights: Weights, embeddings: npt.ArrayLike, heads: Sequence[str] = HEADS) -> Array:
+    """Scores [N, K] of `heads` (linear, knn, svm; P(fake)) of embeddings [N, D] in float64, as the contract
+    defines them.
 
     linear: logistic regression's `predict_proba[:, 1]`. knn: d_real / (d_real + d_fake), cosine distances to the
     nearest of each kind, 0.5 where both are 0. svm: sigmoid(-decision_function) of a polynomial one-class SVM fitted on
     reals.
     """
     x = np.asarray(embeddings, dtype=np.float64)
-    linear = x @ weights.head("linear.coef") + weights.scalar("linear.intercept")
-    kernel = (
-        weights.scalar("svm.gamma") * x @ weights.head("svm.support_vectors").T + weights.scalar("svm.coef0")
-    ) ** weights.scalar("svm.degree")
-    decision = kernel @ weights.head("svm.dual_coef") + weights.scalar("svm.intercept")
+    return np.stack([_SCORERS[head](weights, x) for head in heads], axis=1)
+
+
+def _linear(weights: Weights, x: Array) -> Array:
+    return _sigmoid(x @ weights.head("linear.coef") + weights.scalar("linear.intercept"))
+
+
+def _knn(weights: Weights, x: Array) -> Array:
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     to_real, to_fake = (np.clip(1 - (unit @ side.T).max(axis=1), 0, None) for side in weights.bank)
     total = to_real + to_fake
-    knn = np.divide(to_real, total, out=np.full_like(total, 0.5), where=total > 0)
-    return np.stack([_sigmoid(linear), knn, _sigmoid(-decision)], axis=1)
+    nearest: Array = np.divide(to_real, total, out=np.full_like(total, 0.5), where=total > 0)
+    return nearest
+
+
+def _svm(weights: Weights, x: Array) -> Array:
+    kernel = (
+        weights.scalar("svm.gamma") * x @ weights.head("svm.support_vectors").T + weights.scalar("svm.coef0")
+    ) ** weights.scalar("svm.degree")
+    return _sigmoid(-(kernel @ weights.head("svm.dual_coef") + weights.scalar("svm.intercept")))
+
+
+_SCORERS = {"linear": _linear, "knn": _knn, "svm": _svm}
 
 
 def _sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+def read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of a safetensors file. Raises WeightsError."""
     from safetensors import SafetensorError  # noqa: PLC0415 - see save
     from safetensors.numpy import load_file  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ import httpx
 from worker import settings as settings_module
 from worker import show
 from worker.errors import SettingsError, Unavailable
-from worker.local import paths, stack
+from worker.local import install, paths, stack
 from worker.local.server import free_port
 from worker.send import find_sources
 from worker.terminal import err, out
@@ -39,9 +39,11 @@ def demo(images: Sequence[Path], *, keep: bool) -> None:
     directory = settings_module.load().stack.dir
     ran_before = stack.discover(directory) is not None
     try:
-        status = stack.up(directory, report=err.say)
+        beside = install.detectors(err.say) if _is_default() else {}
+        models = install.model_repository(err.say, beside) if beside else None
+        status = stack.up(directory, models=models, report=err.say)
         port = free_port()
-        environment = {**os.environ, **status.env, "ASSAY_HTTP__PORT": str(port)}
+        environment = {**os.environ, **status.env, "ASSAY_HTTP__PORT": str(port), **_asking(beside)}
         settings = settings_module.load(environ=environment)
         log_path = (directory or paths.run_directory()) / "logs" / "demo-worker.log"
         worker = _start_worker(environment, log_path)
@@ -54,6 +56,23 @@ def demo(images: Sequence[Path], *, keep: bool) -> None:
         if not keep and not ran_before:
             stack.down(directory)
     _what_next(kept=keep or ran_before, log_path=log_path)
+
+
+def _is_default() -> bool:
+    """Has nobody chosen models, detectors or a policy? Then the demo shows a policy over two detectors."""
+    chosen = ("ASSAY_DETECTORS__", "ASSAY_POLICY__", "ASSAY_TRITON__")
+    return install.WEIGHTS.is_dir() and not any(name.startswith(chosen) for name in os.environ)
+
+
+def _asking(beside: Iterable[Path]) -> dict[str, str]:
+    """The settings that ask these detectors, and decide by the policy that came with the first."""
+    folders = list(beside)
+    if not folders:
+        return {}
+    return {
+        "ASSAY_DETECTORS__NAMES": ",".join(folder.name for folder in folders),
+        "ASSAY_POLICY__PATH": str(folders[0] / "policy.toml"),
+    }
 
 
 def _start_worker(environment: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:

