@@ -74,7 +74,8 @@ class Seen:
         """float32 [N, D] of views uint8 [N, H, W, 3]."""
         given = self.session.get_inputs()[0]
         if "uint8" not in given.type:
-            planes = (views.astype(np.float32) / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+            mean, std = (np.array(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
+            planes = (views.astype(np.float32) / np.float32(255) - mean) / std
             views = np.ascontiguousarray(planes.transpose(0, 3, 1, 2))
         rows = [
             self.session.run([self.output], {given.name: views[start : start + self.rows]})[0]
@@ -141,7 +142,7 @@ def export_detector(source: Path, out: Path) -> dict[str, Any]:
             for name in (ENCODER_FILE, HEADS_FILE, *weights.CARD_FILES):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, made / name)
-            spec = {"name": _name(out.name), "licence": "as of the weights", "heads": list(HEADS)}
+            spec: dict[str, Any] = {"name": _name(out.name), "licence": "as of the weights", "heads": list(HEADS)}
             spec |= {"view": {"crop": weights.IMAGE_PX}, "backbone": {"kind": "code"}}
             (made / SPEC_FILE).write_text(_toml(spec))
         loaded = detector.load(made)

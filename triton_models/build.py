@@ -109,27 +109,31 @@ def build(
             _keep_weights(source, draft)
         for detector in detectors:
             detector_build.write(detector, draft, _copies(options), options.precision, compiler)
-        manifest = {
-            "schema": SCHEMA,
-            "model_version": model_version,
-            "version_number": configuration.version_number(model_version),
-            "flavour": flavour,
-            "precision": options.precision,
-            "code": options.code,
-            "detectors": {detector.spec.name: detector.version for detector in detectors},
-            "plans": {"tensorrt": compiler.trt.__version__, **asdict(compiler.gpu)} if compiler else None,
-            "files": {
-                path.relative_to(draft).as_posix(): file_hash(path)
-                for path in sorted(draft.rglob("*"))
-                if path.is_file()
-            },
-        }
+        manifest = _manifest(draft, flavour, model_version, options, compiler)
+        manifest["detectors"] = {detector.spec.name: detector.version for detector in detectors}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if out.exists():
             exchange(draft, out)
         else:
             draft.rename(out)
     return manifest
+
+
+def _manifest(
+    draft: Path, flavour: Flavour, model_version: str, options: Options, compiler: Compiler | None
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "model_version": model_version,
+        "version_number": configuration.version_number(model_version),
+        "flavour": flavour,
+        "precision": options.precision,
+        "code": options.code,
+        "plans": {"tensorrt": compiler.trt.__version__, **asdict(compiler.gpu)} if compiler else None,
+        "files": {
+            path.relative_to(draft).as_posix(): file_hash(path) for path in sorted(draft.rglob("*")) if path.is_file()
+        },
+    }
 
 
 def _copies(options: Options) -> tuple[int, int]:

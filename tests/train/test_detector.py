@@ -35,7 +35,7 @@ std = [0.5, 0.5, 0.5]
 def images(tmp_path: Path) -> Path:
     """Grain on real ones, smooth slopes as fakes."""
     rng = np.random.default_rng(1)
-    for number in range(24):
+    for number in range(60):
         noise = rng.integers(0, 256, (48, 60, 3), dtype=np.uint8)
         slope = np.linspace(rng.integers(0, 90), rng.integers(120, 255), 60)[None, :, None] * np.ones((48, 1, 3))
         for label, pixels in (("real", noise), ("fake/smooth", slope.astype(np.uint8))):
@@ -80,7 +80,7 @@ def test_heads_on_an_onnx_graph_become_a_detector(images: Path, tmp_path: Path) 
     graph = write_backbone(tmp_path / "draft")
     found = open_source(images).labelled()
     card = subject.make_detector(f"onnx:{graph}", found, HeadFit(), tmp_path / "made", ("linear", "knn"))
-    assert card["images"] == {"real": 24, "fake": 24}
+    assert card["images"] == {"real": 60, "fake": 60}
     assert card["held_out_auc"]["linear"] > 0.9
     assert len(card["fitted_on"]["heads"]) > 0
     made = detector.load(tmp_path / "made")
@@ -96,8 +96,8 @@ def test_a_timm_model_becomes_a_detector_with_its_own_view(
 ) -> None:
     """vit_small_patch16_384's shape, at random: resized to 384, its own normalisation."""
     monkeypatch.setattr(subject, "timm_backbone", _untrained)
-    found = open_source(images).labelled()[::8]
-    found = [*found, *open_source(images).labelled()[1::9]]
+    found = open_source(images).labelled()[::20]
+    found = [*found, *open_source(images).labelled()[1::25]]
     subject.make_detector("timm:vit_tiny_patch16_384", found, HeadFit(), tmp_path / "tiny", ("linear",))
     made = detector.load(tmp_path / "tiny")
     assert made.spec.view.size == (384, 384)
