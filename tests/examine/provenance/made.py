@@ -128,15 +128,20 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
 
-    def signer(self, organisation: str = "Test Signer", *, valid_s: float = 86_400) -> tuple[str, str]:
-        """Certificate chain and private key as PEM; the certificate ends in `valid_s`."""
+    def signer(
+        self, organisation: str = "Test Signer", *, valid_s: float = 86_400, stamps: bool = False
+    ) -> tuple[str, str]:
+        """Certificate chain and private key as PEM; the certificate ends in `valid_s`. `stamps`: of a time-stamping
+        authority.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         until = datetime.now(UTC) + timedelta(seconds=valid_s)
+        purpose = ExtendedKeyUsageOID.TIME_STAMPING if stamps else ExtendedKeyUsageOID.EMAIL_PROTECTION
         certificate = (
             self._builder(_name(organisation), key.public_key(), until)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=stamps)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -169,10 +174,15 @@ def signed(
     remote_url: str | None = None,
     embed: bool = True,
     ingredients: int = 0,
+    stamped_by: str | None = None,
 ) -> bytes:
-    """`data` with a manifest inside, or only a link to one where it is not to be embedded."""
+    """`data` with a manifest inside, or only a link to one where it is not to be embedded; `stamped_by`: the
+    URL of a time-stamping authority.
+    """
     chain, key = signer
     info = c2pa.C2paSignerInfo(alg=b"es256", sign_cert=chain.encode(), private_key=key.encode(), ta_url=None)
+    if stamped_by is not None:
+        info.ta_url = stamped_by.encode()
     action = {"action": "c2pa.created"}
     if source_type:
         action["digitalSourceType"] = SOURCE_TYPES + source_type

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.examine.provenance import made
+from tests.examine.provenance import made, stamps
 from worker.evidence import C2pa
 from worker.examine.provenance.manifest import ManifestReader
 from worker.examine.provenance.reader import ProvenanceReader
@@ -31,7 +31,25 @@ def expiring(authority):
 
 
 @pytest.fixture(scope="module")
-def trusting(authority, expiring):
+def stamp_root():
+    return made.Authority("Stamp Root")
+
+
+@pytest.fixture(scope="module")
+def stamped(authority, stamp_root):
+    """The same with a time stamp: of now, and of after its end. (In time, too late, when it has ended.)"""
+    files = []
+    for ahead in (timedelta(), timedelta(hours=1)):
+        stamping = stamps.StampingAuthority(*stamp_root.signer("Stamps", stamps=True), ahead)
+        with stamps.served(stamping) as url:
+            signer = authority.signer(valid_s=EXPIRES_AFTER_S)
+            files.append(made.signed(made.encoded(), "jpeg", signer, stamped_by=url))
+        assert stamping.asked == 1
+    return *files, datetime.now(UTC) + timedelta(seconds=EXPIRES_AFTER_S + 1)
+
+
+@pytest.fixture(scope="module")
+def trusting(authority, expiring, stamped):
     return ManifestReader(authority.pem)
 
 
@@ -139,3 +157,33 @@ def test_an_expired_certificate_is_invalid(expiring, trusting):
     data, expired_at = expiring
     time.sleep(max(0.0, (expired_at - datetime.now(UTC)).total_seconds()))
     assert trusting.read(data, "jpeg").state == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("signers", "stampers", "state"),
+    [(True, True, "valid"), (True, False, "invalid"), (False, True, "untrusted"), (False, False, "invalid")],
+)
+def test_an_expired_certificate_counts_by_a_trusted_time_stamp(
+    authority, stamp_root, stamped, signers, stampers, state
+):
+    """Whoever the list trusts with the time says that the file was signed in time; others may have been told to."""
+    in_time, _, expired_at = stamped
+    time.sleep(max(0.0, (expired_at - datetime.now(UTC)).total_seconds()))
+    anchors = (authority.pem if signers else "") + (stamp_root.pem if stampers else "")
+    assert ManifestReader(anchors or None).read(in_time, "jpeg").state == state
+
+
+def test_a_time_stamp_of_after_the_end_is_no_help(authority, stamp_root, stamped):
+    """However trusted: it says that the file was signed too late."""
+    _, too_late, expired_at = stamped
+    time.sleep(max(0.0, (expired_at - datetime.now(UTC)).total_seconds()))
+    assert ManifestReader(authority.pem + stamp_root.pem).read(too_late, "jpeg").state == "invalid"
+
+
+def test_a_changed_time_stamp_is_no_help(authority, stamp_root, stamped):
+    """A digit of its time, and the signature no longer fits."""
+    in_time, _, expired_at = stamped
+    damaged = bytearray(in_time)
+    damaged[in_time.index(b"\x18\x0f20") + len("\x18\x0f20261201120000")] ^= 1  # seconds, of a GeneralizedTime
+    time.sleep(max(0.0, (expired_at - datetime.now(UTC)).total_seconds()))
+    assert ManifestReader(authority.pem + stamp_root.pem).read(bytes(damaged), "jpeg").state == "invalid"
