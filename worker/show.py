@@ -21,10 +21,9 @@ from worker.clients.kafka_producer import Producer
 from worker.contract import HEADS
 from worker.send import Result, Sent, Source, Waiter, send
 from worker.settings import Settings
-from worker.terminal import err, out, print_json
+from worker.terminal import COLOURS, err, out, print_json
 from worker.text import escape
 
-COLOURS = {"fake": "red", "real": "green", "review": "yellow", "rejected": "magenta"}
 ID_WIDTH = 44
 
 

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from worker.text import escape, escape_json, escape_lines
 
+COLOURS = {"fake": "red", "real": "green", "review": "yellow", "rejected": "magenta"}
+
 
 def print_json(document: str) -> None:
     """A JSON document on stdout. What a terminal would obey stands escaped in it: it means the same to a reader."""

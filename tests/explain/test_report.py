@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.twins import VERSION, TritonTwin, scores
 from worker.contract import ImageInfo, ModelRef, Origin, Timings, Verdict, verdict_id
 from worker.evidence import C2pa, Evidence, FileMetadata, Nearest, Neighbour
 from worker.explain import decode, origin, page, panel, report
+from worker.explain.gone import Gone
 from worker.policy import load_policy
 from worker.settings import Settings
 
@@ -59,14 +62,14 @@ def model(monkeypatch):
     monkeypatch.setattr(report, "Triton", lambda *_: twin)
     with Image.open(io.BytesIO(encoded())) as image:
         pixels = np.asarray(image)[38:262, 38:262]
-    monkeypatch.setattr(decode, "crop", lambda _data: pixels)
+    monkeypatch.setattr(decode.Decoder, "crop", lambda _self, _data: pixels)
     return twin
 
 
 @pytest.fixture
 def gone(monkeypatch):
     def read_again(*_):
-        raise origin.Gone("its record images.incoming/0/42 is not in Kafka any more")
+        raise Gone("its record images.incoming/0/42 is not in Kafka any more")
 
     monkeypatch.setattr(origin, "read_again", read_again)
 
@@ -138,7 +141,20 @@ def test_what_would_change_is_told_in_words(model):
 
 def test_an_image_is_decoded_in_a_process_that_can_do_nothing_else():
     """The same central crop as the worker's; what is no image is told in a line."""
-    with Image.open(io.BytesIO(encoded())) as image:
-        assert np.array_equal(decode.crop(encoded()), np.asarray(image)[38:262, 38:262])
-    with pytest.raises(origin.Gone, match="cannot be decoded"):
-        decode.crop(b"no image")
+    with Image.open(io.BytesIO(encoded())) as image, decode.Decoder() as decoder:
+        assert np.array_equal(decoder.crop(encoded()), np.asarray(image)[38:262, 38:262])
+    with pytest.raises(Gone, match="cannot be decoded"), decode.Decoder() as decoder:
+        decoder.crop(b"no image")
+
+
+def test_the_decoding_process_imports_little():
+    """Its start is most of the time of an explanation: no clients, no command line."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import worker.explain.decode"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "worker.crop" in modules
+    assert modules & {"kafka", "redis", "httpx", "tritonclient", "structlog", "typer"} == set()

@@ -10,37 +10,50 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 import worker
 from worker.crop import CROP_BYTES, CROP_PX, Pixels
 from worker.errors import Rejected
-from worker.explain.origin import Gone
+from worker.explain.gone import Gone
 from worker.settings import LimitSettings
 
 _TIMEOUT_S = 60.0
 _MAX_PIXELS = 1 << 27
 
 
-def crop(data: bytes) -> Pixels:
-    """uint8 [224, 224, 3]. Raises Gone where it cannot be decoded."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "LD_"))}
-    try:
-        done = subprocess.run(
+class Decoder:
+    """Such a process, started while the image is still being fetched. It decodes one image, and ends with the block."""
+
+    def __init__(self) -> None:
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "LD_"))}
+        self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            input=data,
             env=kept,
             cwd=Path(worker.__file__).parents[1],
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
-    except subprocess.TimeoutExpired:
-        raise Gone("decoding it takes too long") from None
-    if len(done.stdout) != CROP_BYTES:
-        raise Gone(f"it cannot be decoded here: {done.stdout.decode('utf-8', 'replace')[:200] or 'the decoder died'}")
-    return np.frombuffer(done.stdout, np.uint8).reshape(CROP_PX, CROP_PX, 3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def crop(self, data: bytes) -> Pixels:
+        """uint8 [224, 224, 3]. Raises Gone where it cannot be decoded."""
+        try:
+            answer, _ = self._process.communicate(data, _TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise Gone("decoding it takes too long") from None
+        if len(answer) != CROP_BYTES:
+            raise Gone(f"it cannot be decoded here: {answer.decode('utf-8', 'replace')[:200] or 'the decoder died'}")
+        return np.frombuffer(answer, np.uint8).reshape(CROP_PX, CROP_PX, 3)
 
 
 def _main() -> None:

@@ -8,15 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 
-from worker.clients.fetch import Fetcher
 from worker.clients.kafka_topics import read_one
 from worker.contract import REFERENCE_CONTENT_TYPE, ImageReference, Origin
 from worker.errors import AssayError
+from worker.explain.gone import Gone
 from worker.settings import Settings
-
-
-class Gone(AssayError):
-    """The bytes cannot be had any more; the message says why."""
 
 
 def read_again(settings: Settings, origin: Origin | None, sha256: str) -> bytes:
@@ -39,6 +35,8 @@ def read_again(settings: Settings, origin: Origin | None, sha256: str) -> bytes:
 
 
 def _fetch(settings: Settings, value: bytes) -> bytes:
+    from worker.clients.fetch import Fetcher  # noqa: PLC0415 - its clients take long to import, and few verdicts need it
+
     with contextlib.closing(Fetcher(settings.references, settings.limits)) as fetcher:
         try:
             return fetcher.fetch(ImageReference.parse(value))

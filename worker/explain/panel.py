@@ -9,7 +9,7 @@ from rich.text import Text
 from worker.evidence import Evidence, Neighbour
 from worker.explain.margins import Margin
 from worker.explain.report import Explanation
-from worker.show import COLOURS
+from worker.terminal import COLOURS
 from worker.text import escape
 
 

@@ -16,6 +16,7 @@ from worker.crop import Pixels
 from worker.errors import Unavailable
 from worker.evidence import Evidence
 from worker.explain import decode, occlusion, origin
+from worker.explain.gone import Gone
 from worker.explain.margins import Margin, margins, without_evidence
 from worker.policy import Facts, Policy
 from worker.settings import Settings
@@ -90,22 +91,23 @@ def explain(settings: Settings, policy: Policy, verdict: Verdict, data: bytes | 
     if verdict.evidence.nearest.fake.distance is None:
         missing.append("nearest neighbours: the model that judged the image does not say them")
     facts = Facts.of(verdict)
-    found = _timed(took_ms, "margins", lambda: margins(policy, facts))
     pixels = attribution = drawn = None
-    try:
-        if data is None:
-            data = _timed(took_ms, "bytes", lambda: origin.read_again(settings, verdict.origin, verdict.sha256))
-        encoded = data
-        pixels = _timed(took_ms, "decode", lambda: decode.crop(encoded))
-        crop = pixels
-        attribution, version = _timed(took_ms, "map", lambda: attribute(settings, crop, deciding_head(found)))
-        drawn = _map(attribution, deciding_head(found), version, fake=verdict.decision != "real")
-        if version != verdict.model.version:
-            missing.append(f"a map of the model that judged ({verdict.model.version}): {version} is served now")
-    except origin.Gone as gone:
-        missing.append(f"the image's bytes, and with them the map: {gone}")
-    except (Unavailable, InferenceFailed) as error:
-        missing.append(f"the map: {error}")
+    with decode.Decoder() as decoder:
+        found = _timed(took_ms, "margins", lambda: margins(policy, facts))
+        head = deciding_head(found)
+        try:
+            if data is None:
+                data = _timed(took_ms, "bytes", lambda: origin.read_again(settings, verdict.origin, verdict.sha256))
+            encoded = data
+            pixels = crop = _timed(took_ms, "decode", lambda: decoder.crop(encoded))
+            attribution, version = _timed(took_ms, "map", lambda: attribute(settings, crop, head))
+            drawn = _map(attribution, head, version, fake=verdict.decision != "real")
+            if version != verdict.model.version:
+                missing.append(f"a map of the model that judged ({verdict.model.version}): {version} is served now")
+        except Gone as gone:
+            missing.append(f"the image's bytes, and with them the map: {gone}")
+        except (Unavailable, InferenceFailed) as error:
+            missing.append(f"the map: {error}")
     explanation = Explanation(
         image_id=verdict.image_id,
         verdict_id=str(verdict.verdict_id),
