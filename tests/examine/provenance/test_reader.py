@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -265,6 +266,27 @@ def test_a_compressed_text_that_grows_without_end_is_not_read(reader):
     """A kilobyte that becomes a gigabyte is left alone at a megabyte."""
     bomb = made.compressed_text("parameters", made.A1111.encode() + b"\0" * 50_000_000)
     assert reader.read(made.png(bomb), "png") == Evidence()
+
+
+REPEATED = {
+    "small chunks that become a megabyte each": [made.compressed_text("c", b"a" * 1_000_000)] * 3_000,
+    "chunks that become too much": [made.compressed_text("c", b"a" * 1_100_000)] * 3_000,
+    "the beginning of a sign, for ever": [made.text("parameters", "Steps: 1, " * 100_000)] * 20,
+    "another, for ever": [made.text("Dream", " -s 1" * 200_000)] * 20,
+    "labels inside labels": [made.text("AIGC", '{"Label":' * 1_800)] * 64,
+    "properties without end": [
+        made.international_text("XML:com.adobe.xmp", "<x " + " ".join(f'a{n}="1"' for n in range(80_000)) + "/>")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_repetition_costs_little(reader, name):
+    """Processor time of a whole file, far below the time that a decoder has: what was quadratic took minutes."""
+    data = made.png(*REPEATED[name])
+    started = time.process_time()
+    assert reader.read(data, "png") == Evidence()
+    assert time.process_time() - started < 2.5
 
 
 def test_a_text_longer_than_any_limit_is_known_by_its_beginning(reader):

@@ -1,7 +1,8 @@
 """The places of a container that can hold a mark: EXIF, XMP, text chunks, and whether there is a C2PA manifest.
 
 One walk from header to header, a few microseconds for an image without marks. Damage ends the walk; what was found
-until then counts. Sizes are bounded: `MAX_MARK_BYTES` each, `MAX_STEPS` headers, `MAX_TEXTS` texts.
+until then counts. Sizes are bounded: `MAX_MARK_BYTES` each, `MAX_STEPS` headers, `MAX_TEXTS` texts; all that is
+decompressed of one file, `MAX_INFLATED_BYTES`: thousands of small chunks may each become a megabyte.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from worker.examine.provenance import exif
 
 MAX_MARK_BYTES = 1 << 20
+MAX_INFLATED_BYTES = 8 << 20
 MAX_TEXTS = 64
 # A PNG of 25 MB in chunks of 8 KiB has 3,000; the rest of a file with more is not looked at.
 MAX_STEPS = 20_000
@@ -35,6 +37,7 @@ class Marks:
     xmp: bytes | None = None
     texts: list[tuple[str, str]] = field(default_factory=list)
     c2pa: bool = False
+    _inflatable: int = MAX_INFLATED_BYTES
 
     def __bool__(self) -> bool:
         return self.c2pa or self.exif is not None or self.xmp is not None or bool(self.texts)
@@ -47,6 +50,20 @@ class Marks:
     def add_xmp(self, block: bytes) -> None:
         if self.xmp is None and len(block) <= MAX_MARK_BYTES:
             self.xmp = block
+
+    def inflated(self, raw: bytes) -> bytes:
+        """`raw` decompressed, at most `MAX_MARK_BYTES`; empty where it is longer or damaged, or too much was before."""
+        most = min(MAX_MARK_BYTES, self._inflatable)
+        if not most:
+            return b""
+        inflater = zlib.decompressobj()
+        try:
+            content = inflater.decompress(raw, most)
+        except zlib.error:
+            self._inflatable -= most
+            return b""
+        self._inflatable -= len(content)
+        return b"" if inflater.unconsumed_tail else content
 
     def add_text(self, keyword: str, text: str) -> None:
         if len(self.texts) < MAX_TEXTS and len(text) <= MAX_MARK_BYTES:
@@ -122,12 +139,12 @@ def _png_text(kind: bytes, body: bytes, marks: Marks) -> None:
         # Latin-1 by the specification; generators write UTF-8.
         text = _decoded(rest)
     elif kind == b"zTXt":
-        text = _decoded(_inflated(rest[1:]))
+        text = _decoded(marks.inflated(rest[1:]))
     else:
         compressed, rest = rest[:1], rest[2:]
         _language, _, rest = rest.partition(b"\0")
         _translated, _, rest = rest.partition(b"\0")
-        text = (_inflated(rest) if compressed == b"\1" else rest).decode("utf-8", "replace")
+        text = (marks.inflated(rest) if compressed == b"\1" else rest).decode("utf-8", "replace")
     if keyword == _PNG_XMP:
         marks.add_xmp(text.encode())
     elif keyword.startswith(_PNG_RAW):
@@ -141,16 +158,6 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
-
-
-def _inflated(raw: bytes) -> bytes:
-    """Decompressed, at most `MAX_MARK_BYTES`; empty where it is longer or damaged."""
-    inflater = zlib.decompressobj()
-    try:
-        content = inflater.decompress(raw, MAX_MARK_BYTES)
-    except zlib.error:
-        return b""
-    return b"" if inflater.unconsumed_tail else content
 
 
 def _raw_profile(name: str, text: str, marks: Marks) -> None:

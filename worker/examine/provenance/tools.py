@@ -7,6 +7,7 @@ generated nothing. Editors (Photoshop, GIMP) and cameras are no generators and h
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,9 +16,24 @@ from worker.examine.provenance import exif
 # Beginning and end of a long field say whose it is; a pattern never runs over more.
 _LOOKED_AT_CHARS = 1 << 16
 
-_A1111 = re.compile(r"\bSteps: \d+, .{0,400}?\b(?:Sampler|CFG scale|Seed): ", re.DOTALL)
+_STEPS = re.compile(r"\bSteps: \d+, ")
+_SAMPLING = re.compile(r"\b(?:Sampler|CFG scale|Seed): ")
 _MIDJOURNEY_JOB = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
-_DREAM = re.compile(r"\s-s\s?\d+\b.*\s-[WS]\s?\d+\b", re.DOTALL)
+_DREAM_STEPS = re.compile(r"\s-s\s?\d+\b")
+_DREAM_SIZE = re.compile(r"\s-[WS]\s?\d+\b")
+# A field that generators write has its sign once; one that repeats it thousands of times is there to cost time.
+_TRIES = 8
+_NEAR_CHARS = 400
+
+
+def _followed(text: str, first: re.Pattern[str], second: re.Pattern[str]) -> bool:
+    """Is one of the first places of `first` followed by `second`, near enough? In time linear in the text."""
+    starts = (found.end() for found in itertools.islice(first.finditer(text), _TRIES))
+    return any(second.search(text[start - 1 : start + _NEAR_CHARS]) for start in starts)
+
+
+def _is_a1111(text: str) -> bool:
+    return _followed(text, _STEPS, _SAMPLING)
 
 
 def _contains(*signs: str) -> Callable[[str], bool]:
@@ -34,10 +50,10 @@ def _json_with(*keys: str) -> Callable[[str], bool]:
 FORMS: Sequence[tuple[str, frozenset[str] | None, Callable[[str], bool]]] = (
     ("invokeai", frozenset({"invokeai_metadata", "invokeai_graph", "invokeai_workflow"}), _json_with()),
     ("invokeai", frozenset({"sd-metadata"}), _json_with("app_id", "image")),
-    ("invokeai", frozenset({"Dream"}), lambda text: bool(_DREAM.search(text))),
+    ("invokeai", frozenset({"Dream"}), lambda text: _followed(text, _DREAM_STEPS, _DREAM_SIZE)),
     ("invokeai", None, _json_with("app_version", "generation_mode")),
     ("fooocus", frozenset({"fooocus_scheme"}), lambda text: text in ("fooocus", "a1111")),
-    ("fooocus", None, lambda text: _A1111.search(text) is not None and "Version: Fooocus" in text),
+    ("fooocus", None, lambda text: "Version: Fooocus" in text and _is_a1111(text)),
     ("fooocus", None, _json_with("metadata_scheme", "base_model", "prompt")),
     ("swarmui", None, _json_with("sui_image_params")),
     ("novelai", frozenset({"Comment", "comment", "user_comment"}), _json_with("request_type", "signed_hash")),
@@ -52,9 +68,9 @@ FORMS: Sequence[tuple[str, frozenset[str] | None, Callable[[str], bool]]] = (
     (
         "stable-diffusion-cpp",
         None,
-        lambda text: bool(_A1111.search(text)) and "Version: stable-diffusion.cpp" in text,
+        lambda text: "Version: stable-diffusion.cpp" in text and _is_a1111(text),
     ),
-    ("stable-diffusion-webui", None, lambda text: bool(_A1111.search(text))),
+    ("stable-diffusion-webui", None, _is_a1111),
 )
 
 # Names in fields that name software; matched as whole words, without case.
