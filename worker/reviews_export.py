@@ -17,7 +17,8 @@ from pathlib import Path
 from worker.clients.redis import Store
 from worker.contract import Verdict
 from worker.errors import SettingsError
-from worker.explain.origin import Gone, read_again
+from worker.explain.gone import Gone
+from worker.explain.origin import read_again
 from worker.review import Review
 from worker.reviews import cases
 from worker.settings import Settings

@@ -69,11 +69,11 @@ def of_queue(folder: Path, images: Sequence[Labelled], queue: str | None) -> Rev
 
 
 def _lines(path: Path) -> dict[PurePosixPath, dict[str, Any]]:
-    found = {}
+    found: dict[PurePosixPath, dict[str, Any]] = {}
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            found[PurePosixPath(line["path"])] = line
+            found.setdefault(PurePosixPath(line["path"]), line)  # copies of the same bytes are one file
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: no review with a path ({type(error).__name__}: {error})") from None
     if not found:
