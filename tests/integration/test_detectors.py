@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.integration.conftest import SHORT_SESSION
 from tests.integration.harness import Outside, running_worker, samples, unlike
 from tests.triton_models.test_detector import write_folder
+from tests.triton_processes import model_processes
 from triton_models import build
 from worker.local import stack as local_stack
 from worker.local.server import free_port
@@ -94,3 +96,44 @@ def test_a_detector_that_the_server_lacks_is_told_in_one_line(worker_env: dict[s
     assert done.returncode == 2
     assert "ASSAY_DETECTORS__WHEN" in done.stderr
     assert "linear" in done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(400)
+def test_a_detector_that_dies_is_waited_for_by_those_who_ask_it(private_stack: Path, tmp_path: Path) -> None:
+    """All its processes are killed under load: who needs it gets its scores once the server has loaded it anew, who
+    does not is judged meanwhile, and nothing is rejected.
+    """
+    small = write_folder(tmp_path / "small")
+    repository = tmp_path / "models"
+    build.build(REPO / "triton_models" / "weights" / "demo", "cpu", repository, detectors=[small])
+    status = local_stack.up(private_stack, models=repository)
+    triton = status.services["triton"]
+    assert triton is not None
+    kinds = ("incoming", "verdicts", "rejected")
+    env = {**os.environ, **status.env, **SHORT_SESSION}
+    env |= {f"ASSAY_KAFKA__{kind.upper()}_TOPIC": f"images.{kind}" for kind in kinds}
+    env |= {"ASSAY_KAFKA__GROUP_ID": "die", "ASSAY_REDIS__KEY_PREFIX": "assay:", "ASSAY_HTTP__PORT": str(free_port())}
+    asking = {"ASSAY_DETECTORS__NAMES": "small", "ASSAY_DETECTORS__WHEN": "image.format != 'png'"}
+    pictures = samples(24)
+    outside = Outside(env)
+    with running_worker(env, tmp_path / "worker.log", **asking) as worker:
+        killed: set[int] = set()
+        wanted: list[str] = []
+        for round_number in range(4):
+            images = {f"{round_number}/{name}": unlike(data, round_number) for name, data in pictures.items()}
+            outside.send_all(images)
+            wanted += images
+            if round_number == 1:
+                for pid in model_processes(triton.pid, "small"):
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+        verdicts = outside.wait_verdicts(wanted)
+        assert killed
+        for verdict in verdicts.values():
+            is_png = verdict["image"]["format"] == "png"  # type: ignore[index]
+            assert (verdict["detectors"] == {}) == is_png
+        assert outside.rejections() == {}
+        assert not killed & {*model_processes(triton.pid, "small")}
+        assert worker.terminate() == 0
+    outside.close()
