@@ -35,6 +35,11 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return parts
 
 
+def auc_of(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The AUC; both classes are there."""
+    return float(placements(labels, scores)[labels == 1].mean())
+
+
 def auc_interval(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, *, by_source: bool = False) -> Interval:
     """Of the AUC; NaN with too few photographs, or where the classes are nearly apart.
 

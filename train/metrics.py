@@ -116,6 +116,7 @@ def with_intervals(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    null: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Each metric as {"value", "low", "high"}, NaN where too few photographs (`clusters` [N]; by default each image is
     one) stand behind it; `ece` with `null` instead, what 95 % of perfectly calibrated scores would stay below.
@@ -140,7 +141,7 @@ def with_intervals(
             if rate * len(np.unique(clusters[ranked.labels == 0])) < 1:
                 value[name] = math.nan  # fewer photographs than one error at that rate: no number means anything
     made = {name: {"value": value[name], "low": ends[name][0], "high": ends[name][1]} for name in METRICS}
-    made["ece"] = {"value": value["ece"], "null": _null_error(ranked, seed)}
+    made["ece"] = {"value": value["ece"], "null": _null_error(ranked, seed) if null else math.nan}
     return made
 
 

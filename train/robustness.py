@@ -17,7 +17,7 @@ from train.data.records import Labelled, limit_per_class
 from train.degrade import PROFILES, SWEEPS, Degrade, chain
 from train.embed import Embedded, Passes
 from train.heads import Calibration, Heads
-from train.intervals import auc_difference, auc_interval
+from train.intervals import auc_difference, auc_interval, auc_of
 from train.metrics import with_intervals
 from train.progress import counting
 from triton_models.weights import FAKE, HEADS, REAL
@@ -90,7 +90,7 @@ def tier(
 ) -> dict[str, Any]:
     """Metrics of one head on degraded images; `plain` has the images as received and their scores [N]."""
     labels = embedded.labels
-    made: dict[str, Any] = with_intervals(labels, scores, photographs, resamples=0)
+    made: dict[str, Any] = with_intervals(labels, scores, photographs, resamples=0, null=False)
     place = {id(image): index for index, image in enumerate(plain[0].images)}
     kept = [index for index, image in enumerate(embedded.images) if id(image) in place]
     before = plain[1][[place[id(embedded.images[index])] for index in kept]]
@@ -103,7 +103,7 @@ def tier(
         of = (labels == REAL) | (generators == name)
         if len(set(labels[of].tolist())) == 2:
             low, high = auc_interval(labels[of], scores[of], photographs[of])
-            value = with_intervals(labels[of], scores[of], resamples=0)["auc"]["value"]
+            value = auc_of(labels[of], scores[of])
             fakes = int((labels[of] == FAKE).sum())
             made["generators"][name] = {"value": value, "low": low, "high": high, "fakes": fakes}
     return made

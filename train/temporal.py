@@ -8,6 +8,7 @@ columns first, for generators of your own and for dates that you know better.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from train.data.images import DataError
-from train.intervals import auc_interval
-from train.metrics import with_intervals
+from train.intervals import NONE, auc_interval, auc_of
 from triton_models.weights import FAKE, HEADS, REAL
 
 KNOWN = Path(__file__).with_name("generators.csv")
@@ -103,9 +103,10 @@ def table(
 
 def _against_reals(labels: np.ndarray, scores: np.ndarray, of: np.ndarray, photographs: np.ndarray) -> dict[str, Any]:
     chosen = (labels == REAL) | ((labels == FAKE) & of)
+    both = len(set(labels[chosen].tolist())) == 2
     by_head: dict[str, Any] = {}
     for index, head in enumerate(HEADS):
-        value = with_intervals(labels[chosen], scores[chosen, index], resamples=0)["auc"]["value"]
-        low, high = auc_interval(labels[chosen], scores[chosen, index], photographs[chosen])
+        value = auc_of(labels[chosen], scores[chosen, index]) if both else math.nan
+        low, high = auc_interval(labels[chosen], scores[chosen, index], photographs[chosen]) if both else NONE
         by_head[head] = {"value": value, "low": low, "high": high}
     return {"fakes": int(((labels == FAKE) & of).sum()), "auc": by_head}
