@@ -1,7 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak lint format bench docs stack-up stack-down fuzz mutate clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak beside lint format bench docs stack-up stack-down fuzz mutate clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -10,6 +10,8 @@ ALL := .venv/.assay-all
 PYTEST ?=
 # Options for the soak test, for example: make soak SOAK="--faults 20 --seed 7"
 SOAK ?=
+# Options for beside, for example: make beside BESIDE="--good 200 --rounds 1"
+BESIDE ?=
 # For simulate: how long, and from which seed on (a new stretch each day).
 SECONDS ?= 60
 FIRST ?= $(shell date +%Y%m%d)00000
@@ -61,6 +63,9 @@ mutate: setup-all ## small faults planted in the core one at a time: a test must
 
 soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour)
 	@$(PY) -m tests.faults.soak $(SOAK)
+
+beside: setup-all ## good images alone and beside images that crash, hang or fill decoders: rate and memory, in one run
+	@$(PY) -m tests.faults.beside $(BESIDE)
 
 fuzz: setup-all ## 100,000 damaged images through a decoding child, 10,000 damaged records through the parser
 	@$(PY) -m tests.fuzz
