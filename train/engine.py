@@ -328,7 +328,7 @@ class Loop:
     def _keep_best(self) -> None:
         if self.group.is_main:
             with naming(self.folder.path / "best" / ENCODER_FILE):
-                save_encoder(self.trainer.encoder, self.folder.path / "best")
+                save_encoder(self.trainer.encoder, self.folder.path / "best", name=self.recipe.training.encoder)
 
 
 @contextmanager

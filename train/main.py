@@ -12,20 +12,27 @@ import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from train.data.commands import data_app
+from train.many_runs import add_commands
 from train.overview import OVERVIEW
 from train.study import study_app
 from train.terminal import GOES_ON, clear_errors, console, out_console, require_new, say
+from triton_models.weights import ENCODER_NAME
+
+if TYPE_CHECKING:
+    from train.engine import FitResult
+    from train.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.add_typer(data_app, name="data")
+add_commands(app)
 app.add_typer(study_app)
 
 Overrides = Annotated[
@@ -118,6 +125,11 @@ def fit(
         except TrainingDiverged as error:
             say(str(error))
             raise typer.Exit(1) from error
+    _tell(result, chosen, run)
+
+
+def _tell(result: FitResult, chosen: Recipe, run: Path) -> None:
+    """How a run ended, and what to type next."""
     probe = f"best probe AUC {result.best_auc:.4f}" if math.isfinite(result.best_auc) else "no probe"
     before = f" ({result.initial_auc:.4f} before training)" if math.isfinite(result.initial_auc) else ""
     say(f"{result.status} after {result.step} steps, {probe}{before}, {result.failed_records} records replaced")
@@ -128,6 +140,8 @@ def fit(
         )
     if result.status == "interrupted":
         say(f"continue with: python -m train.main fit --run {run} --resume")
+    elif chosen.training.encoder != ENCODER_NAME:
+        say(f"next: python -m train.main evaluate --backbone run:{run}/best --fit-on DIR --data DIR --out results/mine")
     else:
         say(f"next: python -m train.main heads --encoder {run}/best --data {chosen.data.source} --out {run}/weights")
 
@@ -182,7 +196,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="D3's test layout, real/ + fake/GENERATOR/, or shards.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, scores.csv, embeddings.npz.")],
     weights: Annotated[Path | None, typer.Option(help="A weights folder.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm:NAME instead of a weights folder; needs --fit-on.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm:NAME or run:FOLDER; needs --fit-on.")] = None,
     fit_on: Annotated[Path | None, typer.Option(help="Images on which the heads of --backbone are fitted.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
@@ -350,48 +364,6 @@ def import_release(
         made = convert(source, destination)
     out_console.print((made / "card.json").read_text(), end="", highlight=False, markup=False)
     say(f"next: python -m train.main evaluate --weights {made} --data DIR --out results/code")
-
-
-@app.command()
-def bench(
-    data: Annotated[Path, typer.Option(help="Labelled images whose views are made.")],
-    processes: Annotated[int, typer.Option(help="0 = one per core.", min=0)] = 0,
-    records: Annotated[int, typer.Option(help="Records whose eight views are made by each process.", min=1)] = 40,
-    train_steps: Annotated[int, typer.Option(help="Training steps to time afterwards; 0 = none.", min=0)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-) -> None:
-    """Views per second of the fast path against the reference. Example: `bench --data tests/data/images`"""
-    from train.bench import measure
-
-    with clear_errors():
-        result = measure(data, processes=processes, records=records, train_steps=train_steps)
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    else:
-        out_console.print_json(json.dumps(result))
-
-
-@app.command()
-def simulate(
-    records: Annotated[int, typer.Option(help="As many as D3 has, unless told otherwise.", min=1)] = 2_306_629,
-    ranks: Annotated[int, typer.Option(help="Training processes.", min=1)] = 4,
-    workers: Annotated[int, typer.Option(help="Data processes of each.", min=0)] = 8,
-    batches: Annotated[
-        int, typer.Option(help="Of each rank; the second half comes again, as by a restart.", min=2)
-    ] = 24,
-    batch_size: Annotated[int, typer.Option(help="Records.", min=2)] = 256,
-    shards_at_once: Annotated[int, typer.Option(help="As data.shards_at_once.", min=1)] = 16,
-    resample: Annotated[bool, typer.Option(help="As data.resample.")] = False,
-) -> None:
-    """The input side of a full run on noise: memory, descriptors, mixing, restart. Example: `simulate --ranks 4`"""
-    from train.simulate import Simulated
-    from train.simulate import simulate as run
-
-    with clear_errors():
-        asked = Simulated(
-            records, ranks, workers, batches, batch_size, shards_at_once=shards_at_once, resample=resample
-        )
-        out_console.print_json(json.dumps(run(asked)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from train.evaluate import Options, evaluate
 from train.fit_heads import fit_heads
 from train.fitted import fitted_on, generators_on, hashes_on, read_card, unlisted_on
 from train.heads import Heads
-from train.model import Backbone, code_backbone, timm_backbone
+from train.model import Backbone, code_backbone, timm_backbone, trained_backbone
 from train.paper import about_run
 from train.recipe import HeadFit
 from triton_models import weights
@@ -24,7 +24,9 @@ from triton_models import weights
 
 @dataclass(frozen=True)
 class Subject:
-    """Either `weights`, a folder; or `backbone` (timm:NAME, `pretrained` or not) with heads fitted on `fit_on`."""
+    """Either `weights`, a folder; or `backbone` (timm:NAME, `pretrained` or not, or
+    run:FOLDER with a trained encoder) with heads fitted on `fit_on`.
+    """
 
     weights: Path | None = None
     backbone: str | None = None
@@ -34,9 +36,11 @@ class Subject:
     def check(self) -> None:
         """Raises DataError unless it is one of the two."""
         if (self.weights is None) == (self.backbone is None):
-            raise DataError("give either --weights DIR or --backbone timm:NAME")
-        if self.backbone is not None and (self.fit_on is None or not self.backbone.startswith("timm:")):
-            raise DataError("--backbone is timm:NAME and needs --fit-on DIR, on which its heads are fitted")
+            raise DataError("give either --weights DIR or --backbone timm:NAME (run:FOLDER)")
+        if self.backbone is not None and (self.fit_on is None or not self.backbone.startswith(("timm:", "run:"))):
+            raise DataError(
+                "--backbone is timm:NAME or run:FOLDER and needs --fit-on DIR, on which its heads are fitted"
+            )
 
 
 def measure(
@@ -84,6 +88,8 @@ def measure(
 
 
 def _backbone(subject: Subject, say: Callable[[str], object]) -> Backbone:
+    if str(subject.backbone).startswith("run:"):
+        return trained_backbone(str(subject.backbone).removeprefix("run:"))
     pretrained = subject.pretrained
     say(
         f"loading {subject.backbone}"

@@ -9,6 +9,7 @@ Reproduces CoDE and measures it.
   data d3 SOURCE OUT          D3 (hub or parquet) + its real images -> WebDataset shards
   data equalise DIR OUT       format, size and compression alike for both classes
   fit                         train an encoder (recipes: {recipes})
+  sweep                       the same with fields varied: ablations, seeds; goes on where it was
   heads                       linear, 1-NN and one-class SVM on its embeddings
   evaluate, report            protocol, metrics with intervals, robustness; one HTML page
   compare, coverage           paired tests of models on the same images; whether intervals hold

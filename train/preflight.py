@@ -28,13 +28,13 @@ from train.data.records import Pair, Source
 from train.data.shards import unindexed
 from train.distributed import Group
 from train.losses import VIEWS
+from train.model import create_encoder
 from train.recipe import Recipe
+from triton_models.weights import ENCODER_NAME
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has it; nothing is written there by name
 OWN_DESCRIPTORS = 128  # of a process that trains: libraries, sockets between ranks, the GPU's devices
 DESCRIPTORS_OF_WORKER = 6  # its queue and pipes
-PARAMETERS = 5_524_416
-CHECKPOINT_BYTES = 3 * 4 * PARAMETERS  # weights and two moments
 # Of ViT-Tiny's backward pass, in float16: 34 bytes a token, channel and block (Korthikanti et al., arXiv 2205.05198).
 ACTIVATION_BYTES = 34 * 12 * 197 * 192
 SAMPLED_RECORDS = 32
@@ -99,7 +99,7 @@ def check(recipe: Recipe, run: Path, source: Source, group: Group, machine: Mach
         _memory(recipe, here),
         _gpu_memory(recipe, here),
         _cores(recipe, here),
-        _disk(here),
+        _disk(recipe, here),
         _clock(run, group),
     ]
 
@@ -217,15 +217,22 @@ def _memory(recipe: Recipe, here: Machine) -> Finding:
 def _gpu_memory(recipe: Recipe, here: Machine) -> Finding:
     if math.isnan(here.gpu_bytes):
         return Finding("GPU memory", "no GPU here")
+    if recipe.training.encoder != ENCODER_NAME:
+        return Finding("GPU memory", f"not reckoned for {recipe.training.encoder}, {_mib(here.gpu_bytes)} free")
     wide = 2 if recipe.training.precision == "fp32" else 1
     size = (recipe.views.size_px / 224) ** 2
     views = recipe.training.batch_size * _view_count(recipe)
-    need = views * ACTIVATION_BYTES * wide * size + 4 * 4 * PARAMETERS + 2 * _views_bytes(recipe)
+    need = views * ACTIVATION_BYTES * wide * size + 4 * 4 * _parameters(recipe) + 2 * _views_bytes(recipe)
     found = f"about {_mib(need)} needed, {_mib(here.gpu_bytes)} free"
     if need < 0.9 * here.gpu_bytes:
         return Finding("GPU memory", found)
     change = "a smaller training.batch_size with more training.accumulation_steps (negatives are of the batch alone)"
     return Finding("GPU memory", found, "it may not suffice", change)
+
+
+def _parameters(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create_encoder(recipe.training.encoder).parameters())
 
 
 def _cores(recipe: Recipe, here: Machine) -> Finding:
@@ -236,8 +243,9 @@ def _cores(recipe: Recipe, here: Machine) -> Finding:
     return Finding("cores", found, "they wait for each other", f"data.workers={max(1, here.cores // here.processes)}")
 
 
-def _disk(here: Machine) -> Finding:
-    need = 2 * CHECKPOINT_BYTES + 2 * 4 * PARAMETERS  # a file stands beside the one that it replaces
+def _disk(recipe: Recipe, here: Machine) -> Finding:
+    weights = 4 * _parameters(recipe)
+    need = 2 * 3 * weights + 2 * weights  # two moments beside the weights; a file stands beside the one it replaces
     return _within("disk for checkpoints", need, here.disk_bytes, "free some, or another --run")
 
 

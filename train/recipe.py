@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from train.losses import Terms, Variant
+from triton_models.weights import ENCODER_NAME
 
 
 def _in_order(scale: tuple[float, float]) -> tuple[float, float]:
@@ -113,7 +114,9 @@ class Training:
     steps_per_epoch: Annotated[int, Field(ge=0)] = 1700  # 0 = once through the data
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp16"  # auto: bf16 where the hardware has it, else fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    initialisation: Literal["timm", "spectral"] = "timm"  # spectral: see train/spectral.py, for small data
+    encoder: str = ENCODER_NAME  # timm's name; the served graphs take ViT-Tiny alone
+    # pretrained: timm's weights, from the hub; spectral: see train/spectral.py, for small data
+    initialisation: Literal["timm", "pretrained", "spectral"] = "timm"
     start_from: str = ""  # weights folder whose encoder to begin with; empty = as `initialisation` says
     checkpoint_every_steps: Count = 500
     max_bad_steps: Count = 20  # consecutive non-finite losses before giving up
@@ -214,16 +217,17 @@ def recipe_to_toml(recipe: Recipe) -> str:
     lines, tree = [], dataclasses.asdict(recipe)
     for name, value in tree.items():
         if not isinstance(value, dict):
-            lines.append(f"{name} = {_toml(value)}")
+            lines.append(f"{name} = {value_to_toml(value)}")
     for name, section in tree.items():
         if isinstance(section, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {value_to_toml(value)}" for key, value in section.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def value_to_toml(value: Any) -> str:
+    """One value as TOML."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
+        return f"[{', '.join(value_to_toml(entry) for entry in value)}]"
     return json.dumps(value, ensure_ascii=False).replace(
         "\x7f", "\\u007f"
     )  # surrogate pairs are no TOML, nor is a bare DEL

@@ -16,26 +16,26 @@ from torch.nn.parallel import DistributedDataParallel
 from train.data.loader import Batch
 from train.distributed import Group
 from train.losses import code_loss, draw_permutation
-from train.model import Backbone, create_encoder, load_encoder, normalise
-from train.recipe import Recipe
+from train.model import PROBED_PX, Backbone, create_encoder, load_encoder, normalise, pixel_scale
+from train.recipe import Recipe, RecipeError
 from train.schedule import parameter_groups
 from train.spectral import initialise_spectral
-from triton_models.weights import MEAN, STD
+from triton_models.weights import ENCODER_NAME
 
 
 class Embedder(nn.Module):
     """Encodes all views of a batch in one forward pass per image size (DDP wants one pass per step)."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.mean, self.std = encoder, mean, std
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """uint8 [N, 3, S, S] by name -> float32 [N, 192] by name."""
+        """uint8 [N, 3, S, S] by name -> float32 [N, D] by name."""
         embedded: dict[str, Tensor] = {}
         for size in sorted({images.shape[-1] for images in views.values()}):
             names = [name for name, images in views.items() if images.shape[-1] == size]
-            rows = self.encoder(normalise(torch.cat([views[name] for name in names]), MEAN, STD)).float()
+            rows = self.encoder(normalise(torch.cat([views[name] for name in names]), self.mean, self.std)).float()
             embedded |= dict(zip(names, rows.chunk(len(names)), strict=True))
         return embedded
 
@@ -71,13 +71,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, group: Group, begun_with: int = 0) -> None:
         self.recipe, self.group, self.begun_with = recipe, group, begun_with or group.world
         torch.manual_seed(recipe.training.seed)
-        self.encoder = create_encoder(any_size={recipe.views.size_px, recipe.views.local_size_px} != {224})
-        if recipe.training.initialisation == "spectral":
-            initialise_spectral(self.encoder, recipe.training.seed)
-        if recipe.training.start_from:
-            self.encoder.load_state_dict(load_encoder(recipe.training.start_from).state_dict())
+        self.encoder = _first_encoder(recipe)
+        self.mean, self.std = pixel_scale(recipe.training.encoder, self.encoder)
         self.encoder.to(group.device)
-        embedder = Embedder(self.encoder)
+        embedder = Embedder(self.encoder, self.mean, self.std)
         self.model: nn.Module = DistributedDataParallel(embedder) if group.world > 1 else embedder
         groups = parameter_groups(self.encoder, recipe.optimisation.weight_decay)
         self.optimizer = torch.optim.AdamW(
@@ -159,7 +156,22 @@ class Trainer:
         return finite
 
     def backbone(self) -> Backbone:
-        return Backbone("code", self.encoder, 224, MEAN, STD)
+        return Backbone("code", self.encoder, PROBED_PX, self.mean, self.std)
+
+
+def _first_encoder(recipe: Recipe) -> nn.Module:
+    """As the recipe begins: from scratch, pretrained, or from a run. Raises WeightsError, RecipeError."""
+    training = recipe.training
+    sizes = {recipe.views.size_px, recipe.views.local_size_px}
+    any_size = training.encoder != ENCODER_NAME or sizes != {PROBED_PX}
+    if training.start_from:
+        return load_encoder(training.start_from, training.encoder, any_size=any_size).train()
+    if training.initialisation == "spectral" and training.encoder != ENCODER_NAME:
+        raise RecipeError([f"training.initialisation = 'spectral': of {ENCODER_NAME} only, take timm or pretrained"])
+    encoder = create_encoder(training.encoder, pretrained=training.initialisation == "pretrained", any_size=any_size)
+    if training.initialisation == "spectral":
+        initialise_spectral(encoder, training.seed)
+    return encoder
 
 
 def _mix(*numbers: int) -> int:

@@ -23,6 +23,7 @@ COMMANDS = [
     "import-release",
     "bench",
     "simulate",
+    "sweep",
     "data inspect",
     "data d3",
     "data folder",
