@@ -28,6 +28,7 @@ from triton_models.files import replacing
 ROWS, TABLE = "sweep.json", "sweep.csv"
 SEED = "training.seed"
 STOPPED = "interrupted"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.]+")
 
 
 def variations(vary: Sequence[str]) -> list[dict[str, str]]:
@@ -69,8 +70,8 @@ def sweep(
 
 def folder_name(fields: Mapping[str, str]) -> str:
     """A folder's name that says what is varied, without the sections: `temperature-0.05_seed-1`."""
-    parts = [f"{name.rpartition('.')[2]}-{value}" for name, value in fields.items()]
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).replace("-_", "_").strip("-") or "run"
+    parts = [f"{name.rpartition('.')[2]}-{_UNSAFE.sub('-', value).strip('-')}" for name, value in fields.items()]
+    return "_".join(parts)
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
