@@ -199,6 +199,19 @@ def test_a_stop_is_heard_while_a_fetch_waits() -> None:
     assert clock.waited_s == [0.1]
 
 
+def test_a_single_fetched_byte_is_waited_for() -> None:
+    """Full to the byte, one of them fetched: it will go by itself."""
+    clock, stop = Waits(), threading.Event()
+    admission = Admission(FlowSettings(max_bytes=MIB), clock)
+    admission.admit(MIB - 2)
+    admission.hold_fetched(1)
+    admission.wait_to_fetch(stop)  # a byte is free
+    admission.admit(1)
+    clock.then = lambda: admission.release_fetched(1)
+    admission.wait_to_fetch(stop)
+    assert clock.waited_s == [0.1]
+
+
 def test_a_fetch_does_not_wait_for_records_that_may_wait_for_it() -> None:
     """Inline images fill it: a fetch begins all the same, they may stand behind it in the line of their id."""
     admission = Admission(FlowSettings(max_items=100, max_bytes=MIB))

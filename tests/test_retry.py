@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from hypothesis import strategies as st
+from structlog.testing import LogCapture
 
 from tests.properties import given
+from worker import retry
 from worker.clock import Clock
 from worker.errors import AssayError, Rejected, RejectReason, Stopping, Unavailable
 from worker.retry import BreakerState, CircuitBreaker, Guarded, backoff_s
 from worker.settings import RetrySettings
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
+    """What the breaker says meanwhile."""
+    capture = LogCapture()
+    monkeypatch.setattr(retry, "log", structlog.wrap_logger(None, processors=[capture]))
+    return capture
+
 
 SETTINGS = RetrySettings(base_ms=100, max_ms=5_000, breaker_failures=3)
 
@@ -250,6 +262,32 @@ def test_a_turn_comes_at_its_time_and_one_caller_takes_it() -> None:
     subject.failed(away())
     assert subject.state is BreakerState.OPEN
     assert subject.take_turn() == pytest.approx(0.8)
+
+
+def test_what_changes_is_told_with_the_name(log: LogCapture) -> None:
+    """States to the metrics, and to the log that it is away and that it is back: once each."""
+    time = Time()
+    changes: list[tuple[str, BreakerState]] = []
+    subject = CircuitBreaker("redis", SETTINGS, clock=time, on_change=lambda *change: changes.append(change))
+    assert subject.last_error == ""
+    subject.succeeded()
+    for _ in range(4):
+        subject.failed(away())
+    subject.succeeded()
+    subject.succeeded()
+    assert changes == [("redis", BreakerState.OPEN), ("redis", BreakerState.CLOSED)]
+    assert [(entry["event"], entry["dependency"]) for entry in log.entries] == [
+        ("dependency_away", "redis"),
+        ("dependency_recovered", "redis"),
+    ]
+
+
+def test_the_first_call_waits_for_nothing() -> None:
+    """On a clock that has only just begun, too."""
+    time = Time()
+    time.now = 0.0
+    assert dependency(time).call(Flaky("value"), time) == "value"
+    assert time.waits == []
 
 
 def test_the_longest_call_is_the_oldest_one_under_way() -> None:
