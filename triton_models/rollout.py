@@ -11,7 +11,7 @@
 LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
 LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a
 second or more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries
-its version, so the worker follows.
+its version, so the worker follows. A server that wants a key gets that of ASSAY_TRITON__CONTROL_KEY (or _FILE).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tritonclient.utils import InferenceServerException
 
 from triton_models.command import clear_errors, command_line, fail
 from triton_models.configuration import MODELS
+from triton_models.control import VARIABLE, connect, control_key
 from triton_models.files import exchange
 from triton_models.plan import PlanError
 from triton_models.repository import (
@@ -317,7 +318,8 @@ def _served_version(client: Any, name: str) -> str | None:
 
 
 def _text(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())[:300]
+    return f"{text}: set {VARIABLE} to the server's key" if "protocol is restricted" in text else text
 
 
 app = command_line(__doc__)
@@ -360,7 +362,7 @@ def _roll_out(repository: Path, server: str, act: Callable[[Any, Path], object])
     """Do it on a client of `server`, then print the versions in place."""
     live = repository.resolve()  # a link stays a link
     try:
-        with clear_errors(live), closing(grpc.InferenceServerClient(server)) as client:
+        with clear_errors(live), closing(connect(server, control_key())) as client:
             act(client, live)
             for place, version in versions(client, live).items():
                 print(f"{place:10}{version or '-'}")

@@ -85,7 +85,7 @@ def test_a_worker_follows_a_roll_out_and_a_roll_back(private_stack: Path, tmp_pa
             env["ASSAY_TRITON__URL"],
             *options,
         ]
-        subprocess.run(command, check=True, capture_output=True, cwd=REPO)
+        subprocess.run(command, check=True, capture_output=True, cwd=REPO, env=env)
 
     def judged_by(count: int = 8) -> set[str]:
         images = {f"{len(sent) + number}": unlike(image, len(sent) + number) for number in range(count)}

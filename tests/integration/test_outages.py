@@ -254,7 +254,7 @@ def test_a_shadow_model_compares_and_never_decides(env, private_stack, tmp_path,
         "--new",
         str(new),
     ]
-    subprocess.run(rollout, check=True, capture_output=True, cwd=REPO)
+    subprocess.run(rollout, check=True, capture_output=True, cwd=REPO, env=env)
     outside = Outside(env)
     images = samples(20)
     for model, code in (("code_shadow", 0), ("nonesuch", 3)):

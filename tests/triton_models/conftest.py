@@ -20,6 +20,7 @@ from tritonclient import grpc
 
 from train.release import import_release
 from triton_models import build, weights
+from triton_models.control import connect
 from worker.local.server import NotServing, free_port
 from worker.local.triton_server import TritonServer
 
@@ -122,7 +123,7 @@ def serving(directory: Path, repository: Path, *, wait: bool = True) -> Iterator
     try:
         if wait:
             until_serving(server)
-        with closing(grpc.InferenceServerClient(server.address)) as client:
+        with closing(connect(server.address, server.control_key)) as client:
             yield Serving(server, repository, client)
     finally:
         server.stop(grace_s=GRACE_S)

@@ -13,9 +13,10 @@ from tritonclient import grpc
 from typer.testing import CliRunner
 
 from tests.triton_models.conftest import until_serving
-from triton_models import build, rollout, weights
+from triton_models import build, control, rollout, weights
 from triton_models.repository import MANIFEST, SHADOW, BuildError, check, file_hash
 from triton_models.rollout import RolloutError
+from worker.clients.triton import CONTROL_HEADER
 
 pytestmark = pytest.mark.integration
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
@@ -246,6 +247,22 @@ def test_a_server_that_is_away_changes_nothing(live: Any, candidate: Path, versi
         "code_heads",
     ]
     assert not rollout.previous_of(live.repository).exists()
+
+
+def test_a_server_that_wants_a_key_gets_it(live: Any, candidate: Path, versions: tuple[str, str]) -> None:
+    """From the worker's variable, or the file it names; without it nothing changes, and the variable is named."""
+    assert control.HEADER == CONTROL_HEADER
+    where = ["--repository", str(live.repository), "--server", live.server.address]
+    refused = CliRunner().invoke(rollout.app, ["load", *where, "--new", str(candidate)])
+    assert refused.exit_code == 1 and f"set {control.VARIABLE}" in refused.stderr
+    assert served(live)[0] == check(live.repository)["model_version"] == versions[0]
+    by_file = {f"{control.VARIABLE}_FILE": live.server.env[f"{control.VARIABLE}_FILE"]}
+    done = CliRunner().invoke(rollout.app, ["load", *where, "--new", str(candidate)], env=by_file)
+    assert done.exit_code == 0, done.stderr
+    assert served(live)[0] == versions[1]
+    itself = {control.VARIABLE: live.server.control_key}
+    assert CliRunner().invoke(rollout.app, ["back", *where], env=itself).exit_code == 0
+    assert served(live)[0] == versions[0]
 
 
 def test_nothing_to_go_back_to(live: Any) -> None:
