@@ -69,6 +69,7 @@ def properties() -> dict[str, Schema]:
         "serviceAccount": _service_account(),
         "networkPolicy": _network_policy(),
         "monitoring": _monitoring(),
+        "console": _console(),
         "helmTest": obj(
             "`helm test`: send one image, wait for its verdict.",
             enabled=flag("Make the pod."),
@@ -101,6 +102,29 @@ def _worker() -> Schema:
         extraEnv=array("More variables (OTEL_*, AWS_*); settings belong under `settings`, where they are checked."),
         extraVolumes=array("More volumes (for file references, say)."),
         extraVolumeMounts=array("Their mounts."),
+        **placement(),
+    )
+
+
+def _console() -> Schema:
+    return obj(
+        "The review console, where people decide what is in doubt; its settings stand under `settings.console`.",
+        enabled=flag("Make it: a Deployment with a Service on port 80."),
+        replicas=number("Pods; they share the work. More than one needs the secret `console.secret`.", 1),
+        usersSecret=name(
+            "Secret whose key `users.toml` has the users; not needed with `settings.console.auth: proxy`."
+        ),
+        queuesToml=text("Queues as TOML; one of all verdicts `review` when empty."),
+        resources=resources("the console"),
+        ingress=obj(
+            "A way in from outside of the cluster.",
+            enabled=flag("Make it; set `settings.console.behind_tls` where it ends TLS."),
+            className=text("Its class; the cluster's default when empty."),
+            host=text("Host name."),
+            tlsSecretName=name("Secret with its certificate; none when empty."),
+            annotations=annotations("Annotations (an OIDC proxy's, say)."),
+        ),
+        **{"from": policy_peers("Who may open the pages (the ingress controller, say)")},
         **placement(),
     )
 

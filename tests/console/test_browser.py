@@ -74,6 +74,7 @@ class Screen:
             "request", lambda asked: None if asked.url.startswith(console.url) else self.elsewhere.append(asked.url)
         )
         self.page.goto(f"{console.url}/login")
+        self.page.wait_for_function("() => document.activeElement.name === 'name'")
         self.page.keyboard.type(name)
         self.page.keyboard.press("Tab")
         self.page.keyboard.type(PASSWORD)
