@@ -212,6 +212,29 @@ def test_a_single_fetched_byte_is_waited_for() -> None:
     assert clock.waited_s == [0.1]
 
 
+def test_fetched_bytes_add_up() -> None:
+    """A fetch waits until the last of them has gone; then what is left can only be waiting for it."""
+    clock, stop = Waits(), threading.Event()
+    admission = Admission(FlowSettings(max_bytes=MIB), clock)
+    admission.admit(MIB)
+    for size in (2, 1):
+        admission.hold_fetched(size)
+    left = [1, 2]
+    clock.then = lambda: admission.release_fetched(left.pop())
+    admission.wait_to_fetch(stop)
+    assert clock.waited_s == [0.1, 0.1] and left == []
+
+
+def test_bytes_are_full_until_their_low_mark() -> None:
+    """Half of the high one, to the byte."""
+    admission = Admission(FlowSettings(max_bytes=MIB, low_water=0.5))
+    admission.admit(MIB)
+    admission.release_fetched(MIB // 2 - 1)
+    assert admission.is_full
+    admission.release_fetched(1)
+    assert not admission.is_full
+
+
 def test_a_fetch_does_not_wait_for_records_that_may_wait_for_it() -> None:
     """Inline images fill it: a fetch begins all the same, they may stand behind it in the line of their id."""
     admission = Admission(FlowSettings(max_items=100, max_bytes=MIB))

@@ -162,6 +162,16 @@ def test_a_revoked_partition_is_fenced_off() -> None:
     assert subject.committable() == {0: 6}
 
 
+def test_a_revoke_counts_what_it_fences_off() -> None:
+    """Not what has finished before its turn."""
+    subject = tracker(0)
+    epoch = subject.deliver(0, 5)
+    assert epoch is not None
+    subject.deliver(0, 6)
+    subject.finish(0, epoch, 6)
+    assert subject.revoke([0]) == 1
+
+
 def test_partitions_of_others_are_not_delivered() -> None:
     """A record of a partition that is not assigned has no epoch; it is not worked on."""
     assert tracker(0).deliver(1, 0) is None
