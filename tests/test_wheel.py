@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 DATA = {
     "train/report.html.j2",
+    "train/paper.html.j2",
+    "train/generators.csv",
     "train/calibration/page.html.j2",
     *(f"{package}/py.typed" for package in ("worker", "train", "triton_models")),
     "triton_models/python_backend.py",  # copied into the model repository as model.py
@@ -25,6 +27,11 @@ DATA = {
         str(path.relative_to(ROOT))
         for folder in ("templates", "static")
         for path in (ROOT / "worker" / "console" / folder).iterdir()
+    ),
+    *(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "triton_models" / "detectors").rglob("*.*")
+        if path.suffix in (".toml", ".json", ".md", ".safetensors")
     ),
     *(f"train/recipes/{path.name}" for path in (ROOT / "train" / "recipes").glob("*.toml")),
 }
@@ -42,7 +49,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_every_module_and_what_they_read(wheel: Path) -> None:
-    """All modules of the three packages, templates, recipes and licences; no tests, weights or deployment files."""
+    """All modules of the three packages, templates, recipes, licences and shipped heads; no tests, backbones or
+    deployment files."""
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {
         str(path.relative_to(ROOT))
