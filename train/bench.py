@@ -23,17 +23,19 @@ import torch
 
 from train.data.folder import FolderSource, scan_folder
 from train.data.images import decode_image, decode_pixels, read_header
-from train.data.loader import StepSampler, collate, make_batches
+from train.data.loader import Batch, StepSampler, collate, make_batches
 from train.distributed import Group, pick_device
+from train.losses import VIEWS
 from train.model import normalise
 from train.recipe import Views, load_recipe
-from train.trainer import Trainer
+from train.trainer import Trainer, precision_on
 from train.transforms.views import Plan, make_views, plan_views
 
 ROUNDS = 3
 MIN_SIDE_PX = 64
 GPU_BATCH_RECORDS = 256
 BATCH_RECORDS = 16
+STEP_RECORDS = 4
 # What a rate counts: the ops asked for by name, the same with the two images decoded, and everything from bytes to
 # float32 batches.
 SCOPES = {"views": ("views",), "with_decoding": ("decode", "views"), "whole_input": ("decode", "views", "batch")}
@@ -90,6 +92,7 @@ def measure(data: Path, *, processes: int = 0, records: int = 40, train_steps: i
     }
     if train_steps:
         result["training"] = time_train_steps(source, train_steps)
+        result["step"] = time_step_parts(train_steps)
     return result
 
 
@@ -197,3 +200,42 @@ def time_train_steps(source: FolderSource, steps: int) -> dict[str, Any]:
         "images_per_s": round(images / total, 1),
         "waiting_for_data": round(waited / total, 3),
     }
+
+
+def time_step_parts(rounds: int) -> dict[str, Any]:
+    """Milliseconds of CPU time of one step of the smoke recipe on noise (4 records), in float32 and bfloat16, and of
+    AdamW alone, fused and plain; `times` are medians of the ratios over interleaved rounds. `auto` is what
+    training.precision=auto takes here.
+    """
+    device = torch.device("cpu")
+    recipes = {name: load_recipe("smoke", [f"training.precision={name}"]) for name in ("fp32", "bf16")}
+    trainers = {name: Trainer(recipe, Group(0, 1, device)) for name, recipe in recipes.items()}
+    size, rng = recipes["fp32"].views.size_px, np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (STEP_RECORDS, 3, size, size), dtype=np.uint8)
+    batch = Batch({name: torch.from_numpy(pixels) for name in VIEWS[:4]})
+    parameters = list(trainers["fp32"].encoder.parameters())
+    adam = {
+        "fused": torch.optim.AdamW(parameters, fused=True),
+        "plain": torch.optim.AdamW(parameters, foreach=False, fused=False),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in (*trainers, *adam)}
+    for step in range(rounds + 1):
+        for name, trainer in trainers.items():
+            began = time.process_time()
+            trainer.micro_step(batch, epoch=0, micro=step, last=True)
+            taken[name].append(time.process_time() - began)
+            trainer.optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        for name, optimizer in adam.items():
+            began = time.process_time()
+            optimizer.step()
+            taken[name].append(time.process_time() - began)
+    ratios = {
+        f"{over}_over_{under}": round(
+            statistics.median(a / b for a, b in zip(taken[over][1:], taken[under][1:], strict=True)), 2
+        )
+        for over, under in (("fp32", "bf16"), ("plain", "fused"))
+    }
+    ms = {name: round(1000 * statistics.median(seconds[1:]), 1) for name, seconds in taken.items()}
+    return {"ms_cpu": ms, "times": ratios, "auto": precision_on(device, "auto")}

@@ -22,6 +22,16 @@ def test_both_sides_make_the_same_views(tmp_path: Path) -> None:
         assert set(made["cpu"]) >= {part for parts in bench.SCOPES.values() for part in parts}
 
 
+@pytest.mark.slow
+def test_a_step_is_timed_by_its_parts() -> None:
+    """Either precision and either form of AdamW has a time, and the ratios are of these."""
+    found = bench.time_step_parts(1)
+    for over, under in (("fp32", "bf16"), ("plain", "fused")):
+        ratio = found["ms_cpu"][over] / found["ms_cpu"][under]
+        assert found["times"][f"{over}_over_{under}"] == pytest.approx(ratio, rel=0.2)
+    assert found["auto"] in ("fp32", "bf16")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_input_side_keeps_a_gpu_busy(tmp_path: Path) -> None:
