@@ -198,6 +198,7 @@ class ExaminerTwin:
         self._changed = threading.Condition()
         self.has_room = True
         self.trouble = ""
+        self.largest = 0
 
     def tell_slow(self, told: Callable[[Any], None]) -> None:
         """Nothing is slow here."""
@@ -205,6 +206,7 @@ class ExaminerTwin:
     def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
         good: list[tuple[Any, Findings]] = []
         bad: list[tuple[Any, Rejected]] = []
+        self.largest = max(self.largest, len(batch))
         pixels = np.zeros((len(batch), *self._size_px, 3), np.uint8)
         for token, data in batch:
             try:

@@ -73,6 +73,7 @@ class EyesTwin:
     """The view in the caller's thread."""
 
     def __init__(self, wanted: Any, _tools: Any, _watch: Any, description: Description) -> None:
+        self.description = description
         self.examiner: ExaminerTwin = ExaminerTwin(wanted, view=description.view)
         self.closed = False
 
@@ -237,6 +238,26 @@ def test_another_version_with_another_view_is_followed() -> None:
         assert (scores.version, scores.scores) == ("d00dd00dd00d", {"linear": pytest.approx(expected)})
     assert [eyes.closed for eyes in one.opened] == [True, False]
     assert {shape[1] for shape in one.twin.batches} == {48, 32}
+
+
+def test_larger_batches_wait_for_memory_of_their_size() -> None:
+    """A server that takes more at once than before: no batch is larger than what its eyes were opened for."""
+    one = Consulting()
+    one.twin.config = configuration() | {"max_batch_size": 2}
+    watch = one.panel.detectors[0].watch.client
+    watch.refresh()
+    with one.bench.driving(*one.stages):
+        one.put(one.images(picture(51)), 0.5)
+        one.wait(1)
+        one.twin.config = configuration() | {"max_batch_size": 16}
+        watch.refresh()
+        later = [record(offset, picture(60 + offset)) for offset in range(1, 11)]
+        one.put(one.bench.identified(*later, ids="abcdefghij"), *[0.5] * 10)
+        one.wait(11)
+    opened = [eyes.description.batch_max_items for eyes in one.opened]
+    assert opened == [2, 16]
+    assert [eyes.examiner.largest <= most for eyes, most in zip(one.opened, opened, strict=True)] == [True, True]
+    assert one.opened[1].examiner.largest > 2
 
 
 def test_two_detectors_are_asked_in_order() -> None:

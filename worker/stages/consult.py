@@ -199,9 +199,9 @@ class Consult(Stage):
             up.set(1)
 
     def _looking(self) -> Eyes:
-        """Eyes for the view that is served. Others are closed once what they had to make is made."""
+        """Eyes for the view and batches that are served. Others are closed once what they had to make is made."""
         wanted = self._watch.description
-        if self._eyes is None or (self._made_for is not None and _differs(self._made_for, wanted)):
+        if self._eyes is None or not self._fits(wanted):
             if self._eyes is not None:
                 if self._line.looked_at.images:
                     return self._eyes
@@ -210,6 +210,13 @@ class Consult(Stage):
             self._made_for = wanted
             self._line.referred.listen(self._eyes.examiner.wake)
         return self._eyes
+
+    def _fits(self, wanted: Description) -> bool:
+        """Are the eyes made for this view, with room for its batches? Their memory holds those they were made for."""
+        made_for = self._made_for
+        if made_for is None or _differs(made_for, wanted):
+            return False
+        return min(self._intake.batch_max_items, wanted.batch_max_items) <= made_for.batch_max_items
 
     def _take(self, piece: Sequence[Referred]) -> None:
         """What the cache knows of goes on at once."""
@@ -231,8 +238,8 @@ class Consult(Stage):
 
     def _submit(self, eyes: Eyes) -> float:
         """Show batches that are full or have waited for long enough; how long until the next has, seconds."""
-        most = min(self._intake.batch_max_items, self._watch.description.batch_max_items)
-        served = self._made_for is not None and not _differs(self._made_for, self._watch.description)
+        wanted = self._watch.description
+        most, served = min(self._intake.batch_max_items, wanted.batch_max_items), self._fits(wanted)
         while self._waiting and served:
             left_s = self._waiting[0].at + self._intake.batch_max_wait_ms / 1000 - self._tools.clock.monotonic()
             if len(self._waiting) < most and left_s > 0:
