@@ -49,6 +49,8 @@ async def login(request: Request) -> Response:
     session = await run_in_threadpool(console.sessions.of, request)
     if session is not None:
         return RedirectResponse("/review", status_code=303)
+    if console.settings.console.auth == "none":
+        raise Refused(403, "without log-ins it answers to localhost and addresses of loopback alone, not to this name")
     if console.settings.console.auth != "users":
         raise Refused(403, "the proxy in front names nobody with a role here")
     return render(console, "login", None, problem="")

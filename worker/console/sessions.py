@@ -21,6 +21,7 @@ from starlette.responses import Response
 from worker.console.board import Board
 from worker.console.users import NAME, ROLES, Person, Users
 from worker.settings import ConsoleSettings
+from worker.settings.console import is_loopback
 
 _SALT = "assay-console-session"
 _LOGIN_WINDOW_S = 300
@@ -53,7 +54,7 @@ class Sessions:
     def of(self, request: Request) -> Session | None:
         """The session of a request, or None. Raises Unavailable where Redis is away."""
         if self._settings.auth == "none":
-            return Session(Person(LOCAL, frozenset(ROLES)), LOCAL)
+            return Session(Person(LOCAL, frozenset(ROLES)), LOCAL) if _asks_loopback(request) else None
         if self._settings.auth == "proxy":
             return self._by_proxy(request)
         text = request.cookies.get(self.cookie, "")
@@ -73,11 +74,15 @@ class Sessions:
     def _by_proxy(self, request: Request) -> Session | None:
         if not self._is_proxy(request):
             return None
-        name = request.headers.get(self._settings.proxy_user_header, "").strip()
+        names = request.headers.getlist(self._settings.proxy_user_header)
+        lists = request.headers.getlist(self._settings.proxy_roles_header)
+        if len(names) != 1 or len(lists) != 1:  # a second one is what its client sent: nobody knows which is whose
+            return None
+        name = names[0].strip()
         if not NAME.fullmatch(name):
             return None
         prefix = self._settings.proxy_role_prefix
-        groups = {part.strip() for part in request.headers.get(self._settings.proxy_roles_header, "").split(",")}
+        groups = {part.strip() for part in lists[0].split(",")}
         roles = frozenset(role for role in ROLES if f"{prefix}{role}" in groups)
         return Session(Person(name, roles), name) if roles else None
 
@@ -139,3 +144,11 @@ class Sessions:
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
             return False
         return hmac.compare_digest(token.encode(), self.csrf_token(session).encode())
+
+
+def _asks_loopback(request: Request) -> bool:
+    """Was the console asked by a name of this machine? A stranger's own name can be led here (rebinding)."""
+    try:
+        return is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or "")
+    except ValueError:
+        return False
