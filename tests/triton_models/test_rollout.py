@@ -86,8 +86,11 @@ def test_a_load_and_a_roll_back_under_traffic_lose_nothing(
         np.testing.assert_allclose(scores, expected[version], atol=1e-5)
 
 
-def test_back_and_forth(live: Any, candidate: Path, versions: tuple[str, str], command: Callable) -> None:
+def test_back_and_forth(
+    live: Any, candidate: Path, versions: tuple[str, str], command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The commands: load, back, back again; status tells serving, folder and previous; the parameter follows."""
+    monkeypatch.setenv(control.VARIABLE, live.server.control_key)
     old, new = versions
     where = ("--repository", live.repository, "--server", live.server.address)
     loaded = command("triton_models.rollout", "load", *where, "--new", candidate)

@@ -144,11 +144,13 @@ class Feed:
             return
         self._looked_at = now
         run_id = self._board.scripts.run_id()
-        known, self._run_id = self._run_id, run_id
-        if known in ("", run_id):
-            return
         with as_unavailable(self._settings.kafka):
             mine = list(consumer.assignment())
+            if not mine:
+                return  # a new consumer has nothing yet that it could read again: looked at once it has
+            known, self._run_id = self._run_id, run_id
+            if known in ("", run_id):
+                return
             if not self._board.is_born():
                 consumer.seek_to_beginning(*mine)
                 log.warning("verdicts_read_again", reason="Redis knows nothing", partitions=len(mine))

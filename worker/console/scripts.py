@@ -78,8 +78,16 @@ CLAIM = (
 local who, lock_ms, many, nonce = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local now = now_ms()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. 'locks', '-inf', now, 'LIMIT', 0, 50)) do wait_again(id) end
-local got = redis.call('ZRANGE', base .. 'held:' .. who, 0, many - 1)
-for _, id in ipairs(got) do redis.call('ZADD', base .. 'locks', now + lock_ms, id) end
+local got = {}
+for _, id in ipairs(redis.call('ZRANGE', base .. 'held:' .. who, 0, -1)) do
+  if redis.call('HGET', base .. 'task:' .. id, 'holder') ~= who then  -- a golden one whose time is over
+    redis.call('ZREM', base .. 'held:' .. who, id)
+    redis.call('ZREM', base .. 'locks', id)
+  elseif #got < many then
+    redis.call('ZADD', base .. 'locks', now + lock_ms, id)
+    table.insert(got, id)
+  end
+end
 local function hold(id, n)
   redis.call('HSET', base .. 'task:' .. id, 'state', 'held', 'holder', who, 'token', nonce .. '.' .. n, 'held_ms', now)
   redis.call('ZADD', base .. 'locks', now + lock_ms, id)
