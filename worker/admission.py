@@ -11,8 +11,6 @@ from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
 from worker.errors import Stopping
 from worker.settings import FlowSettings
 
-# So many times `max_items` may be slow images beside: small ones by the hundred would else keep all others out.
-_ASIDE = 8
 _LISTEN_S = 0.1  # how long a fetch waits before it looks at the stop
 
 
@@ -32,8 +30,6 @@ class Admission:
         self._changed = threading.Condition()
         self._full = False
         self._fetched_bytes = 0
-        self._most_aside = _ASIDE * settings.max_items
-        self.aside = 0
         self.items = 0
         self.bytes = 0
         self.references = 0
@@ -67,23 +63,6 @@ class Admission:
         with self._changed:
             self._fetched_bytes -= size_bytes
             self.bytes -= size_bytes
-            self._update()
-
-    def set_aside(self) -> bool:
-        """A slow image waits for its turn: of it only bytes count meanwhile. False where too many do already."""
-        with self._changed:
-            if self.aside >= self._most_aside:
-                return False
-            self.aside += 1
-            self.items -= 1
-            self._update()
-            return True
-
-    def take_back(self) -> None:
-        """What was set aside goes on, as any other."""
-        with self._changed:
-            self.aside -= 1
-            self.items += 1
             self._update()
 
     def release(self, size_bytes: int) -> None:

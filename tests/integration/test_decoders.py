@@ -49,18 +49,3 @@ def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):
     assert worker.process.poll() is None
     assert worker.process.pid == pid
     assert worker.terminate() == 0
-
-
-def test_a_flood_of_slow_images_keeps_nobody_out(outside, start_worker):
-    """More than may be in work at once, each good for half a minute of a decoder: the others are judged meanwhile."""
-    worker = start_worker(PYTHONPATH=str(PLANTED), ASSAY_FLOW__MAX_ITEMS="8", ASSAY_RUN__DRAIN_TIMEOUT_S="1")
-    for number in range(24):
-        outside.send(f"slow/{number}", planted(f"SLEEP {600 + number}"))
-    outside.flush()
-    wait_until(lambda: worker.metric("assay_slow_images") > 8, "more than the flow takes wait aside")
-    images = list(samples(10).values())
-    good = {f"good/{number}": unlike(images[number % len(images)], number) for number in range(40)}
-    outside.send_all(good)
-    outside.wait_verdicts(good)
-    assert len(outside.rejections()) < 24, "the slow ones have not ended before them"
-    assert worker.terminate() == 0

@@ -29,11 +29,7 @@ class IntakeSettings(Group):
 class FlowSettings(Group):
     """How much may be under way: with the fetch buffers of the consumer this bounds the worker's memory."""
 
-    max_items: PositiveInt = Field(
-        default=512,
-        description="Records in work at once; at this mark consumption pauses. Slow images that wait for a decoder "
-        "(up to eight times as many) count by their bytes alone.",
-    )
+    max_items: PositiveInt = Field(default=512, description="Records in work at once; at this mark consumption pauses.")
     max_bytes: int = Field(
         default=192 * MIB, ge=MIB, description="Encoded bytes in work at once; at this mark consumption pauses."
     )

@@ -14,15 +14,12 @@ from worker.queues import Outlet, StageQueue
 from worker.stages.stage import Stage, Tools
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Handed:
-    """An image that is being examined, and since when (seconds of the monotonic clock). `aside`: it is slow, and keeps
-    nobody out meanwhile.
-    """
+    """An image that is being examined, and since when (seconds of the monotonic clock)."""
 
     encoded: Encoded
     at: float
-    aside: bool = False
 
 
 class Decode(Stage):
@@ -45,7 +42,6 @@ class Decode(Stage):
         self._decoded = decoded
         self._ended = ended
         inbox.listen(examiner.wake)
-        examiner.tell_slow(self._set_aside)
 
     def step(self, wait_s: float) -> None:
         """Hand over what waits, as far as there is place; hand on what is done."""
@@ -55,17 +51,12 @@ class Decode(Stage):
         for examined in self._examiner.wait(wait_s):
             self._hand_on(examined)
 
-    def _set_aside(self, handed: Handed) -> None:
-        handed.aside = self._admission.set_aside()
-
     def _hand_on(self, examined: Examined[Handed]) -> None:
         now = self._tools.clock.monotonic()
         handed = [one for one, _ in (*examined.good, *examined.bad)]
         traces = [one.encoded.image.item.trace for one in handed]
         with self._tools.tracing.batch("decode", traces, now - min(one.at for one in handed)):
             for one in handed:
-                if one.aside:
-                    self._admission.take_back()
                 one.encoded.image.item.release_fetched(self._admission)
         if examined.bad:
             bad = [Ended.of(one.encoded.image, rejected) for one, rejected in examined.bad]
