@@ -100,7 +100,8 @@ class Board:
         self._check_caught_up()
         nonce = secrets.token_urlsafe(12)
         flag = "1" if golden else ""
-        ids = self.scripts.call("claim", who, self._settings.lock_s * 1000, many, nonce, flag, *queues)
+        alone_ms = round(self._settings.lead_alone_ttl * 1000)
+        ids = self.scripts.call("claim", who, self._settings.lock_s * 1000, many, nonce, flag, alone_ms, *queues)
         return [task for task in map(self.task, ids) if task is not None]
 
     def task(self, task_id: str) -> Task | None:
@@ -219,6 +220,10 @@ class Board:
             raise Unavailable("redis", "it was started anew; the reviews on Kafka are being looked at first")
 
     # What can be said about it.
+
+    def room(self, queue: str) -> int:
+        """How many images more the queue takes."""
+        return max(0, self._settings.max_queued - int(self.scripts.do("zcard", f"age:{queue}")))
 
     def states(self) -> list[QueueState]:
         """Of every queue, those of leads too."""

@@ -1,8 +1,9 @@
 """Verdicts into queues: one thread of each console, all of them one consumer group on the verdicts topic.
 
-An offset is committed once its verdict waits in Redis (or need not). Where a queue is full, reading stops: the rest
-waits in Kafka. Where Redis was started anew, the last quarter of an hour is read again, and all of it where Redis knows
-nothing: adding is idempotent.
+An offset is committed once its verdict waits in Redis (or need not). What finds its queue full waits in Kafka: reading
+goes on for the other queues, offsets are committed up to there, and once the queue has room again, reading goes back to
+it. Where Redis was started anew, the last quarter of an hour is read again, and all of it where Redis knows nothing:
+adding is idempotent.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ _LOOK_BACK_MS = 15 * 60 * 1000
 _AGAIN_S = 1.0
 _AT_ONCE = 100
 _LOOK_AT_REDIS_S = 1.0
+_ROOM_PARTS = 20  # a queue is filled again once a twentieth of it is free: going back reads everything in between again
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, left: dict[TopicPartition, dict[str, int]]) -> None:
+        self._left = left
+
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         log.info("verdicts_assigned", partitions=sorted(tp.partition for tp in assigned))
 
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Nothing is held back: what was polled is added and committed before the next poll."""
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002
+        """What was left is not committed: whoever has the partition next reads it again."""
+        self._left.clear()
 
 
 class Feed:
@@ -49,6 +55,8 @@ class Feed:
         self._consumer: RecordConsumer | None = None
         self._run_id = ""
         self._looked_at = 0.0
+        self._looked_for_room_at = 0.0
+        self._left: dict[TopicPartition, dict[str, int]] = {}  # by queue, the first offset that found it full
         self.problem = "it has not read yet"
         self.added = 0
         self.unreadable = 0
@@ -79,26 +87,41 @@ class Feed:
     def _round(self) -> None:
         consumer = self._connected()
         self._look_at_redis(consumer)
+        self._look_for_room(consumer)
         with as_unavailable(self._settings.kafka):
             records = consumer.poll_records(500, _AT_ONCE, self._settings.kafka.fetch_max_bytes)
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        full: dict[TopicPartition, str] = {}
         for record in records:
             place = TopicPartition(record.topic, record.partition)
-            if place in full:
-                continue
             if queue := self._take(record):
-                full[place] = queue
-                with as_unavailable(self._settings.kafka):
-                    consumer.seek(place, record.offset)  # it and the rest of its partition are read again
-            else:
-                offsets[place] = OffsetAndMetadata(record.offset + 1, "", -1)
+                self._left.setdefault(place, {}).setdefault(queue, record.offset)
+            until = min([record.offset + 1, *self._left.get(place, {}).values()])
+            offsets[place] = OffsetAndMetadata(until, "", -1)
         if offsets:
             with as_unavailable(self._settings.kafka):
                 consumer.commit(offsets)
-        self.problem = f"full: {', '.join(sorted(set(full.values())))}" if full else ""
-        if full:
-            self._stopping.wait(_AGAIN_S)
+        full = self._full()
+        self.problem = f"full: {', '.join(sorted(full))}" if full else ""
+
+    def _full(self) -> set[str]:
+        """Queues that had no room when they were last looked at."""
+        return {queue for left in self._left.values() for queue in left}
+
+    def _look_for_room(self, consumer: RecordConsumer) -> None:
+        """Go back to what was left for a queue that has room again."""
+        now = self._clock.monotonic()
+        if not self._left or now - self._looked_for_room_at < _AGAIN_S:
+            return
+        self._looked_for_room_at = now
+        enough = max(1, self._settings.console.max_queued // _ROOM_PARTS)
+        for queue in [queue for queue in self._full() if self._board.room(queue) >= enough]:
+            for place, left in list(self._left.items()):
+                offset = left.pop(queue, None)
+                if not left:
+                    del self._left[place]
+                with as_unavailable(self._settings.kafka):
+                    if offset is not None and consumer.position(place) > offset:
+                        consumer.seek(place, offset)
 
     def _take(self, record: Record) -> str:
         """The name of the queue where there is no room for it, else nothing."""
@@ -113,7 +136,8 @@ class Feed:
         place = self._board.queues.place(verdict, decided_ms)
         if place is None:
             return ""
-        if not self._board.add(verdict, as_json, place, decided_ms):
+        # Newer ones do not go before what was left.
+        if place.queue in self._full() or not self._board.add(verdict, as_json, place, decided_ms):
             return place.queue
         self.added += 1
         return ""
@@ -133,7 +157,7 @@ class Feed:
                 if not consumer.partitions_for_topic(kafka.verdicts_topic):
                     consumer.close(autocommit=False)
                     raise Unavailable("kafka", missing_topic(kafka.verdicts_topic))
-                consumer.subscribe([kafka.verdicts_topic], listener=_Listener())
+                consumer.subscribe([kafka.verdicts_topic], listener=_Listener(self._left))
             self._consumer = consumer
         return self._consumer
 
@@ -157,11 +181,12 @@ class Feed:
                 return
             since_ms = int(self._clock.time() * 1000) - _LOOK_BACK_MS
             for place, found in consumer.offsets_for_times(dict.fromkeys(mine, since_ms)).items():
-                if found is not None:
+                if found is not None and found.offset < consumer.position(place):
                     consumer.seek(place, found.offset)
         log.warning("verdicts_read_again", reason="Redis was started anew", minutes=_LOOK_BACK_MS // 60_000)
 
     def _close(self) -> None:
+        self._left.clear()
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
             with as_unavailable(self._settings.kafka):

@@ -3,7 +3,8 @@
 KEYS[1] is the prefix of all keys here, which stand on one node (redis_scripts.py). What there is below it:
 
 task:<id>          hash: verdict (JSON), queue, order, decided_ms, needed, given, share, state (waiting, held, pending,
-                   done), holder, token, held_ms; truth of a golden item; appeal
+                   done), holder, token, held_ms; truth of a golden item; appeal;
+                   lead_ms: since when a lead is to decide it
 opinions:<id>      hash: who has decided it, and what
 wait:<queue>       sorted set: tasks that nobody has seen, by order; second:<queue>: those that want another opinion
 age:<queue>        sorted set: every task that is not done, by the time of its verdict
@@ -71,12 +72,13 @@ return 1
 """
 )
 
-# who, lock_ms, how many, nonce, golden ('1': one of them may be a golden item), queue... -> [id, ...] now held
+# who, lock_ms, how many, nonce, golden ('1': one of them may be a golden item), alone_ms, queue... -> [id, ...] held.
+# What a lead decided already is theirs again in a lead's queue, once no other lead took it for alone_ms.
 CLAIM = (
     _PRELUDE
     + """
 local who, lock_ms, many, nonce = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local now = now_ms()
+local alone_ms, now = tonumber(ARGV[6]), now_ms()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. 'locks', '-inf', now, 'LIMIT', 0, 50)) do wait_again(id) end
 local got = {}
 for _, id in ipairs(redis.call('ZRANGE', base .. 'held:' .. who, 0, -1)) do
@@ -94,17 +96,23 @@ local function hold(id, n)
   redis.call('ZADD', base .. 'held:' .. who, now + n, id)
   table.insert(got, id)
 end
+local function may_have(id, queue)
+  if redis.call('SISMEMBER', base .. 'skipped:' .. who, id) == 1 then return false end
+  if redis.call('HEXISTS', base .. 'opinions:' .. id, who) == 0 then return true end
+  if queue ~= 'conflicts' and queue ~= 'appeals' then return false end
+  local since = redis.call('HGET', base .. 'task:' .. id, 'lead_ms')
+  return since and now - number(since) >= alone_ms
+end
 local function best()
   local found, least, key
-  for q = 6, #ARGV do
+  for q = 7, #ARGV do
     for _, kind in ipairs({'second:', 'wait:'}) do
       local place = base .. kind .. ARGV[q]
       local ids = redis.call('ZRANGE', place, 0, 49, 'WITHSCORES')
       for i = 1, #ids, 2 do
         local order = tonumber(ids[i + 1])
         if least and order >= least then break end
-        if redis.call('HEXISTS', base .. 'opinions:' .. ids[i], who) == 0
-          and redis.call('SISMEMBER', base .. 'skipped:' .. who, ids[i]) == 0 then
+        if may_have(ids[i], ARGV[q]) then
           found, least, key = ids[i], order, place
           break
         end
@@ -273,7 +281,7 @@ for _, decision in ipairs(redis.call('HVALS', opinions)) do
   said[decision] = true
 end
 if kinds > 1 and not t[4] then
-  redis.call('HSET', key, 'needed', given + 1, 'lead', 1)
+  redis.call('HSET', key, 'needed', given + 1, 'lead', 1, 'lead_ms', now_ms())
   to_queue(id, 'conflicts', number(ARGV[7]) + number(t[3]))
   wait_again(id)
   return 'conflict'
@@ -297,7 +305,7 @@ if t[1] ~= 'done' or not t[4] then return 0 end
 redis.call('PERSIST', key)
 redis.call('PERSIST', base .. 'opinions:' .. id)
 redis.call('HSET', key, 'needed', number(t[2]) + 1, 'lead', 1, 'appeal', 1, 'appealed_by', ARGV[3],
-  'appeal_note', ARGV[4])
+  'appeal_note', ARGV[4], 'lead_ms', now_ms())
 to_queue(id, 'appeals', number(ARGV[2]) + number(t[3]))
 wait_again(id)
 return 1

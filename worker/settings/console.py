@@ -105,6 +105,12 @@ class ConsoleSettings(Group):
     second_share: float = Field(
         default=0.05, ge=0, le=1, description="Share of the images that two people see; where they differ, a lead does."
     )
+    lead_alone_ttl: Duration = Field(
+        default=86_400,
+        description="How long a conflict or an appeal waits for a lead who had no part in it; then one who had may "
+        "decide it too (a team with one lead: 0).",
+        json_schema_extra={"unit": "s"},
+    )
     golden_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of the images given out that are golden: their truth is known."
     )
