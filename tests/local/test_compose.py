@@ -19,10 +19,10 @@ def compose():
 
 
 def test_every_server_has_a_health_check_and_a_profile(compose):
-    """What goes on running says when it serves; everything belongs to `cpu`, `gpu` or both."""
+    """What goes on running says when it serves; everything belongs to `cpu`, `gpu` or both, or is the console."""
     for name, service in compose["services"].items():
         assert name in ONCE or service["healthcheck"]["test"], name
-        assert set(service["profiles"]) <= {"cpu", "gpu"}, name
+        assert service["profiles"] == ["console"] if name == "console" else set(service["profiles"]) <= {"cpu", "gpu"}
 
 
 def test_what_a_service_waits_for_exists_in_its_profiles(compose):
@@ -40,6 +40,17 @@ def test_the_workers_variables_are_settings(compose):
     assert loaded.http.host == "0.0.0.0"
     grace_s = int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s"))
     assert grace_s > loaded.run.drain_timeout_s
+
+
+def test_the_consoles_variables_are_settings(compose):
+    """It listens inside of its container, lets nobody in without users, and is given the time to end."""
+    console = compose["services"]["console"]
+    loaded = settings.load(environ=console["environment"])
+    assert (loaded.console.host, loaded.console.auth) == ("0.0.0.0", "users")
+    assert str(loaded.console.users_path) == console["volumes"][0]["target"]
+    assert console["ports"] == [
+        f"127.0.0.1:{port}:{port}" for port in (loaded.console.port, loaded.console.metrics_port)
+    ]
 
 
 def test_kafka_is_the_one_of_the_local_stack(compose):
