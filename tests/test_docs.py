@@ -12,6 +12,7 @@ import pytest
 from worker import docs, generated
 from worker.errors import RejectReason
 from worker.settings import fields, variable
+from worker.telemetry.console_metrics import CONSOLE_DOCS
 from worker.telemetry.metrics import metric_docs
 
 REPO = Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ def test_rows_say_what_the_code_says(name: str, kind: str, unit: str, default: s
 def test_every_metric_is_a_row() -> None:
     """Name, type and meaning of all of them."""
     page = docs.metrics_page()
-    for doc in metric_docs():
+    for doc in [*metric_docs(), *CONSOLE_DOCS]:
         assert f"| `{doc.name}` | {doc.type} | " in page
         assert doc.meaning in page
 

@@ -21,6 +21,8 @@ from worker import generated
 from worker.contract import dump_json
 from worker.schemas import SCHEMAS
 from worker.settings import Settings, fields, is_secret, variable
+from worker.telemetry.console_metrics import CONSOLE_DOCS
+from worker.telemetry.metric_doc import MetricDoc
 from worker.telemetry.metrics import metric_docs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -48,6 +50,13 @@ _METRICS_HEAD = """# Metrics
 `GET /metrics` on the port of `ASSAY_HTTP__PORT` (9464) serves these in Prometheus' text format, and the usual
 `process_*` beside them. Series whose labels are known beforehand are there from the start, at 0. A histogram `NAME` has
 the series `NAME_bucket`, `NAME_sum` and `NAME_count`.
+"""
+
+_CONSOLE_METRICS_HEAD = """
+## The review console
+
+A console serves these on `ASSAY_CONSOLE__METRICS_PORT` (9471). The queues' are read from Redis at each scrape: every
+console says the same of them (`max`, not `sum`). Reviews are counted by the console that brought them to Kafka.
 """
 
 
@@ -79,14 +88,17 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """One table, in the order of worker/telemetry/metrics.py."""
+    """The worker's and the console's, in the order of worker/telemetry/."""
+    head = _METRICS_HEAD.format(generated=_GENERATED)
+    return f"{head}\n{_metrics_table(metric_docs())}{_CONSOLE_METRICS_HEAD}\n{_metrics_table(CONSOLE_DOCS)}"
+
+
+def _metrics_table(docs: Iterable[MetricDoc]) -> str:
     rows = (
         (f"`{doc.name}`", doc.type, ", ".join(f"`{label}`" for label in doc.labels), doc.unit, doc.meaning)
-        for doc in metric_docs()
+        for doc in docs
     )
-    return (
-        _METRICS_HEAD.format(generated=_GENERATED) + "\n" + _table(("name", "type", "labels", "unit", "meaning"), rows)
-    )
+    return _table(("name", "type", "labels", "unit", "meaning"), rows)
 
 
 def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,4 +1,5 @@
-"""What people decided, read back from `images.reviews`: the report on it, and the sums behind it. Pure but for `read`.
+"""What people decided, read back from `images.reviews`: the report on it, and the sums behind it. Pure but for
+`read` and `waiting`.
 
 Of several reviews of one verdict the latest counts: a lead's over those of two who differed, an appeal's over what was
 before. Golden items decide nothing and are counted apart. Where a queue takes a share of the verdicts alone, each of
@@ -11,6 +12,7 @@ import contextlib
 import math
 import random
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from worker.clients.kafka_topics import Reader
+from worker.console.audit import Audit
+from worker.console.board import Board
+from worker.console.queues import Queues
 from worker.review import Review
-from worker.settings import KafkaSettings
+from worker.settings import KafkaSettings, Settings
 
 _Z95 = 1.959964
 _RESAMPLES = 1000
@@ -121,8 +126,33 @@ def _kappa_interval(pairs: Sequence[tuple[str, str]]) -> list[float] | None:
     return [round(known[int(len(known) * part)], 4) for part in (0.025, 0.975)]
 
 
+def waiting(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Of each queue in the settings, and those of leads: images that are not done, and the age of the oldest, from its
+    verdict on (None where there is none). Raises SettingsError and Unavailable (Redis).
+    """
+    console = settings.console
+    board = Board(settings, Queues.load(console.queues_path, console.second_share))
+    try:
+        return {
+            state.name: {
+                "images": state.open,
+                "oldest_seconds": (
+                    None if state.oldest_ms is None else round(max(0.0, time.time() - state.oldest_ms / 1000), 1)
+                ),
+            }
+            for state in board.states()
+        }
+    finally:
+        board.scripts.close()
+
+
+def audit(settings: Settings) -> Audit:
+    """The console's, for what is taken out without it."""
+    return Audit(Board(settings, Queues.load(None, settings.console.second_share)))
+
+
 def report(reviews: Sequence[Review], unreadable: int = 0) -> dict[str, Any]:
-    """Plain values, as `reviews report --json` prints them."""
+    """Plain values, as `reviews report --json` prints them beside `waiting`."""
     found = [one for one in cases(reviews) if not one.is_open]
     decided = [one for one in found if one.final.decision != "unsure"]
     by_worker = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploy.grafana.panels import NS, Panel, quantile, rate
 
 _HIT = 'result="hit"'
+_RIGHT = 'right="true"'
 FINISHED = f"{rate('assay_verdicts_total')} + {rate('assay_rejections_total')}"
 _NOW = [
     Panel("Images/s", [(FINISHED, "")], "ops", "stat", "Verdicts and rejections.", 4),
@@ -210,6 +211,32 @@ _PROCESSES = [
         ],
     ),
 ]
+_REVIEW_CONSOLE = [
+    Panel(
+        "Oldest image in a queue",
+        [(f"max by (queue) (assay_review_queue_oldest_seconds{{{NS}}})", "{{queue}}")],
+        "s",
+        meaning="From its verdict on, until people are done with it.",
+    ),
+    Panel("Images in the queues", [(f"max by (queue) (assay_review_queue_images{{{NS}}})", "{{queue}}")]),
+    Panel(
+        "Reviews/s by decision",
+        [(rate("assay_reviews_total", "decision"), "{{decision}}")],
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Seconds for a decision",
+        [(quantile(q, "assay_review_seconds", ""), f"p{round(q * 100)}") for q in (0.5, 0.95)],
+        "s",
+        meaning="From the image on the screen to the decision.",
+    ),
+    Panel(
+        "Golden items judged rightly",
+        [(f"{rate('assay_reviews_golden_total', labels=_RIGHT)} / {rate('assay_reviews_golden_total')}", "share")],
+        "percentunit",
+    ),
+]
 OVERVIEW: dict[str, list[Panel]] = {
     "Now": _NOW,
     "Flow": _FLOW,
@@ -219,4 +246,5 @@ OVERVIEW: dict[str, list[Panel]] = {
     "Dependencies": _DEPENDENCIES,
     "Triton": _TRITON,
     "Processes": _PROCESSES,
+    "Review console": _REVIEW_CONSOLE,
 }

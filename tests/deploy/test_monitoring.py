@@ -19,6 +19,7 @@ from tests.deploy import chart
 from tests.integration.harness import Outside, running_worker, samples, wait_until
 from worker.local import paths
 from worker.local.server import free_port
+from worker.telemetry.console_metrics import CONSOLE_DOCS
 from worker.telemetry.metrics import metric_docs
 
 PROMETHEUS = paths.CHECKOUT / "deploy" / "prometheus"
@@ -53,7 +54,7 @@ def _expressions() -> list[str]:
 
 def _worker_series() -> set[str]:
     names: set[str] = set()
-    for doc in metric_docs():
+    for doc in [*metric_docs(), *CONSOLE_DOCS]:
         suffixes = ("_bucket", "_sum", "_count") if doc.type == "histogram" else ("",)
         names |= {doc.name + suffix for suffix in suffixes}
     return names
@@ -87,7 +88,7 @@ def test_dashboards_can_be_read() -> None:
 
 
 def test_every_metric_asked_for_exists() -> None:
-    """Dashboards and alerts use only what the worker declares, and what Triton documents."""
+    """Dashboards and alerts use only what worker and console declare, and what Triton documents."""
     asked = set(_METRIC.findall("\n".join([*_expressions(), *(rule["expr"] for rule in RULES)])))
     assert asked - _worker_series() - TRITON - PROCESS == set()
 
@@ -96,7 +97,7 @@ def test_every_metric_of_the_worker_is_shown() -> None:
     """No metric is declared that neither a dashboard nor an alert looks at."""
     asked = set(_METRIC.findall("\n".join([*_expressions(), *(rule["expr"] for rule in RULES)])))
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} | asked
-    assert {doc.name for doc in metric_docs()} - shown == set()
+    assert {doc.name for doc in [*metric_docs(), *CONSOLE_DOCS]} - shown == set()
 
 
 def test_every_alert_tells_whom_and_what_to_do() -> None:
@@ -215,9 +216,9 @@ def test_real_prometheus_finds_every_metric(promtool: Path, worker_env: dict[str
             for image_id, data in samples(8).items():
                 outside.send(image_id, data)
             wanted = set(_METRIC.findall("\n".join([*_expressions(), *(rule["expr"] for rule in RULES)]))) - TRITON_GPU
-            # This worker has no certificate, shadow model or detector; drift takes thousands of images.
+            # This worker has no certificate, shadow model, detector or console; drift takes thousands of images.
             wanted -= {"assay_tls_certificate_expiry_timestamp_seconds", "assay_shadow_model_info", *DRIFT}
-            wanted -= {name for name in wanted if name.startswith("assay_detector_")}
+            wanted -= {name for name in wanted if name.startswith(("assay_detector_", "assay_review"))}
             found: set[str] = set()
             try:
                 wait_until(lambda: _all_there(api, wanted, found), "every series")

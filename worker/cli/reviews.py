@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,12 +42,15 @@ def export(
     since: Since = None,
     config: Config = None,
 ) -> None:
-    """Reviewed images as real/… and fake/… folders with a manifest, for train.main."""
+    """Reviewed images as real/… and fake/… folders with a manifest, for train.main. Noted in the console's audit."""
     from worker import reviews, reviews_export
     from worker.replay import parse_since
+    from worker.telemetry.logs import configure
 
     settings = load_settings(config)
+    configure(settings.log.level, settings.log.format)
     found, unreadable = reviews.read(settings.kafka, parse_since(since, time.time()) if since else None)
+    reviews.audit(settings).note("export", _account(), "", folder=str(folder), since=since or "", reviews=len(found))
     counts = reviews_export.export(settings, found, folder, err.say)
     if unreadable:
         counts["unreadable"] = unreadable
@@ -57,12 +63,20 @@ def export(
     name="report",
 )
 def report(since: Since = None, as_json: AsJson = False, config: Config = None) -> None:
-    """Precision of `fake`, what is missed, agreement of reviewers, time per image, golden items."""
+    """Precision of `fake`, what is missed, agreement of reviewers, time per image, golden items, what waits and how
+    long.
+    """
     from worker import reviews
+    from worker.errors import Unavailable
     from worker.replay import parse_since
 
     settings = load_settings(config)
     found = reviews.report(*reviews.read(settings.kafka, parse_since(since, time.time()) if since else None))
+    try:
+        found["queues"] = reviews.waiting(settings)
+    except Unavailable as error:
+        err.say(f"queues: not known: {error}")
+        found["queues"] = None
     if as_json:
         print_json(json.dumps(found))
         return
@@ -77,12 +91,31 @@ def report(since: Since = None, as_json: AsJson = False, config: Config = None) 
     agreement = found["agreement"]
     table.add_row("kappa", _shown(agreement["kappa"], agreement["interval"], agreement["pairs"]))
     table.add_row("appeals", f"{found['appeals']['decided']} decided, {found['appeals']['changed']} changed")
+    for name, queue in (found["queues"] or {}).items():
+        age = "" if queue["oldest_seconds"] is None else f", the oldest for {_long(queue['oldest_seconds'])}"
+        table.add_row(f"queue {name}", f"{queue['images']} wait{age}")
     for name, one in found["reviewers"].items():
         golden = _shown(
             one["golden_right"] / one["golden"] if one["golden"] else None, one["golden_interval"], one["golden"]
         )
         table.add_row(f"  {name}", f"{one['reviews']} reviews, {one['median_seconds']} s each, golden {golden}")
     out.print(table)
+
+
+def _account() -> str:
+    """Who this process is, as far as it can say; a container's user need not have a name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
+
+
+def _long(seconds: float) -> str:
+    """In the unit that is read at a glance."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _shown(value: float | None, interval: list[float] | None, count: Any) -> str:

@@ -14,6 +14,28 @@ from worker.errors import Unavailable
 from worker.review import Review
 from worker.telemetry.metric_doc import PREFIX, MetricDoc
 
+CONSOLE_DOCS = (
+    MetricDoc(
+        f"{PREFIX}reviews_total",
+        "counter",
+        ("decision", "queue", "became"),
+        "reviews",
+        "Reviews on Kafka; became: done, second (another opinion is wanted) or conflict (a lead is to decide).",
+    ),
+    MetricDoc(f"{PREFIX}review_seconds", "histogram", (), "seconds", "From the image on the screen to the decision."),
+    MetricDoc(
+        f"{PREFIX}reviews_golden_total", "counter", ("right",), "reviews", "Decisions on golden items, right or not."
+    ),
+    MetricDoc(f"{PREFIX}review_queue_images", "gauge", ("queue",), "images", "Images in a queue that are not done."),
+    MetricDoc(
+        f"{PREFIX}review_queue_oldest_seconds",
+        "gauge",
+        ("queue",),
+        "seconds",
+        "Age of the oldest of them, from its verdict on, held ones included; 0 where there is none.",
+    ),
+)
+
 _SECONDS_BUCKETS = (0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 900)
 
 
@@ -39,7 +61,6 @@ class ConsoleMetrics:
 
     def __init__(self, board: Board) -> None:
         self.registry = CollectorRegistry()
-        self.docs: list[MetricDoc] = []
         self._reviews = Counter(
             f"{PREFIX}reviews", "Reviews on Kafka.", ("decision", "queue", "became"), registry=self.registry
         )
