@@ -77,7 +77,7 @@ def test_a_conflict_goes_to_a_lead_and_an_appeal_overrules(
     outside: Outside, open_console: Callable[..., Console]
 ) -> None:
     """Two who differ make a lead's case, which reviewers do not see; every decision stays on the topic."""
-    console = open_console(second_share="1", undo_s="0", lead_alone_ttl="4")
+    console = open_console(second_share="1", undo_s="0", lead_alone_ttl="10")
     outside.judged({"one": picture(1)})
     anna, ben, lea = (Visitor(console.url, name) for name in ("anna", "ben", "lea"))
     wait_until(anna.claim, "an image")
