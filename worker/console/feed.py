@@ -32,15 +32,13 @@ _ROOM_PARTS = 20  # a queue is filled again once a twentieth of it is free: goin
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, left: dict[TopicPartition, dict[str, int]]) -> None:
-        self._left = left
-
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         log.info("verdicts_assigned", partitions=sorted(tp.partition for tp in assigned))
 
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002
-        """What was left is not committed: whoever has the partition next reads it again."""
-        self._left.clear()
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """What was polled is added and committed before the next poll. What was left stays known: a partition
+        that comes back at once is read on from where it was, not from what was committed.
+        """
 
 
 class Feed:
@@ -113,6 +111,8 @@ class Feed:
         if not self._left or now - self._looked_for_room_at < _AGAIN_S:
             return
         self._looked_for_room_at = now
+        for place in self._left.keys() - consumer.assignment():
+            del self._left[place]  # another console's now, which reads it from what was committed
         enough = max(1, self._settings.console.max_queued // _ROOM_PARTS)
         for queue in [queue for queue in self._full() if self._board.room(queue) >= enough]:
             for place, left in list(self._left.items()):
@@ -157,7 +157,7 @@ class Feed:
                 if not consumer.partitions_for_topic(kafka.verdicts_topic):
                     consumer.close(autocommit=False)
                     raise Unavailable("kafka", missing_topic(kafka.verdicts_topic))
-                consumer.subscribe([kafka.verdicts_topic], listener=_Listener(self._left))
+                consumer.subscribe([kafka.verdicts_topic], listener=_Listener())
             self._consumer = consumer
         return self._consumer
 
@@ -168,13 +168,11 @@ class Feed:
             return
         self._looked_at = now
         run_id = self._board.scripts.run_id()
+        known, self._run_id = self._run_id, run_id
+        if known in ("", run_id):
+            return
         with as_unavailable(self._settings.kafka):
             mine = list(consumer.assignment())
-            if not mine:
-                return  # a new consumer has nothing yet that it could read again: looked at once it has
-            known, self._run_id = self._run_id, run_id
-            if known in ("", run_id):
-                return
             if not self._board.is_born():
                 consumer.seek_to_beginning(*mine)
                 log.warning("verdicts_read_again", reason="Redis knows nothing", partitions=len(mine))
