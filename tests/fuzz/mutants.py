@@ -74,8 +74,7 @@ def _parts(data: bytes) -> list[Part]:
     if data[4:8] == b"ftyp":
         return _walk(data, 0, lambda at: int.from_bytes(data[at : at + 4]) if data[at + 4 : at + 8] != b"meta" else 12)
     if data.startswith((b"II*\0", b"MM\0*")):
-        order = "<" if data.startswith(b"II") else ">"
-        first = struct.unpack_from(f"{order}I", data, 4)[0]
+        first = int.from_bytes(data[4:8], "little" if data.startswith(b"II") else "big")
         return [(at, at + 12) for at in range(first + 2, min(first + 250, len(data)), 12)]
     if data.startswith(b"BM"):
         return [(at, at + 4) for at in range(2, 54, 4)]

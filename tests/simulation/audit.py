@@ -53,6 +53,7 @@ class Auditor:
         self._parsed: dict[str, dict[str, Any]] = {}  # what was saved, by its text
         self._saved: set[str] = set()
         self._stored: dict[str, int] = {}  # by id: the offset of the record whose verdict Redis has
+        self._last_saved: dict[str, int] = {}  # the same, and the last of them: also what Redis itself has forgotten
         self._records: dict[int, tuple[Sent, int | None]] = {}  # by number: what was written; its place where parked
         self._parked: dict[int, Sent] = {}  # by offset in the retry topic
         self._last_parked: dict[int, int] = {}  # by trace id: where its last copy is that was acknowledged
@@ -103,6 +104,7 @@ class Auditor:
             self._find("redis", f"the verdict of {verdict['image_id']} is stored under {image_id}", image_id)
         offset, before = verdict["origin"]["offset"], self._stored.get(image_id, -1)
         self._stored[image_id] = offset
+        self._last_saved[image_id] = max(offset, self._last_saved.get(image_id, -1))
         if offset < before and image_id not in self._plan.astray:
             one = next(one for one in self._by_id[image_id] if one.offset == offset)
             was_parked = one in self._parked.values() and self._from_incoming[one.trace_id] == 1
@@ -149,7 +151,7 @@ class Auditor:
         expected_scores = (score, score / 2, score / 4)
         if any(abs(is_ - should) > ROUNDING for is_, should in zip(scores, expected_scores, strict=True)):
             self._find("scores", f"{where}: {scores} by model {version}, expected {score} and its parts", where)
-        was_overtaken = one in self._parked.values() and one.image_id in self._stored
+        was_overtaken = one in self._parked.values() and self._last_saved.get(one.image_id, -1) > one.offset
         if verdict["verdict_id"] not in self._saved and not was_overtaken:
             self._find("redis first", f"the verdict on {where} is on the topic and was never in Redis", where)
 

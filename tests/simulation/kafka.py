@@ -258,8 +258,9 @@ class LibraryTwin(Twin):
                 self.positions[partition] = taken[-1].offset + 1
                 records += taken
         if records:
-            traces = [dict(one.headers).get("traceparent") for one in records]
-            self._world.note("delivered", self.name, records[0].topic, traces)
+            for topic in {one.topic: None for one in records}:
+                traces = [dict(one.headers).get("traceparent") for one in records if one.topic == topic]
+                self._world.note("delivered", self.name, topic, traces)
             self._hub.preempted()
         return records
 

@@ -319,6 +319,7 @@ def _server(rng: random.Random, healed_s: float, kinds: tuple[str, ...], share: 
     for _ in range(rng.choice((0, 1, 1, 2))):
         start = rng.uniform(0, healed_s)
         windows.append(Window(start, min(healed_s, start + rng.choice((0.05, 0.3, 1.0, 3.0))), rng.choice(kinds)))
+    windows.sort(key=lambda one: one.kind == "slow")  # what is slow and ill at once is ill: one illness, not two
     return Server(tuple(windows), rng.choice((0.0, 0.05, 0.2, 0.5)), latency_s)
 
 
