@@ -60,6 +60,33 @@ def test_a_session_is_signed_ends_and_is_throttled(console: Console) -> None:
     assert guest.log_in("nobody" * 10, "x").status_code == 429
 
 
+def test_behind_an_ingress_each_has_a_limit_of_their_own(open_console: Callable[..., Console]) -> None:
+    """Who guesses behind a trusted proxy stops themselves alone; one's own right password does not clear the address
+    for guesses at others'; without trust in the proxy its header changes nothing.
+    """
+    console = open_console(login_attempts="4", proxy_networks="127.0.0.0/8")
+    forwarded = {"x-forwarded-for": "198.51.100.1, 203.0.113.7"}
+    guesser, other = Visitor(console.url), Visitor(console.url)
+    guesser.client.headers.update(forwarded)
+    other.client.headers["x-forwarded-for"] = "203.0.113.8"
+    assert [guesser.log_in(f"name-{n}", "wrong password!").status_code for n in range(3)] == [401] * 3
+    assert guesser.log_in("anna", PASSWORD).status_code == 303
+    guesser.client.cookies.clear()
+    assert guesser.log_in("name-4", "wrong password!").status_code == 401
+    guesser.client.headers["x-forwarded-for"] = "192.0.2.99, 203.0.113.7"  # what it sends itself does not help
+    assert guesser.log_in("name-5", "wrong password!").status_code == 429
+    assert other.log_in("ben", PASSWORD).status_code == 303
+    untrusting = open_console(login_attempts="1", proxy_networks="10.0.0.0/8")
+    guest = Visitor(untrusting.url)
+    for n in range(4):
+        guest.client.headers["x-forwarded-for"] = f"203.0.113.{n}"
+        assert guest.log_in(f"name-{n}", "wrong password!").status_code in (401, 429)
+    assert guest.log_in("lea", PASSWORD).status_code == 429
+    lea = Visitor(console.url)
+    lea.log_in("lea", PASSWORD)
+    assert "203.0.113.7" in lea.client.get("/audit").text
+
+
 def test_what_does_not_come_from_a_page_of_ours_is_refused(console: Console, outside: Outside) -> None:
     """No token, another's token, another origin, another content type, a body that is too long, unknown fields."""
     outside.judged({"one": picture(1)})

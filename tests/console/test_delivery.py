@@ -73,6 +73,78 @@ def test_undone_is_as_if_it_had_not_been(outside: Outside, open_console: Callabl
     assert [one["decision"] for one in outside.reviews()] == ["fake"]
 
 
+def test_an_answer_that_comes_twice_is_one_answer(outside: Outside, open_console: Callable[..., Console]) -> None:
+    """The same again, as after a network failure, is the same act: decision, undo, appeal. Another decision under the
+    same token is refused, with both, before it is on Kafka and after.
+    """
+    console = open_console(undo_s="4")
+    outside.judged({"one": picture(1)})
+    anna, ben = Visitor(console.url, "anna"), Visitor(console.url, "ben")
+    wait_until(anna.claim, "an image")
+    (task,) = anna.claim()
+    first = anna.decide(task, "real", note="sharp").json()["review_id"]
+    assert ben.post("undo", {"review_id": first}).status_code == 409
+    backs = [anna.post("undo", {"review_id": first}).json()["task"] for _ in range(2)]
+    assert backs[0] == backs[1]
+    (back, _) = backs
+    said = anna.decide(back, "fake", reason="artefacts").json()["review_id"]
+    assert anna.decide(back, "fake", reason="artefacts").json()["review_id"] == said
+    for _ in range(2):
+        answer = anna.decide(back, "real")
+        assert answer.status_code == 409 and "fake (artefacts), and not real" in answer.json()["error"]
+        assert answer.json()["before"] == {"decision": "fake", "reason": "artefacts"}
+        assert answer.json()["now"] == {"decision": "real", "reason": None} and answer.json()["review_id"] == said
+        assert anna.decide(back, "fake", reason="artefacts", note="hands").status_code == 409
+        wait_until(lambda: anna.is_said(said), "it is on Kafka")
+    assert anna.decide(back, "fake", reason="artefacts").status_code == 200
+    appeal = {"verdict_id": task["verdict_id"], "note": "look again"}
+    assert [anna.post("appeal", appeal).status_code for _ in range(2)] == [200, 200]
+    assert ben.post("appeal", appeal).status_code == 409
+    lea = Visitor(console.url, "lea")
+    wait_until(lea.claim, "the appeal")
+    done = lea.decide(lea.claim()[0], "real").json()["review_id"]
+    wait_until(lambda: lea.is_said(done), "the lead's decision")
+    late = anna.post("appeal", appeal)
+    assert late.status_code == 409 and "since you appealed" in late.json()["error"] and lea.claim() == []
+    assert [one["decision"] for one in sorted(outside.reviews(), key=lambda one: one["decided_at"])] == ["fake", "real"]
+
+
+def test_a_wiped_redis_is_filled_again(outside: Outside, open_console: Callable[..., Console]) -> None:
+    """Redis loses everything under a running console whose verdicts are older than any look back: all that waited waits
+    again, what was decided does not; a console that starts with `latest` takes back what consoles took, and no more.
+    """
+    before = outside.judged({f"before-{n}": picture(80 + n) for n in range(2)}, at=time.time() - 9000)
+    env = {**outside.env, "ASSAY_KAFKA__AUTO_OFFSET_RESET": "latest"}
+    outside.env = env
+    console = open_console(undo_s="0")
+    age = f"{outside.prefix}{{console}}:age:review"
+    fed = f"{outside.prefix}{{console}}:fed"
+    wait_until(lambda: outside.redis.hlen(fed) == 3, "three partitions")
+    waiting = outside.judged({f"image-{n}": picture(n) for n in range(6)})
+    wait_until(lambda: outside.redis.zcard(age) == 6, "six wait")
+    anna = Visitor(console.url, "anna")
+    task = anna.claim()[0]
+    said = anna.decide(task, "real").json()["review_id"]
+    wait_until(lambda: anna.is_said(said), "one is decided")
+    ours = list(outside.redis.scan_iter(f"{outside.prefix}*"))
+    outside.redis.delete(*ours)
+    time.sleep(1)  # a console that dies meanwhile changes nothing: nothing says that this Redis was filled
+    console.kill()
+    console.start().wait_ready()
+    left = waiting.keys() - {task["image_id"]}
+    wait_until(lambda: outside.redis.zcard(age) >= len(left), "all wait again")
+    time.sleep(1)
+    seen: set[str] = set()
+    anna = Visitor(console.url, "anna")
+    while len(seen) < len(left):
+        wait_until(anna.claim, "the next")
+        one = anna.claim()[0]
+        seen.add(one["image_id"])
+        again = anna.decide(one, "fake").json()["review_id"]
+        wait_until(lambda again=again: anna.is_said(again), "it is decided")  # type: ignore[misc]
+    assert seen == left and not seen & before.keys() and anna.claim() == []
+
+
 def test_a_conflict_goes_to_a_lead_and_an_appeal_overrules(
     outside: Outside, open_console: Callable[..., Console]
 ) -> None:

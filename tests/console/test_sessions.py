@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ pytest.importorskip("starlette", reason="the console is not installed: make setu
 
 from starlette.requests import Request
 
+from tests.integration.harness import wait_until
+from worker.console import client
+from worker.console.gate import Busy, Gate
 from worker.console.sessions import Session, Sessions
 from worker.settings import ConsoleSettings
 
@@ -41,3 +46,53 @@ def test_without_log_ins_whoever_asks_this_machine_is_let_in(host: str) -> None:
 def test_another_name_that_leads_here_lets_nobody_in(host: str) -> None:
     """DNS rebinding: the page of a stranger's name would have all rights."""
     assert _session("none", [("host", host)]) is None
+
+
+def _address(peer: str, *forwarded: str, proxies: tuple[str, ...] = ("10.0.0.0/8",)) -> str:
+    networks = [ipaddress.ip_network(text) for text in proxies]
+    raw = [(b"x-forwarded-for", text.encode()) for text in forwarded]
+    return client.address(Request({"type": "http", "headers": raw, "client": (peer, 1234)}), networks)
+
+
+def test_whom_a_proxy_forwards_for_is_who_asks() -> None:
+    """Only what trusted proxies wrote counts; what a client sends itself stands before it and does not."""
+    assert _address("10.1.1.1", "203.0.113.7") == "203.0.113.7"
+    assert _address("10.1.1.1", "6.6.6.6, 203.0.113.7, 10.2.2.2") == "203.0.113.7"
+    assert _address("10.1.1.1", "6.6.6.6", "203.0.113.7") == "203.0.113.7"
+    assert _address("203.0.113.9", "6.6.6.6") == "203.0.113.9"
+    assert _address("10.1.1.1") == _address("10.1.1.1", "nonsense") == "10.1.1.1"
+    assert _address("::ffff:10.1.1.1", "[2001:db8::7]:4711") == "2001:db8::7"
+    assert _address("unix", "203.0.113.7") == "?"
+
+
+def test_an_ipv6_customer_is_counted_once() -> None:
+    """Whoever has a /64 has more addresses than any limit."""
+    assert client.counted_as("2001:db8:1:2:3::4") == client.counted_as("2001:db8:1:2::ffff") == "2001:db8:1:2::/64"
+    assert client.counted_as("2001:db8:1:3::1") != client.counted_as("2001:db8:1:2::1")
+    assert client.counted_as("203.0.113.7") == "203.0.113.7"
+
+
+def test_a_gate_bounds_those_inside_and_those_who_wait() -> None:
+    """A third waits for one of two to leave, in vain in the end or not; who finds the places taken is told at once."""
+    gate = Gate("many come", at_once=2, waiting=1, wait_s=0.05)
+    with gate.passing():
+        with gate.passing(), pytest.raises(Busy, match="many come; try again"), gate.passing():
+            pass
+        with gate.passing():
+            pass
+    patient = Gate("many come", at_once=1, waiting=1, wait_s=30)
+    inside = threading.Event()
+
+    def wait() -> None:
+        with patient.passing():
+            inside.set()
+
+    with patient.passing():
+        third = threading.Thread(target=wait)
+        third.start()
+        wait_until(lambda: not patient._places.acquire(blocking=False) or patient._places.release(), "the third waits")
+        with pytest.raises(Busy), patient.passing():
+            pass
+        assert not inside.is_set()
+    third.join(30)
+    assert inside.is_set()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.integration.harness import samples, unlike, wait_until
 from tests.integration.secured import (
@@ -27,7 +28,8 @@ from tests.integration.secured import (
 )
 from tests.twins import scores
 from worker.clients import redis as redis_client
-from worker.clients.redis import ScoredImage, Store
+from worker.clients.redis import ScoredImage, Store, connect
+from worker.clients.redis_scripts import Scripts
 from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict, overtakes
 from worker.errors import Unavailable
 from worker.local.server import HOST, Server
@@ -193,6 +195,22 @@ def behind_sentinel(directory: Path) -> Iterator[tuple[dict[str, str], list[Serv
             {f"ASSAY_REDIS__{name}": value for name, value in {**own, "SENTINEL_PASSWORD": "sentinels"}.items()},
             [master, sentinels[0]],
         )
+
+
+def test_scripts_name_the_node_that_has_their_keys(tmp_path):
+    """Of a cluster: another master that is started anew has lost nothing of theirs."""
+    with as_cluster(tmp_path) as (variables, _):
+        settings = load(environ=variables).redis
+        client = connect(settings, settings.timeout_ms)
+        named = {}
+        for tag in map(str, range(30)):
+            with closing(Scripts(settings, tag, {"where": "return redis.call('SET', KEYS[1], 1)"})) as scripts:
+                scripts.call("where")
+                named[tag] = scripts.run_id()
+                node = client.get_node_from_key(scripts.base)
+                assert redis.Redis(port=node.port, decode_responses=True).info("server")["run_id"] == named[tag]
+        assert len(set(named.values())) == 3
+        client.close()
 
 
 @contextmanager

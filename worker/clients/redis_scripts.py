@@ -41,12 +41,12 @@ class Scripts:
             return getattr(self._connected(), command)(self.base + key, *arguments, **options)
 
     def run_id(self) -> str:
-        """Names the server process that answers: another one may have lost what was written last."""
+        """Names the server process that has our keys: another one may have lost what was written last."""
         with self._unavailable():
-            answer = self._connected().info("server")
-            if "run_id" in answer:
-                return str(answer["run_id"])
-            return ",".join(sorted(str(node.get("run_id")) for node in answer.values() if isinstance(node, dict)))
+            client = self._connected()
+            if self._settings.mode == "cluster":  # of the node that has our keys, not of whichever is asked first
+                return str(client.info("server", target_nodes=client.get_node_from_key(self.base))["run_id"])
+            return str(client.info("server")["run_id"])
 
     @contextlib.contextmanager
     def _unavailable(self) -> Iterator[None]:

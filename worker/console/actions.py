@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
-from worker.console.board import Task
+from worker.console.board import Opinion, Task, mark_of
 from worker.console.users import Person
 from worker.console.views import shown, task_view
 from worker.console.web import Console, Refused, call
@@ -18,6 +18,7 @@ from worker.review import MAX_NOTE_CHARACTERS, Review, ReviewedVerdict, review_i
 
 _AHEAD = 2  # one on the screen, one that is fetched meanwhile
 _PAUSE_S = 300
+_NOT_YOURS = "this image is not yours any more; it was given to somebody else, or decided"
 Id = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
 
 
@@ -98,23 +99,41 @@ def decide(console: Console, person: Person, asked: Decide) -> dict[str, Any]:
         raise Refused(422, f"reason: one of {', '.join(settings.reasons)} is expected")
     if asked.reason is None and asked.decision in settings.reason_required:
         raise Refused(422, f"reason: {asked.decision} needs one")
-    review = review_id(asked.task, asked.token)
+    review = str(review_id(asked.task, asked.token))
     task = console.board.held_by(person.name, asked.task, asked.token)
     if task is None:
-        if console.board.state_of(str(review)) == "unknown":
-            raise Refused(409, "this image is not yours any more; it was given to somebody else, or decided")
-        return {"review_id": str(review), "undo_ms": 0}
+        return _taken_before(console, review, asked)
     undo_ms = settings.undo_s * 1000
     answer = console.board.decide(_review(task, person, asked), task.id, task.token, undo_ms)
-    if answer in ("gone", "not_yours"):
-        raise Refused(409, "this image is not yours any more; it was given to somebody else, or decided")
+    if answer == "same":
+        return _taken_before(console, review, asked)
+    if answer != "ok":
+        raise Refused(409, _NOT_YOURS)
     if task.truth is not None:
         console.board.scripts.do("set", f"truth:{review}", task.truth, ex=3600)
     if not undo_ms:
         console.outbox.hurry()
     streak = console.board.scripts.do("incr", f"streak:{person.name}")
     console.board.scripts.do("expire", f"streak:{person.name}", _PAUSE_S)
-    return {"review_id": str(review), "undo_ms": undo_ms, "break": streak % settings.break_after_images == 0}
+    return {"review_id": review, "undo_ms": undo_ms, "break": streak % settings.break_after_images == 0}
+
+
+def _taken_before(console: Console, review: str, asked: Decide) -> dict[str, Any]:
+    """It was answered already under this token: the same answer, sent again, is the same act; another is refused."""
+    before = console.board.opinion_of(review)
+    if before is None and console.board.state_of(review) == "unknown":
+        raise Refused(409, _NOT_YOURS)
+    now = Opinion(asked.decision, asked.reason or "", mark_of(asked.note.strip()))
+    if before is not None and before != now:
+        what = f"{before}, and not {now}" if str(before) != str(now) else f"{before}, without the note that came now"
+        raise Refused(
+            409,
+            f"it was answered already and that answer counts: {what}; take it back with undo, or appeal",
+            review_id=review,
+            before={"decision": before.decision, "reason": before.reason or None},
+            now={"decision": now.decision, "reason": now.reason or None},
+        )
+    return {"review_id": review, "undo_ms": 0}
 
 
 def _review(task: Task, person: Person, asked: Decide) -> Review:
@@ -163,8 +182,11 @@ def said(console: Console, _person: Person, asked: Said) -> dict[str, Any]:
 
 
 def appeal(console: Console, person: Person, asked: Appeal) -> dict[str, Any]:
-    if not console.board.appeal(asked.verdict_id, person.name, asked.note):
+    became = console.board.appeal(asked.verdict_id, person.name, asked.note)
+    if became == "not_done":
         raise Refused(409, "only what is decided, and not too long ago, can be appealed")
+    if became == "decided_since":
+        raise Refused(409, "a lead has decided it since you appealed with these words; say what is new")
     console.audit.note("appeal", person.name, "", verdict_id=asked.verdict_id, note=shown(asked.note))
     return {"done": True}
 

@@ -6,8 +6,19 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from worker.console import actions, pages
+from worker.console.gate import Busy
 from worker.console.images import NoImage
-from worker.console.web import Console, Headers, Refused, on_away, on_defect, on_no_image, on_not_found, on_refused
+from worker.console.web import (
+    Console,
+    Headers,
+    Refused,
+    on_away,
+    on_busy,
+    on_defect,
+    on_no_image,
+    on_not_found,
+    on_refused,
+)
 from worker.errors import NotFound, Unavailable
 
 
@@ -19,6 +30,7 @@ def build(console: Console) -> Starlette:
         exception_handlers={
             Refused: on_refused,
             Unavailable: on_away,
+            Busy: on_busy,
             NoImage: on_no_image,
             NotFound: on_not_found,
             Exception: on_defect,

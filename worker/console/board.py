@@ -7,6 +7,7 @@ the last second.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import threading
@@ -26,6 +27,8 @@ from worker.settings import Settings
 TAG = "console"
 _AT_ONCE = 20
 Decided = Literal["ok", "same", "gone", "not_yours"]
+Appealed = Literal["not_done", "waits", "decided_since"]
+_APPEALED: tuple[Appealed, ...] = ("not_done", "waits", "decided_since")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,31 @@ class Due:
     review_id: str
     event: str
     tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """A decision in short: `note` is a mark of its text."""
+
+    decision: str
+    reason: str
+    note: str
+
+    @classmethod
+    def of(cls, review: Review) -> Opinion:
+        return cls(review.decision, review.reason or "", mark_of(review.note))
+
+    @classmethod
+    def read(cls, text: str | None) -> Opinion | None:
+        parts = (text or "").split("\n")
+        return cls(*parts) if len(parts) == 3 else None
+
+    @property
+    def text(self) -> str:
+        return "\n".join((self.decision, self.reason, self.note))
+
+    def __str__(self) -> str:
+        return f"{self.decision} ({self.reason})" if self.reason else self.decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +188,10 @@ class Board:
         token = secrets.token_urlsafe(12)
         return self.scripts.call("undo", who, review_id, self._settings.lock_s * 1000, token) or None
 
-    def appeal(self, task_id: str, who: str, note: str) -> bool:
-        """Have a lead decide it again. False where it is not done, or not remembered any more."""
-        return bool(self.scripts.call("appeal", task_id, self.queues.priority_order("appeals"), who, note))
+    def appeal(self, task_id: str, who: str, note: str) -> Appealed:
+        """Have a lead decide it again; said twice it is one appeal. `not_done`: or it is not remembered any more."""
+        order = self.queues.priority_order("appeals")
+        return _APPEALED[int(self.scripts.call("appeal", task_id, order, who, note))]
 
     def set_golden(self, image_id: str, truth: Literal["real", "fake"] | None, verdict_json: str) -> bool:
         """Make it golden, or (None) not any more. Whether something changed."""
@@ -176,6 +205,12 @@ class Board:
         if self.scripts.do("exists", f"said:{review_id}"):
             return "done"
         return "waiting" if self.scripts.do("hexists", "outbox", review_id) else "unknown"
+
+    def opinion_of(self, review_id: str) -> Opinion | None:
+        """What was taken under this id, on its way or on Kafka."""
+        if event := self.scripts.do("hget", "outbox", review_id):
+            return Opinion.of(Review.model_validate_json(event))
+        return Opinion.read(self.scripts.do("get", f"said:{review_id}"))
 
     # What brings decisions to Kafka.
 
@@ -193,7 +228,15 @@ class Board:
         order = self.queues.priority_order(CONFLICTS)
         return str(
             self.scripts.call(
-                "apply", str(review.review_id), task, review.reviewer, review.decision, as_json, keep_s, order
+                "apply",
+                str(review.review_id),
+                task,
+                review.reviewer,
+                review.decision,
+                as_json,
+                keep_s,
+                order,
+                Opinion.of(review).text,
             )
         )
 
@@ -216,8 +259,8 @@ class Board:
         run_id = self.scripts.run_id()
         with self._lock:
             behind = run_id != self._caught_up
-        if behind:
-            raise Unavailable("redis", "it was started anew; the reviews on Kafka are being looked at first")
+        if behind or not self.is_born():
+            raise Unavailable("redis", "it was started anew or emptied; the reviews on Kafka are being looked at first")
 
     # What can be said about it.
 
@@ -244,9 +287,18 @@ class Board:
         """The latest reviews, newest first."""
         return [json.loads(text) for text in self.scripts.do("lrange", "recent", start, start + count - 1)]
 
+    def uncount(self, name: str) -> None:
+        """Takes one back."""
+        self.scripts.call("uncount", name)
+
     def counted(self, name: str, seconds: int) -> int:
         """Counts one more of `name`; how many there were within so many seconds of the first."""
         return int(self.scripts.call("count", name, seconds))
+
+
+def mark_of(note: str) -> str:
+    """Tells one note from another; nothing for none."""
+    return hashlib.sha256(note.encode()).hexdigest()[:8] if note else ""
 
 
 def milliseconds(timestamp: str) -> int:

@@ -2,8 +2,7 @@
 
 An offset is committed once its verdict waits in Redis (or need not). What finds its queue full waits in Kafka: reading
 goes on for the other queues, offsets are committed up to there, and once the queue has room again, reading goes back to
-it. Where Redis was started anew, the last quarter of an hour is read again, and all of it where Redis knows nothing:
-adding is idempotent.
+it. Where Redis was started anew or knows nothing, verdicts are read again (feed_places.py): adding is idempotent.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ from collections.abc import Iterable
 
 import structlog
 from kafka import ConsumerRebalanceListener, TopicPartition
-from kafka.structs import OffsetAndMetadata
 
 from worker.clients.kafka import as_unavailable, consumer_options, missing_topic
 from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clock import SYSTEM_CLOCK, Clock
 from worker.console.board import Board, milliseconds
+from worker.console.feed_places import Places
 from worker.contract import Record, Verdict
 from worker.errors import AssayError, Unavailable
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
-_LOOK_BACK_MS = 15 * 60 * 1000
 _AGAIN_S = 1.0
 _AT_ONCE = 100
 _LOOK_AT_REDIS_S = 1.0
@@ -51,7 +49,7 @@ class Feed:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._consumer: RecordConsumer | None = None
-        self._run_id = ""
+        self._places = Places(settings.kafka, board, clock)
         self._looked_at = 0.0
         self._looked_for_room_at = 0.0
         self._left: dict[TopicPartition, dict[str, int]] = {}  # by queue, the first offset that found it full
@@ -84,20 +82,20 @@ class Feed:
 
     def _round(self) -> None:
         consumer = self._connected()
-        self._look_at_redis(consumer)
         self._look_for_room(consumer)
         with as_unavailable(self._settings.kafka):
             records = consumer.poll_records(500, _AT_ONCE, self._settings.kafka.fetch_max_bytes)
-        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        again = self._look_at_redis(consumer, records)
+        offsets: dict[TopicPartition, int] = {}
         for record in records:
             place = TopicPartition(record.topic, record.partition)
+            if place in again:
+                continue
             if queue := self._take(record):
                 self._left.setdefault(place, {}).setdefault(queue, record.offset)
-            until = min([record.offset + 1, *self._left.get(place, {}).values()])
-            offsets[place] = OffsetAndMetadata(until, "", -1)
+            offsets[place] = min([record.offset + 1, *self._left.get(place, {}).values()])
         if offsets:
-            with as_unavailable(self._settings.kafka):
-                consumer.commit(offsets)
+            self._places.commit(consumer, offsets)
         full = self._full()
         self.problem = f"full: {', '.join(sorted(full))}" if full else ""
 
@@ -161,27 +159,16 @@ class Feed:
             self._consumer = consumer
         return self._consumer
 
-    def _look_at_redis(self, consumer: RecordConsumer) -> None:
-        """Read again what a Redis that was started anew may have forgotten."""
+    def _look_at_redis(self, consumer: RecordConsumer, records: list[Record]) -> set[TopicPartition]:
+        """The partitions that are read again from earlier on, as Redis may have forgotten what came from them."""
         now = self._clock.monotonic()
-        if now - self._looked_at < _LOOK_AT_REDIS_S:
-            return
+        if now - self._looked_at < _LOOK_AT_REDIS_S and self._places.know(records):
+            return set()
         self._looked_at = now
-        run_id = self._board.scripts.run_id()
-        known, self._run_id = self._run_id, run_id
-        if known in ("", run_id):
-            return
-        with as_unavailable(self._settings.kafka):
-            mine = list(consumer.assignment())
-            if not self._board.is_born():
-                consumer.seek_to_beginning(*mine)
-                log.warning("verdicts_read_again", reason="Redis knows nothing", partitions=len(mine))
-                return
-            since_ms = int(self._clock.time() * 1000) - _LOOK_BACK_MS
-            for place, found in consumer.offsets_for_times(dict.fromkeys(mine, since_ms)).items():
-                if found is not None and found.offset < consumer.position(place):
-                    consumer.seek(place, found.offset)
-        log.warning("verdicts_read_again", reason="Redis was started anew", minutes=_LOOK_BACK_MS // 60_000)
+        again = self._places.look(consumer, records)
+        for place in again:
+            self._left.pop(place, None)  # found again on the way
+        return again
 
     def _close(self) -> None:
         self._left.clear()

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 import worker
+from worker.console.gate import Gate
 from worker.crop import Pixels
 from worker.errors import AssayError
 from worker.settings import Settings
@@ -30,6 +31,8 @@ _TIMEOUT_S = 30.0
 _READY = 2
 _QUALITY = 90
 _MAX_LINE = 1024
+_WAITING = 16  # people beyond those whose images are decoded: a page asks for two at a time
+_WAIT_S = 20.0
 
 
 class NoImage(AssayError):
@@ -134,10 +137,13 @@ def _encoded(pixels: Pixels, image_format: str) -> bytes:
 
 
 class Images:
-    """By hash, each made once however many ask. Raises NoImage, and what `fetch` raises."""
+    """By hash, each made once however many ask, a few at a time. Raises NoImage, Busy, and what `fetch` raises."""
 
     def __init__(self, settings: Settings) -> None:
         self._most_bytes = settings.console.image_cache_bytes
+        self._gate = Gate(
+            "many images are decoded", at_once=settings.console.renderers, waiting=_WAITING, wait_s=_WAIT_S
+        )
         self.renderers = Renderers(settings)
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Shown] = OrderedDict()
@@ -154,10 +160,11 @@ class Images:
                     self._kept.move_to_end(sha256)
                     return found
             try:
-                data = fetch()
-                if hashlib.sha256(data).hexdigest() != sha256:
-                    raise NoImage("what is there now are other bytes than those that were judged")
-                made = self.renderers.render(data)
+                with self._gate.passing():
+                    data = fetch()
+                    if hashlib.sha256(data).hexdigest() != sha256:
+                        raise NoImage("what is there now are other bytes than those that were judged")
+                    made = self.renderers.render(data)
                 self._keep(sha256, made)
             finally:
                 with self._lock:

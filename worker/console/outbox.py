@@ -87,7 +87,7 @@ class Outbox:
     def round(self) -> None:
         """Apply what is new on the topic, write what is due. Raises Unavailable."""
         run_id = self._board.scripts.run_id()
-        if run_id != self._run_id:  # at the start, and where Redis was started anew
+        if run_id != self._run_id or not self._board.is_born():  # at the start, and where Redis lost something
             self._forget_kafka()
         if self._reader is None:
             self._reader = Reader(self._settings.kafka, self._settings.kafka.reviews_topic, self._since_ms())

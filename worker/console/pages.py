@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from worker.console.gate import Busy
 from worker.console.images import Shown
 from worker.console.queues import APPEALS, CONFLICTS
 from worker.console.sessions import Session
@@ -71,13 +72,16 @@ async def log_in(request: Request) -> Response:
             problem = "Too many attempts. Wait five minutes."
             return render(console, "login", None, 429, problem=problem)
         assert console.users is not None
-        person = console.users.log_in(name, password)
+        try:
+            person = console.users.log_in(name, password)
+        except Busy:
+            return render(console, "login", None, 503, problem="Many log in at this moment. Try again in a moment.")
         if person is None:
             console.audit.note("login_failed", shown(name), address)
             return render(console, "login", None, 401, problem="Name or password is wrong.")
         response = RedirectResponse("/review" if person.may_review else "/queues", status_code=303)
         console.sessions.log_in(response, person)
-        console.sessions.forget_tries(request, name)
+        console.sessions.was_right(request, name)
         console.audit.note("login", person.name, address)
         return response
 

@@ -12,7 +12,8 @@ held:<who>         sorted set: tasks that somebody has on the screen or next, by
 locks              sorted set: held tasks, by the time their lock ends
 skipped:<who>      set: tasks that somebody passed over
 outbox, task_of, tries    hashes by review id: decisions on their way to Kafka; due: when they go
-said:<review id>   the review is on Kafka
+said:<review id>   the review is on Kafka: what it says, in short; undone:<review id>: its task, for a while
+fed                hash: up to which server process verdicts of a partition were read into it (feed_places.py)
 recent             list: the latest reviews; golden: hash of golden items, had:<who>: those that somebody has had
 
 Every time is Redis' own, in milliseconds. Nothing here walks a whole queue: a claim looks at 50 heads of each.
@@ -194,7 +195,8 @@ end
 if redis.call('EXISTS', key) == 0 then return 'gone' end
 if not holds(id, who, ARGV[3]) then return 'not_yours' end
 let_go(id)
-redis.call('HSET', key, 'state', 'pending', 'review_id', review)
+local before = redis.call('HGET', base .. 'opinions:' .. id, who)
+redis.call('HSET', key, 'state', 'pending', 'review_id', review, 'before', before or '')
 redis.call('HSET', base .. 'opinions:' .. id, who, ARGV[7])
 redis.call('HSET', base .. 'outbox', review, ARGV[5])
 redis.call('HSET', base .. 'task_of', review, id)
@@ -203,21 +205,34 @@ return 'ok'
 """
 )
 
-# who, review_id, lock_ms, token -> id of the task, held again; '' where it is too late or not theirs
+# who, review_id, lock_ms, token -> id of the task, held again; '' where it is too late or not theirs. Asked once more,
+# it answers the same.
 UNDO = (
     _PRELUDE
     + """
 local who, review = ARGV[1], ARGV[2]
+local undone = redis.call('GET', base .. 'undone:' .. review)
+if undone then
+  return redis.call('HGET', base .. 'task:' .. undone, 'holder') == who and undone or ''
+end
 local id = redis.call('HGET', base .. 'task_of', review)
 if not id or number(redis.call('HGET', base .. 'tries', review)) > 0 then return '' end
-if redis.call('HEXISTS', base .. 'opinions:' .. id, who) == 0 then return '' end
+local key = base .. 'task:' .. id
+if redis.call('HGET', key, 'review_id') ~= review or redis.call('HGET', key, 'state') ~= 'pending' then return '' end
+if cjson.decode(redis.call('HGET', base .. 'outbox', review)).reviewer ~= who then return '' end
 for _, name in ipairs({'outbox', 'task_of', 'tries'}) do redis.call('HDEL', base .. name, review) end
 redis.call('ZREM', base .. 'due', review)
-redis.call('HDEL', base .. 'opinions:' .. id, who)
+local before = redis.call('HGET', key, 'before')
+if before and before ~= '' then
+  redis.call('HSET', base .. 'opinions:' .. id, who, before)
+else
+  redis.call('HDEL', base .. 'opinions:' .. id, who)
+end
 local now = now_ms()
-redis.call('HSET', base .. 'task:' .. id, 'state', 'held', 'holder', who, 'token', ARGV[4], 'held_ms', now)
+redis.call('HSET', key, 'state', 'held', 'holder', who, 'token', ARGV[4], 'held_ms', now)
 redis.call('ZADD', base .. 'locks', now + tonumber(ARGV[3]), id)
 redis.call('ZADD', base .. 'held:' .. who, 0, id)
+redis.call('SET', base .. 'undone:' .. review, id, 'EX', 600)
 return id
 """
 )
@@ -239,8 +254,8 @@ return taken
 )
 
 # review_id, id of the task ('' of a golden item: it has one of its own), who, decision, event, keep_s, order of the
-# conflict queue -> what became of the task: done, second, conflict, or '' where it was known. The review is on Kafka:
-# however little Redis remembers, this is what it knows from now on.
+# conflict queue, what was said in short -> what became of the task: done, second, conflict, or '' where it was known.
+# The review is on Kafka: however little Redis remembers, this is what it knows from now on.
 APPLY = (
     _PRELUDE
     + """
@@ -249,7 +264,7 @@ local id = redis.call('HGET', base .. 'task_of', review) or ARGV[2]
 local key, opinions = base .. 'task:' .. id, base .. 'opinions:' .. id
 for _, name in ipairs({'outbox', 'task_of', 'tries'}) do redis.call('HDEL', base .. name, review) end
 redis.call('ZREM', base .. 'due', review)
-if not redis.call('SET', base .. 'said:' .. review, 1, 'NX', 'EX', keep) then return '' end
+if not redis.call('SET', base .. 'said:' .. review, ARGV[8], 'NX', 'EX', keep) then return '' end
 redis.call('LPUSH', base .. 'recent', ARGV[5])
 redis.call('LTRIM', base .. 'recent', 0, 4999)
 if id == '' then return 'done' end
@@ -294,13 +309,16 @@ return 'done'
 """
 )
 
-# id, order of the appeals queue, who appeals, note -> 1; 0 where the task is not done, or not remembered
+# id, order of the appeals queue, who appeals, note -> 1 it waits for a lead, 0 where the task is not done, or not
+# remembered, 2 where a lead has decided it since this very appeal
 APPEAL = (
     _PRELUDE
     + """
 local id = ARGV[1]
 local key = base .. 'task:' .. id
-local t = redis.call('HMGET', key, 'state', 'given', 'decided_ms', 'verdict')
+local t = redis.call('HMGET', key, 'state', 'given', 'decided_ms', 'verdict', 'appealed_by', 'appeal_note')
+local same = t[5] == ARGV[3] and t[6] == ARGV[4]
+if same and t[1] then return t[1] == 'done' and 2 or 1 end
 if t[1] ~= 'done' or not t[4] then return 0 end
 redis.call('PERSIST', key)
 redis.call('PERSIST', base .. 'opinions:' .. id)
@@ -328,6 +346,13 @@ if n == 1 then redis.call('EXPIRE', KEYS[1] .. ARGV[1], ARGV[2]) end
 return n
 """
 
+# name of a counter: one less, where it is still counted
+UNCOUNT = """
+local key = KEYS[1] .. ARGV[1]
+if redis.call('EXISTS', key) == 1 then return redis.call('DECR', key) end
+return 0
+"""
+
 SCRIPTS = {
     "add": ADD,
     "claim": CLAIM,
@@ -340,4 +365,5 @@ SCRIPTS = {
     "appeal": APPEAL,
     "store": STORE,
     "count": COUNT,
+    "uncount": UNCOUNT,
 }

@@ -18,6 +18,7 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.console import client
 from worker.console.board import Board
 from worker.console.users import NAME, ROLES, Person, Users
 from worker.settings import ConsoleSettings
@@ -87,11 +88,11 @@ class Sessions:
         return Session(Person(name, roles), name) if roles else None
 
     def _is_proxy(self, request: Request) -> bool:
-        try:
-            address = ipaddress.ip_address(request.client.host if request.client else "")
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
+        return client.is_among(client.parsed(request.client.host if request.client else ""), self._networks)
+
+    def address_of(self, request: Request) -> str:
+        """Of whoever asks, behind trusted proxies too."""
+        return client.address(request, self._networks)
 
     # Coming and going.
 
@@ -100,13 +101,16 @@ class Sessions:
         counts = [self._board.counted(key, _LOGIN_WINDOW_S) for key in self._tries(request, name)]
         return max(counts) <= self._settings.login_attempts
 
-    def forget_tries(self, request: Request, name: str) -> None:
-        """It was right: what was counted before does not count any more."""
-        for key in self._tries(request, name):
-            self._board.scripts.do("delete", key)
+    def was_right(self, request: Request, name: str) -> None:
+        """What was counted of the name does not count any more; of the address, this once alone: who has one account
+        does not guess at others' without end.
+        """
+        of_address, of_name = self._tries(request, name)
+        self._board.scripts.do("delete", of_name)
+        self._board.uncount(of_address)
 
     def _tries(self, request: Request, name: str) -> tuple[str, str]:
-        address = request.client.host if request.client else "?"
+        address = client.counted_as(self.address_of(request))
         return f"logins:address:{address}", f"logins:name:{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
     def log_in(self, response: Response, person: Person) -> Session:

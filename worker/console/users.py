@@ -22,6 +22,7 @@ from typing import Literal
 import argon2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.console.gate import Gate
 from worker.errors import SettingsError
 from worker.settings import variable
 
@@ -32,6 +33,7 @@ LEAST_PASSWORD_CHARACTERS = 12
 _HASHER = argon2.PasswordHasher()
 # What is compared with where there is no such user: an answer takes as long as for one that there is.
 _NOBODY = _HASHER.hash("nobody has this password")
+_HASHED_AT_ONCE, _HASHES_WAITING, _HASH_WAIT_S = 2, 8, 5.0  # each takes 64 MiB and some tenths of a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Users:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._gate = Gate("many log in", at_once=_HASHED_AT_ONCE, waiting=_HASHES_WAITING, wait_s=_HASH_WAIT_S)
         self._mark: tuple[int, int, int] | None = None
         self._users = read(path)
         self._mark = self._looks()
@@ -87,10 +90,11 @@ class Users:
         return Person(name, frozenset(user.roles)) if user else None
 
     def log_in(self, name: str, password: str) -> Person | None:
-        """The person, or None; as slow for a name that there is not."""
+        """The person, or None; as slow for a name that there is not. Raises Busy."""
         user = self._current().get(name)
         try:
-            _HASHER.verify(user.password if user else _NOBODY, password)
+            with self._gate.passing():
+                _HASHER.verify(user.password if user else _NOBODY, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return None
         return self.person(name) if user else None

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.console.audit import Audit
 from worker.console.board import Board
+from worker.console.gate import Busy
 from worker.console.images import Images, NoImage
 from worker.console.maps import Maps
 from worker.console.originals import Originals
@@ -62,12 +63,13 @@ class Console:
 
 
 class Refused(Exception):
-    """Answered with this status and this reason."""
+    """Answered with this status and this reason; `details` are more for the page."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, **details: Any) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.details = details
 
 
 class Headers:
@@ -96,7 +98,7 @@ def console_of(request: Request) -> Console:
 
 
 def address_of(request: Request) -> str:
-    return request.client.host if request.client else "?"
+    return console_of(request).sessions.address_of(request)
 
 
 async def read_body(request: Request) -> bytes:
@@ -169,7 +171,12 @@ def page(
 
 async def on_refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return JSONResponse({"error": error.reason}, status_code=error.status)
+    return JSONResponse({"error": error.reason, **error.details}, status_code=error.status)
+
+
+async def on_busy(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Busy)
+    return JSONResponse({"error": str(error)}, status_code=503, headers={"retry-after": "2"})
 
 
 async def on_away(_request: Request, error: Exception) -> Response:

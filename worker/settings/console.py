@@ -50,7 +50,9 @@ class ConsoleSettings(Group):
         "changes.",
     )
     proxy_networks: Networks = Field(
-        default=["127.0.0.1", "::1"], description="Addresses whose headers are believed (auth=proxy), comma separated."
+        default=["127.0.0.1", "::1"],
+        description="Addresses of proxies in front, comma separated: who they say somebody is (auth=proxy), and whom "
+        "they forward for (X-Forwarded-For: log-ins are limited by it).",
     )
     proxy_user_header: str = Field(default="x-forwarded-user", min_length=1, description="Header with the user's name.")
     proxy_roles_header: str = Field(
@@ -119,6 +121,11 @@ class ConsoleSettings(Group):
     )
     break_after_images: PositiveInt = Field(
         default=300, description="Images without a pause of five minutes, after which the page reminds of a break."
+    )
+    renderers: PositiveInt = Field(
+        default=4,
+        description="Images decoded at a time, each in a process of its own that takes ASSAY_DECODE__MEMORY_BYTES at "
+        "most; others wait.",
     )
     image_cache_bytes: int = Field(
         default=128 * 1024 * 1024, ge=1024 * 1024, description="Decoded images kept ready, of all people together."

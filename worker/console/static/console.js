@@ -75,19 +75,27 @@ function start() {
 
   const current = () => state.tasks[0];
 
+  // Comes again where too many are decoded at this moment; else the server says why there is none.
+  async function fetched(image, key) {
+    for (let n = 1; ; n += 1) {
+      image.src = n === 1 ? key : `${key}?again=${n}`;
+      try { await image.decode(); return; } catch { /* why, is asked below */ }
+      const answer = await fetch(key).catch(() => null);
+      const said = answer && !answer.ok ? await answer.json().catch(() => ({})) : {};
+      const busy = answer && (answer.ok || answer.status === 503);
+      if (!busy || n >= 10) throw new Error(said.error || "the image does not come");
+      await sleep(1000);
+    }
+  }
+
   // A picture is fetched and decoded ahead, and put on the page as it is.
   function picture(task, name) {
     const key = `${task.url}/${name}`;
     if (!state.pictures.has(key)) {
       const image = new Image();
       image.alt = name === "view.jpg" ? "The image to decide" : name === "crop.png" ? "What the model looked at" : "Map: red speaks for fake, blue for real";
-      image.src = key;
       const entry = { image, problem: "" };
-      entry.ready = image.decode().catch(async () => {
-        const answer = await fetch(key).catch(() => null);
-        const said = answer && !answer.ok ? await answer.json().catch(() => ({})) : {};
-        entry.problem = said.error || "the image does not come";
-      });
+      entry.ready = fetched(image, key).catch((error) => { entry.problem = error.message; });
       state.pictures.set(key, entry);
     }
     return state.pictures.get(key);
