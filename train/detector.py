@@ -121,8 +121,9 @@ def make_detector(
     return card
 
 
-def export_detector(source: Path, out: Path) -> dict[str, Any]:
-    """A weights folder of CoDE, or a detector's folder, as a detector's folder `out`; returns its card.
+def export_detector(source: Path, out: Path, *, crops: str = "", aggregate: str = "mean") -> dict[str, Any]:
+    """A weights folder of CoDE, or a detector's folder, as a detector's folder `out`; returns its card. `crops`: it
+    looks at several of them (`grid:4`, `texture:4`), and `aggregate` makes one score of theirs.
 
     Raises WeightsError for what is wrong with `source`, or an `out` that is in use.
     """
@@ -137,17 +138,24 @@ def export_detector(source: Path, out: Path) -> dict[str, Any]:
             for path in source.iterdir():
                 if path.is_file():
                     shutil.copyfile(path, made / path.name)
+            spec: dict[str, Any] = tomllib.loads((source / SPEC_FILE).read_text(encoding="utf-8"))
         else:
             weights.load(source)
             for name in (ENCODER_FILE, HEADS_FILE, *weights.CARD_FILES):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, made / name)
-            spec: dict[str, Any] = {"name": _name(out.name), "licence": "as of the weights", "heads": list(HEADS)}
+            spec = {"name": _name(out.name), "licence": "as of the weights", "heads": list(HEADS)}
             spec |= {"view": {"crop": weights.IMAGE_PX}, "backbone": {"kind": "code"}}
+            (made / SPEC_FILE).write_text(_toml(spec))
+        if crops:
+            spec |= {"name": _name(out.name), "aggregate": aggregate, "view": {**spec["view"], "crops": crops}}
             (made / SPEC_FILE).write_text(_toml(spec))
         loaded = detector.load(made)
         if loaded.graph is None:
             _write_expected(loaded, lambda views: reference.embeddings(loaded.whole, views))
+        elif crops:
+            read = loaded.spec
+            _write_expected(loaded, Seen(loaded.graph, read.view, read.mean, read.std, read.output).embed)
         card = json.loads((made / CARD).read_text()) if (made / CARD).is_file() else {}
         card |= {"name": loaded.spec.name, "model_version": loaded.version}
         (made / CARD).write_text(json.dumps(card, indent=2) + "\n")
@@ -258,7 +266,8 @@ def _fit(
 def _write_expected(loaded: detector.Detector, embed: Callable[[np.ndarray], np.ndarray]) -> None:
     """What the detector says of the fixed pictures by this path."""
     views = [loaded.spec.view.make(picture) for picture in detector.pictures()]
-    scores = detector.reference_scores(loaded, np.concatenate([embed(view[None]) for view in views]))
+    rows = [embed(loaded.spec.view.apart(view[None])) for view in views]
+    scores = detector.reference_scores(loaded, np.concatenate(rows))
     said = {head: [float(f"{value:.9g}") for value in scores[:, at]] for at, head in enumerate(loaded.spec.heads)}
     (loaded.folder / EXPECTED_FILE).write_text(json.dumps({"scores": said}, indent=1) + "\n")
 

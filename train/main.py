@@ -322,6 +322,10 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Instead: a detector's folder, to be served beside `code`.")
     ] = None,
     half: Annotated[bool, typer.Option(help="Store the encoder as float16.")] = False,
+    crops: Annotated[
+        str, typer.Option(metavar="KIND:N", help="With --detector: several, grid:4 or texture:4 say.")
+    ] = "",
+    aggregate: Annotated[str, typer.Option(help="Of their scores: mean, median or max.")] = "mean",
 ) -> None:
     """Encoder and heads as served: arrays, ONNX graphs, version. Example: `export --weights runs/first/weights --out
     triton_models/weights/mine`
@@ -333,10 +337,12 @@ def export(
     with clear_errors():
         if (out is None) == (detector is None):
             raise RecipeError(["either --out FOLDER or --detector FOLDER is needed"])
+        if crops and detector is None:
+            raise RecipeError(["--crops: several crops are served beside `code`; name a new folder with --detector"])
         if detector is not None:
             from train.detector import export_detector
 
-            card = export_detector(weights, detector)
+            card = export_detector(weights, detector, crops=crops, aggregate=aggregate)
         elif out is not None:
             card = export_weights(weights, out, half=half)
     if detector is not None:

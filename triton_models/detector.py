@@ -29,6 +29,8 @@ from triton_models.weights import HEAD_SHAPES, HEADS, HEADS_FILE, MEAN, STD, Arr
 SPEC_FILE, EXPECTED_FILE = "detector.toml", "expected.json"
 FOLDER = "detector"  # its copy inside the repository, where Triton does not look
 MAX_SIDE_PX = 1024
+MAX_CROPS = 16
+AGGREGATES = ("mean", "median", "max")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _RESERVED = ("code",)
@@ -37,23 +39,38 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class View:
-    """How an image becomes pixels, as torchvision's Resize and CenterCrop do it (the server's parameter `view`)."""
+    """How an image becomes pixels, as torchvision's Resize and CenterCrop do it (the server's parameter `view`).
+
+    `crops`: `grid:N` or `texture:N`, several crops of the image at native size, one below the other
+    (worker/examine/crops.py says which).
+    """
 
     resize: dict[str, Any] | None
     interpolation: str
     crop: int | None
+    crops: str = ""
+
+    @property
+    def count(self) -> int:
+        """Crops of an image."""
+        return int(self.crops.partition(":")[2] or 1)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         if self.crop is not None:
-            return self.crop, self.crop
+            return self.crop * self.count, self.crop
         assert self.resize is not None, "a view without a crop has a size"
         height, width = self.resize["to"]
         return int(height), int(width)
 
     def to_json(self) -> str:
-        return json.dumps({"resize": self.resize, "interpolation": self.interpolation, "crop": self.crop})
+        fields = {"resize": self.resize, "interpolation": self.interpolation, "crop": self.crop}
+        return json.dumps(fields | ({"crops": self.crops} if self.crops else {}))
+
+    def apart(self, made: Images) -> Images:
+        """Views uint8 [N, H, W, 3] as what the backbone sees: a row for each crop."""
+        return made.reshape(-1, made.shape[1] // self.count, *made.shape[2:])
 
     def make(self, picture: Images) -> Images:
         """Of a picture uint8 [H, W, 3]; black where it is smaller than a native crop. Needs Pillow."""
@@ -62,6 +79,11 @@ class View:
         image = Image.fromarray(picture)
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), Image.Resampling[self.interpolation.upper()])
+        if self.crops:
+            return np.concatenate([self._central(one) for one in self._crops(image)])
+        return self._central(image)
+
+    def _central(self, image: Any) -> Images:
         if self.crop is not None:
             # torchvision's offsets: half to even where cut, to the left and top where padded.
             left, top = (
@@ -70,6 +92,28 @@ class View:
             )
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(image)
+
+    def _crops(self, image: Any) -> list[Any]:
+        """Images of at most the crop's size."""
+        px, count = self.crop or 0, self.count
+        parts = [min(px, length) for length in image.size]
+        if self.crops.startswith("grid"):
+            side = round(count**0.5)
+            steps = [[round(max(length - px, 0) * at / (side - 1)) for at in range(side)] for length in image.size]
+            corners = [(left, top) for top in steps[1] for left in steps[0]]
+        else:
+            fit = [max(length // px, 1) for length in image.size]
+            first = [max(round((length - px * many) / 2), 0) for length, many in zip(image.size, fit, strict=True)]
+            tiles = [(first[0] + px * x, first[1] + px * y) for y in range(fit[1]) for x in range(fit[0])]
+            detail = []
+            for left, top in tiles:
+                tile = image.crop((left, top, left + parts[0], top + parts[1]))
+                grey = (np.asarray(tile, np.int64) * (77, 150, 29)).sum(axis=2)
+                bent = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+                detail.append(float(np.abs(bent).mean()) if min(parts) > 2 else 0.0)
+            best = sorted(range(len(tiles)), key=lambda tile: -detail[tile])
+            corners = [tiles[best[number % len(best)]] for number in range(count)]
+        return [image.crop((left, top, left + parts[0], top + parts[1])) for left, top in corners]
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         assert self.resize is not None
@@ -94,7 +138,7 @@ class Spec:
     """`detector.toml`. `backbone`: `code` or `onnx`; `file` and `sha256` of the graph, `output` the embedding's name.
 
     `mean` and `std`, red green blue on a scale of 0 to 1: of a graph that takes float32 [N, 3, H, W]; one that takes
-    uint8 [N, H, W, 3] gets the view as it is.
+    uint8 [N, H, W, 3] gets the view as it is. `aggregate`: of several crops, how their scores become one.
     """
 
     name: str
@@ -108,6 +152,7 @@ class Spec:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     package: Package | None = None
+    aggregate: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +169,16 @@ class Detector:
     def version(self) -> str:
         """12 hex digits over what decides its scores: backbone, view, normalisation, heads; neither name nor card."""
         spec = self.spec
-        meaning = [spec.view.to_json(), spec.heads, spec.backbone, spec.sha256, spec.output, spec.mean, spec.std]
+        meaning: list[object] = [
+            spec.view.to_json(),
+            spec.heads,
+            spec.backbone,
+            spec.sha256,
+            spec.output,
+            spec.mean,
+            spec.std,
+        ]
+        meaning += [spec.aggregate] if spec.aggregate else []
         digest = hashlib.sha256(b"assay detector 1\n" + json.dumps(meaning).encode() + b"\n")
         for name, array in sorted({**self.heads, **self.encoder}.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -188,7 +242,7 @@ def read_spec(path: Path) -> Spec:
 
 
 def _spec(document: dict[str, Any]) -> Spec:
-    _known("", document, {"name", "licence", "heads", "view", "backbone"})
+    _known("", document, {"name", "licence", "heads", "view", "backbone", "aggregate"})
     name, heads, backbone = document["name"], tuple(document["heads"]), document["backbone"]
     if not NAME.fullmatch(name) or name in _RESERVED:
         raise ValueError(f"name is {name!r}; lower-case letters, digits and _ are expected, and another one than code")
@@ -205,11 +259,13 @@ def _spec(document: dict[str, Any]) -> Spec:
     mean, std = (tuple(map(float, backbone.get(key, default))) for key, default in (("mean", MEAN), ("std", STD)))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError("backbone.mean and backbone.std: three numbers each are expected, std above 0")
-    package = backbone.get("package")
+    package, view, aggregate = backbone.get("package"), _view(document["view"]), document.get("aggregate", "")
+    if bool(view.crops) != (aggregate in AGGREGATES):
+        raise ValueError(f"aggregate is {aggregate!r}; with view.crops one of {', '.join(AGGREGATES)}, else none")
     return Spec(
         name,
         document["licence"],
-        _view(document["view"]),
+        view,
         heads,
         kind,
         file=backbone.get("file", "") if kind == "code" else backbone["file"],
@@ -218,11 +274,12 @@ def _spec(document: dict[str, Any]) -> Spec:
         mean=mean,
         std=std,
         package=Package(package["name"], package["version"], package["path"]) if package else None,
+        aggregate=aggregate,
     )
 
 
 def _view(fields: dict[str, Any]) -> View:
-    _known("view.", fields, {"resize", "interpolation", "crop"})
+    _known("view.", fields, {"resize", "interpolation", "crop", "crops"})
     resize, crop, interpolation = fields.get("resize"), fields.get("crop"), fields.get("interpolation", "bicubic")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"view.interpolation is {interpolation!r}; one of {', '.join(INTERPOLATIONS)} is expected")
@@ -232,7 +289,19 @@ def _view(fields: dict[str, Any]) -> View:
         raise ValueError(f"view: resize and crop in pixels from 1 to {MAX_SIDE_PX} are expected")
     if resize is not None and ({*resize} not in ({"shorter"}, {"to"}) or ("shorter" in resize and crop is None)):
         raise ValueError("view.resize is {shorter = N}, with a crop, or {to = [H, W]}")
-    return View(resize, interpolation, crop)
+    crops = fields.get("crops", "")
+    if crops:
+        kind, _, number = str(crops).partition(":")
+        count = int(number) if number.isdecimal() and len(number) < 4 else 0
+        if (
+            kind not in ("grid", "texture")
+            or not 2 <= count <= MAX_CROPS
+            or (kind == "grid" and count not in (4, 9, 16))
+        ):
+            raise ValueError(f"view.crops is {crops!r}; grid:4, grid:9, grid:16 or texture:2 to texture:16 is expected")
+        if resize is not None or crop is None:
+            raise ValueError("view.crops are of the image at its native size: no resize, and a crop in pixels")
+    return View(resize, interpolation, crop, crops)
 
 
 def _known(prefix: str, table: dict[str, Any], names: set[str]) -> None:
@@ -280,5 +349,11 @@ def pictures(count: int = 8, seed: int = 14) -> list[Images]:
 
 
 def reference_scores(detector: Detector, embeddings: npt.ArrayLike) -> Array:
-    """Scores [N, K] in float64, as the contract defines them; see triton_models.weights.reference_scores."""
-    return weights.reference_scores(detector.whole, embeddings, detector.spec.heads)
+    """Scores [N, K] in float64, as the contract defines them; see triton_models.weights.reference_scores.
+
+    `embeddings`: a row for each crop, those of an image one after the other.
+    """
+    scores = weights.reference_scores(detector.whole, embeddings, detector.spec.heads)
+    by_image = scores.reshape(-1, detector.spec.view.count, scores.shape[1])
+    found: Array = getattr(np, detector.spec.aggregate or "mean")(by_image, axis=1)
+    return found

@@ -1,6 +1,9 @@
 """The ONNX graph of a detector: what is around its backbone is written here, the backbone is taken as it is.
 
 images UINT8 [N, H, W, 3] -> normalised as the backbone wants it -> embedding FP32 [N, D] -> scores FP32 [N, K]
+
+Where the view is several crops, one below the other, they are images of their own in between; an image's scores are
+the mean, median or maximum of theirs, its embedding the mean.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ def graph_of(detector: Detector, precision: Precision = "fp32") -> onnx.ModelPro
         shape = b.constant("embedding_shape", np.array([-1, detector.width]))
         b.node("Reshape", _PREFIX + made, shape, name="embedding")
     score(b, detector.whole, detector.spec.heads)
+    if detector.spec.view.crops:
+        _over_crops(b, detector)
     height, width = detector.spec.view.size
     whole = helper.make_graph(
         b.nodes,
@@ -45,6 +50,38 @@ def graph_of(detector: Detector, precision: Precision = "fp32") -> onnx.ModelPro
     model = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="assay")
     onnx.checker.check_model(model)
     return model
+
+
+def _over_crops(b: Builder, detector: Detector) -> None:
+    """Around the nodes that are there: crops as images of their own, and what is said of an image out of theirs."""
+    spec, crops = detector.spec, detector.spec.view.count
+    inner = {"images": "crops", "embedding": "crops/embedding", "scores": "crops/scores"}
+    for node in b.nodes:
+        node.name = inner.get(node.name, node.name)
+        for names in (node.input, node.output):
+            names[:] = [inner.get(name, name) for name in names]
+    inside = [*b.nodes]
+    b.nodes.clear()
+    side = spec.view.crop
+    b.node("Reshape", "images", b.constant("crops/shape", np.array([-1, side, side, 3])), name="crops")
+    b.nodes.extend(inside)
+    first = b.constant("crops/axis", np.array([1]))
+    for name, width, how in (
+        ("embedding", detector.width, "mean"),
+        ("scores", len(spec.heads), spec.aggregate),
+    ):
+        rows = b.node(
+            "Reshape",
+            f"crops/{name}",
+            b.constant(f"crops/{name}/shape", np.array([-1, crops, width])),
+            name=f"{name}/crops",
+        )
+        if how == "median":
+            every = b.constant("crops/count", np.array([crops]))
+            b.nodes.append(helper.make_node("TopK", [rows, every], [f"{name}/sorted", f"{name}/order"], axis=1))
+            middle = np.array([(crops - 1) // 2, crops // 2])
+            rows = b.node("Gather", f"{name}/sorted", b.constant("crops/middle", middle), name=f"{name}/middle", axis=1)
+        b.node("ReduceMax" if how == "max" else "ReduceMean", rows, first, name=name, keepdims=0)
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
@@ -82,6 +119,7 @@ def _ends(detector: Detector, backbone: onnx.ModelProto) -> tuple[onnx.ValueInfo
         raise WeightsError(f"{detector.graph}: no output {wanted!r} (backbone.output); there are {', '.join(outputs)}")
     dims = [one.dim_value for one in inputs[0].type.tensor_type.shape.dim]
     height, width = detector.spec.view.size
+    height //= detector.spec.view.count
     expected = (height, width, 3) if _takes_bytes(inputs[0]) else (3, height, width)
     if len(dims) != 4 or any(have not in (0, want) for have, want in zip(dims[1:], expected, strict=True)):
         raise WeightsError(f"{detector.graph}: its input is {dims}, the view makes [N, {str(list(expected))[1:]}")

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import odd_images
+from triton_models import detector
 from worker.clients.shared_memory import Regions
 from worker.crop import View
 from worker.errors import Rejected
-from worker.examine import headers
+from worker.examine import crops, headers
 from worker.examine.body import Body
 from worker.examine.pool import Pool
 from worker.settings import DecodeSettings, LimitSettings
@@ -124,6 +125,10 @@ def test_a_line_of_pixels_is_not_blown_up() -> None:
         ('{"resize": null, "interpolation": "area", "crop": 224}', "interpolation 'area'"),
         ('{"resize": null, "crop": 100000}', "crop 100000"),
         ('{"resize": null, "crop": true}', "crop True"),
+        ('{"resize": null, "crop": 224, "crops": "grid:3"}', "crops 'grid:3'"),
+        ('{"resize": null, "crop": 224, "crops": "texture:17"}', "crops 'texture:17'"),
+        ('{"resize": null, "crop": 224, "crops": 4}', "crops 4"),
+        ('{"resize": {"shorter": 256}, "crop": 224, "crops": "grid:4"}', "native size"),
     ],
 )
 def test_a_wrong_view_is_told(text: str, problem: str) -> None:
@@ -132,7 +137,44 @@ def test_a_wrong_view_is_told(text: str, problem: str) -> None:
         View.parse(text)
 
 
-@pytest.mark.parametrize("wanted", VIEWS.values(), ids=VIEWS.keys())
+CROPS = {
+    f"{kind}:{count} of {side}": view(crop=side, crops=(kind, count))
+    for kind, count, side in (("grid", 4, 224), ("grid", 9, 96), ("texture", 4, 64), ("texture", 16, 224))
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_several_crops_are_those_of_who_fitted_the_heads(name: str) -> None:
+    """To the bit what `triton_models.detector.View` makes, on pictures larger and smaller than a crop."""
+    wanted = CROPS[name]
+    theirs = detector.View(None, "bicubic", wanted.crop, name.partition(" ")[0])
+    assert theirs.size == wanted.size
+    assert View.parse(theirs.to_json()) == wanted
+    rng = np.random.default_rng(7)
+    odd = [
+        rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((3, 500), (97, 96), (1, 1), (650, 450))
+    ]
+    for pixels in [np.asarray(Image.open(path).convert("RGB")) for path in SAMPLES[::4]] + odd:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        ours = made(out.getvalue(), wanted)
+        assert isinstance(ours, np.ndarray)
+        assert np.array_equal(ours, theirs.make(pixels)), pixels.shape
+
+
+def test_the_grid_goes_from_corner_to_corner_and_texture_where_the_detail_is() -> None:
+    """Without the other implementation: places that can be named by hand."""
+    assert crops.grid(500, 300, 200, 4) == [(0, 0), (300, 0), (0, 100), (300, 100)]
+    assert crops.grid(100, 300, 200, 4) == [(0, 0), (0, 0), (0, 100), (0, 100)]
+    pixels = np.full((410, 610, 3), 90, np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3))
+    pixels[205:405, 405:605] = noise  # tiles of 200 begin at (5, 5)
+    pixels[5:205, 205:405] = 90 + noise // 16
+    assert crops.texture(pixels, 200, 2) == [(405, 205), (205, 5)]
+    assert crops.texture(pixels, 200, 8)[6:] == [(405, 205), (205, 5)]  # there are six
+
+
+@pytest.mark.parametrize("wanted", [*VIEWS.values(), *CROPS.values()], ids=[*VIEWS, *CROPS])
 def test_a_view_is_written_as_it_is_read(wanted: View) -> None:
     """The parameter of the server's configuration."""
     assert View.parse(wanted.to_json()) == wanted

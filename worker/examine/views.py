@@ -12,6 +12,7 @@ from PIL import Image
 
 from worker.crop import Pixels, View
 from worker.errors import Rejected
+from worker.examine import crops
 from worker.examine.picture import Picture
 from worker.examine.pixels import Part, central_region, place, try_pillow
 
@@ -21,6 +22,9 @@ def make(picture: Picture, view: View, row: Pixels) -> None:
     crop = view.crop
     if view.shorter is None and view.to is None:
         assert crop is not None, "a view has a size"
+        if view.crops is not None:
+            crops.make(_decoded(picture, (0, 0, picture.width, picture.height)), crop, *view.crops, row)
+            return
         place(_decoded(picture, central_region(picture.width, picture.height, crop)), row)
         return
     width, height = resized(picture.width, picture.height, view)
