@@ -1,7 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak beside lint format bench docs stack-up stack-down fuzz mutate clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak kills beside lint format bench docs stack-up stack-down fuzz mutate clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -63,6 +63,9 @@ mutate: setup-all ## small faults planted in the core one at a time: a test must
 
 soak: setup-all ## a hundred faults under load on servers of its own, audited from outside (about an hour)
 	@$(PY) -m tests.faults.soak $(SOAK)
+
+kills: setup-all ## two people review 200 images while consoles, Kafka and Redis are killed (about 4 minutes)
+	@KILLS_IMAGES=200 $(PY) -m pytest -n 0 tests/console/test_delivery.py -k killed
 
 beside: setup-all ## good images alone and beside images that crash, hang or fill decoders: rate and memory, in one run
 	@$(PY) -m tests.faults.beside $(BESIDE)

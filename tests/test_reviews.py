@@ -94,3 +94,14 @@ def test_wilsons_interval_holds_the_truth() -> None:
 def test_one_handing_out_is_one_review() -> None:
     """However often it is sent; another handing out of the same verdict is another."""
     assert review_id("a", "t") == review_id("a", "t") != review_id("a", "u") != review_id("b", "u")
+
+
+def test_near_duplicates_stand_behind_an_interval_as_one() -> None:
+    """A hundred copies that were decided at once are not a hundred images' worth of certainty."""
+    group = uuid.uuid4()
+    alone = [review(f"one-{n}", "fake" if n % 2 else "real") for n in range(20)]
+    copies = [review(f"copy-{n}", "fake", group=group, together=10) for n in range(100)]
+    apart = [review(f"other-{n}", "fake") for n in range(100)]
+    wide, narrow = (report(alone + more)["precision_of_fake"] for more in (copies, apart))
+    assert wide["share"] == narrow["share"] and wide["images"] == narrow["images"] == 120
+    assert wide["interval"][1] - wide["interval"][0] > 2 * (narrow["interval"][1] - narrow["interval"][0])

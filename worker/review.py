@@ -60,12 +60,16 @@ class Review(BaseModel):
     share: float = Field(
         default=1.0, gt=0, le=1, description="share of the verdicts like this one that came into the queue"
     )
+    group: uuid.UUID | None = Field(
+        default=None, description="the same for images that look alike; null where none was known to"
+    )
+    together: int = Field(default=1, ge=1, description="images of the group that this act decided, this one included")
     decided_at: str = Field(
         pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
         description="UTC, milliseconds",
         json_schema_extra={"format": "date-time"},
     )
-    seconds: float = Field(ge=0, description="from the image on the screen to the decision")
+    seconds: float = Field(ge=0, description="from the image on the screen to the decision, shared out over `together`")
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True)

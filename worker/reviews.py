@@ -93,13 +93,17 @@ def interval(right: float, count: float) -> list[float] | None:
 
 
 def _share(found: Sequence[Case], decision: str) -> dict[str, Any]:
-    """Which share of these people decided so, weighted; Kish's effective count behind the interval."""
+    """Which share of these people decided so, weighted; Kish's effective count of groups behind the interval."""
     weights = [one.weight for one in found]
     total = sum(weights)
     if not total:
         return {"share": None, "interval": None, "images": 0}
     share = sum(one.weight for one in found if one.final.decision == decision) / total
-    effective = total**2 / sum(weight**2 for weight in weights)
+    # Near duplicates say the same: a group stands behind the interval as one image does.
+    groups: dict[str, float] = defaultdict(float)
+    for one, weight in zip(found, weights, strict=True):
+        groups[str(one.final.group or one.final.verdict_id)] += weight
+    effective = total**2 / sum(weight**2 for weight in groups.values())
     return {"share": round(share, 4), "interval": interval(share * effective, effective), "images": len(found)}
 
 

@@ -59,13 +59,18 @@ def export(
                     "path": path.relative_to(folder).as_posix(),
                     "queue": case.first.queue,
                     "weight": case.weight,
-                    "group": case.final.sha256[:16],
+                    "group": group_of(case.final),
                     "opinions": len(case.reviews),
                 }
                 manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
     finally:
         store.close()
     return +counts
+
+
+def group_of(review: Review) -> str:
+    """The same for images that are not to be on both sides of a split: near duplicates, copies of the same bytes."""
+    return str(review.group or review.sha256[:16])
 
 
 def _written(settings: Settings, store: Store, review: Review, folder: Path, written: dict[str, Path]) -> Path | str:

@@ -135,6 +135,7 @@ class Console:
             "ASSAY_CONSOLE__SECRET": SECRET,
             "ASSAY_CONSOLE__GROUP_ID": f"{env['ASSAY_KAFKA__GROUP_ID']}-console",
             "ASSAY_CONSOLE__SECOND_SHARE": "0",
+            "ASSAY_CONSOLE__NEAR_DUPLICATES": "false",
             "ASSAY_CONSOLE__GOLDEN_SHARE": "0",
             "ASSAY_CONSOLE__UNDO_S": "1",
             "ASSAY_KAFKA__SESSION_TIMEOUT_MS": "6000",

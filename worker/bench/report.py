@@ -15,12 +15,14 @@ from worker.bench.backtest import measure_backtest
 from worker.bench.decode import measure_decode
 from worker.bench.evidence import measure_evidence
 from worker.bench.policy import measure_policy
+from worker.bench.reviews import measure_reviews
 from worker.settings import Settings
 from worker.terminal import err, out, print_json
 
 THROUGHPUT_IMAGES = 320
 MEMORY_IMAGES = 2_000
 BACKTEST_VERDICTS = 1_000_000
+QUEUED_REVIEWS = 100_000
 
 
 def run(
@@ -47,6 +49,8 @@ def run(
     elif what == "backtest":
         runs = measure_backtest(settings, config, images=images or BACKTEST_VERDICTS, report=err.say)
         document = {"rounds": [asdict(one) for one in runs]}
+    elif what == "reviews":
+        document = measure_reviews(settings, images=images or QUEUED_REVIEWS, report=err.say)
     elif what == "evidence":
         document = measure_evidence()
     elif what == "policy":

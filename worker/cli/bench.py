@@ -17,14 +17,18 @@ from worker.cli.settings import load_settings
     python -m worker bench --images 400 --rounds 3 --json
     python -m worker bench memory --images 20000
     python -m worker bench policy
+    python -m worker bench reviews
     """
 )
 def bench(
     what: Annotated[
-        Literal["throughput", "memory", "decode", "policy", "evidence", "backtest"],
+        Literal["throughput", "memory", "decode", "policy", "evidence", "backtest", "reviews"],
         typer.Argument(help="What to measure."),
     ] = "throughput",
-    images: Annotated[int | None, typer.Option(min=1, help="Images per round; stored verdicts of `backtest`.")] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per round; stored verdicts of `backtest`; queued images of `reviews`."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is the result.")] = 3,
     as_json: AsJson = False,
     config: Config = None,

@@ -42,11 +42,29 @@ class Scripts:
 
     def run_id(self) -> str:
         """Names the server process that has our keys: another one may have lost what was written last."""
+        return str(self.info("server")["run_id"])
+
+    def info(self, section: str) -> dict[str, Any]:
+        """What the server that has our keys says of itself."""
         with self._unavailable():
             client = self._connected()
-            if self._settings.mode == "cluster":  # of the node that has our keys, not of whichever is asked first
-                return str(client.info("server", target_nodes=client.get_node_from_key(self.base))["run_id"])
-            return str(client.info("server")["run_id"])
+            # Of a cluster's nodes not whichever is asked first.
+            options = {"target_nodes": client.get_node_from_key(self.base)} if self._settings.mode == "cluster" else {}
+            found: dict[str, Any] = client.info(section, **options)
+            return found
+
+    def forget_all(self) -> None:
+        """Deletes every key below our prefix: for benchmarks on keys of their own."""
+        with self._unavailable():
+            client = self._connected()
+            batch: list[str] = []
+            for key in client.scan_iter(f"{self.base.replace('[', '?')}*", count=1000):
+                batch.append(key)
+                if len(batch) >= 1000:
+                    client.unlink(*batch)
+                    batch.clear()
+            if batch:
+                client.unlink(*batch)
 
     @contextlib.contextmanager
     def _unavailable(self) -> Iterator[None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+import uuid
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
@@ -14,10 +15,12 @@ from worker.console.board import Opinion, Task, mark_of
 from worker.console.users import Person
 from worker.console.views import shown, task_view
 from worker.console.web import Console, Refused, call
+from worker.policy import Policy
 from worker.review import MAX_NOTE_CHARACTERS, Review, ReviewedVerdict, review_id
 
 _AHEAD = 2  # one on the screen, one that is fetched meanwhile
 _PAUSE_S = 300
+_GROUP_MOST = 12
 _NOT_YOURS = "this image is not yours any more; it was given to somebody else, or decided"
 Id = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
 
@@ -36,7 +39,7 @@ class Held(_Asked):
 
 
 class Renew(_Asked):
-    held: list[Held] = Field(max_length=10)
+    held: list[Held] = Field(max_length=40)
 
 
 class GiveBack(Held):
@@ -49,14 +52,16 @@ class Decide(Held):
     reason: str | None = Field(default=None, max_length=64)
     note: str = Field(default="", max_length=MAX_NOTE_CHARACTERS)
     seconds: float = Field(ge=0, le=86_400)
+    also: list[Held] = Field(default=[], max_length=_GROUP_MOST, description="near duplicates that it decides, too")
 
 
 class Undo(_Asked):
     review_id: str = Id
+    also: list[Annotated[str, Id]] = Field(default=[], max_length=_GROUP_MOST)
 
 
 class Said(_Asked):
-    review_ids: list[str] = Field(max_length=50)
+    review_ids: list[Annotated[str, Id]] = Field(max_length=100)
 
 
 class Appeal(_Asked):
@@ -73,7 +78,19 @@ def claim(console: Console, person: Person, asked: Claim) -> dict[str, Any]:
     queues = [asked.queue] if asked.queue else open_to
     tasks = console.board.claim(person.name, queues, many=_AHEAD, golden=golden)
     policy = console.policy()
-    return {"tasks": [task_view(task, policy, open_to) for task in tasks]}
+    return {"tasks": [_view(console, person, task, policy, open_to) for task in tasks]}
+
+
+def _view(console: Console, person: Person, task: Task, policy: Policy, open_to: list[str]) -> dict[str, Any]:
+    siblings = console.board.siblings(person.name, task.id) if task.group else 0
+    return task_view(task, policy, open_to, siblings)
+
+
+def group(console: Console, person: Person, asked: Held) -> dict[str, Any]:
+    """Near duplicates of an image that is one's own: they are one's own now, too."""
+    open_to, policy = console.board.queues.open_to(lead=person.is_lead), console.policy()
+    found = console.board.hold_group(person.name, asked.task, asked.token, _GROUP_MOST)
+    return {"tasks": [task_view(task, policy, open_to) for task in found]}
 
 
 def renew(console: Console, person: Person, asked: Renew) -> dict[str, Any]:
@@ -99,27 +116,49 @@ def decide(console: Console, person: Person, asked: Decide) -> dict[str, Any]:
         raise Refused(422, f"reason: one of {', '.join(settings.reasons)} is expected")
     if asked.reason is None and asked.decision in settings.reason_required:
         raise Refused(422, f"reason: {asked.decision} needs one")
-    review = str(review_id(asked.task, asked.token))
-    task = console.board.held_by(person.name, asked.task, asked.token)
+    together = 1 + len(asked.also)
+    review = _decide_one(console, person, asked, asked, together)
+    others, left = [], []
+    for held in asked.also:
+        try:
+            others.append(_decide_one(console, person, asked, held, together))
+        except Refused:
+            left.append(held.task)
+    undo_ms = settings.undo_s * 1000
+    if not undo_ms:
+        console.outbox.hurry()
+    streak = console.board.scripts.do("incrby", f"streak:{person.name}", together)
+    console.board.scripts.do("expire", f"streak:{person.name}", _PAUSE_S)
+    return {
+        "review_id": review,
+        "also": others,
+        "left": left,
+        "undo_ms": undo_ms,
+        "break": streak % settings.break_after_images < together,
+    }
+
+
+def _decide_one(console: Console, person: Person, asked: Decide, held: Held, together: int) -> str:
+    """The review's id. Raises Refused."""
+    review = str(review_id(held.task, held.token))
+    task = console.board.held_by(person.name, held.task, held.token)
     if task is None:
         return _taken_before(console, review, asked)
-    undo_ms = settings.undo_s * 1000
-    answer = console.board.decide(_review(task, person, asked), task.id, task.token, undo_ms)
+    undo_ms = console.settings.console.undo_s * 1000
+    answer = console.board.decide(_review(task, person, asked, together), task.id, task.token, undo_ms)
     if answer == "same":
         return _taken_before(console, review, asked)
     if answer != "ok":
         raise Refused(409, _NOT_YOURS)
     if task.truth is not None:
         console.board.scripts.do("set", f"truth:{review}", task.truth, ex=3600)
-    if not undo_ms:
-        console.outbox.hurry()
-    streak = console.board.scripts.do("incr", f"streak:{person.name}")
-    console.board.scripts.do("expire", f"streak:{person.name}", _PAUSE_S)
-    return {"review_id": review, "undo_ms": undo_ms, "break": streak % settings.break_after_images == 0}
+    return review
 
 
-def _taken_before(console: Console, review: str, asked: Decide) -> dict[str, Any]:
-    """It was answered already under this token: the same answer, sent again, is the same act; another is refused."""
+def _taken_before(console: Console, review: str, asked: Decide) -> str:
+    """The review's id, where this was answered already under its token: the same answer, sent again, is the same act.
+    Another is refused.
+    """
     before = console.board.opinion_of(review)
     if before is None and console.board.state_of(review) == "unknown":
         raise Refused(409, _NOT_YOURS)
@@ -133,10 +172,10 @@ def _taken_before(console: Console, review: str, asked: Decide) -> dict[str, Any
             before={"decision": before.decision, "reason": before.reason or None},
             now={"decision": now.decision, "reason": now.reason or None},
         )
-    return {"review_id": review, "undo_ms": 0}
+    return review
 
 
-def _review(task: Task, person: Person, asked: Decide) -> Review:
+def _review(task: Task, person: Person, asked: Decide, together: int) -> Review:
     verdict = task.verdict
     now = time.time()
     return Review(
@@ -157,7 +196,9 @@ def _review(task: Task, person: Person, asked: Decide) -> Review:
         share=task.share,
         decided_at=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         # The page says how long it was looked at; it cannot be longer than it was had.
-        seconds=round(min(asked.seconds, max(0.0, now - task.held_ms / 1000)), 2),
+        seconds=round(min(asked.seconds / together, max(0.0, now - task.held_ms / 1000)), 2),
+        group=uuid.UUID(task.group) if task.group else None,
+        together=together,
     )
 
 
@@ -165,9 +206,14 @@ def undo(console: Console, person: Person, asked: Undo) -> dict[str, Any]:
     task_id = console.board.undo(person.name, asked.review_id)
     if task_id is None:
         raise Refused(409, "it is too late: the decision has gone out")
+    open_to, policy = console.board.queues.open_to(lead=person.is_lead), console.policy()
     task = console.board.task(task_id)
-    open_to = console.board.queues.open_to(lead=person.is_lead)
-    return {"task": task_view(task, console.policy(), open_to) if task else None}
+    back = [console.board.undo(person.name, one) for one in asked.also]
+    others = [found for one in back if one and (found := console.board.task(one)) is not None]
+    return {
+        "task": _view(console, person, task, policy, open_to) if task else None,
+        "also": [task_view(one, policy, open_to) for one in others],
+    }
 
 
 def said(console: Console, _person: Person, asked: Said) -> dict[str, Any]:
@@ -200,6 +246,7 @@ ROUTES = [
     Route("/api/renew", call(Renew, renew, allowed=_reviews), methods=["POST"]),
     Route("/api/give-back", call(GiveBack, give_back, allowed=_reviews), methods=["POST"]),
     Route("/api/decide", call(Decide, decide, allowed=_reviews), methods=["POST"]),
+    Route("/api/group", call(Held, group, allowed=_reviews), methods=["POST"]),
     Route("/api/undo", call(Undo, undo, allowed=_reviews), methods=["POST"]),
     Route("/api/said", call(Said, said, allowed=_reviews), methods=["POST"]),
     Route("/api/appeal", call(Appeal, appeal, allowed=_reviews), methods=["POST"]),

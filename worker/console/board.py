@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from worker.clients.redis_scripts import Scripts
+from worker.console import group_scripts
 from worker.console.queues import CONFLICTS, LEAD_QUEUES, Place, Queues
 from worker.console.scripts import SCRIPTS
 from worker.contract import Verdict
@@ -26,6 +27,7 @@ from worker.settings import Settings
 
 TAG = "console"
 _AT_ONCE = 20
+_MOST_IN_GROUP = 50
 Decided = Literal["ok", "same", "gone", "not_yours"]
 Appealed = Literal["not_done", "waits", "decided_since"]
 _APPEALED: tuple[Appealed, ...] = ("not_done", "waits", "decided_since")
@@ -46,6 +48,7 @@ class Task:
     appeal: bool = False
     appeal_note: str = ""
     appealed_by: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Board:
         self._settings = settings.console
         self._redis = settings.redis
         self.queues = queues
-        self.scripts = Scripts(settings.redis, TAG, SCRIPTS)
+        self.scripts = Scripts(settings.redis, TAG, SCRIPTS | group_scripts.SCRIPTS)
         self._lock = threading.Lock()
         self._caught_up = ""
 
@@ -118,8 +121,18 @@ class Board:
             place.share,
             as_json,
             self._settings.max_queued,
+            "1" if self._settings.near_duplicates else "",
         )
         return int(answer) >= 0
+
+    def next_unhashed(self, lease_ms: int) -> str:
+        """The id of a task whose picture is to be looked at for near duplicates, or nothing."""
+        return str(self.scripts.call("next_unhashed", lease_ms))
+
+    def join(self, task_id: str, phash: str) -> str:
+        """Put it into the group of what looks alike; `phash` is empty where there is no picture. The group's name."""
+        keep_s, apart = self._settings.keep_ttl, self._settings.near_distance
+        return str(self.scripts.call("join", task_id, phash, apart, _MOST_IN_GROUP, keep_s))
 
     # What a person does.
 
@@ -149,6 +162,7 @@ class Board:
             appeal="appeal" in found,
             appeal_note=found.get("appeal_note", ""),
             appealed_by=found.get("appealed_by", ""),
+            group=found.get("group", ""),
         )
 
     def held_by(self, who: str, task_id: str, token: str) -> Task | None:
@@ -161,6 +175,17 @@ class Board:
         """Keep them for another while. The ids of those that are still theirs."""
         flat = [part for pair in held for part in pair]
         return list(self.scripts.call("renew", who, self._settings.lock_s * 1000, *flat))
+
+    def siblings(self, who: str, task_id: str) -> int:
+        """How many near duplicates `who` could have beside it."""
+        return int(self.scripts.call("siblings", who, task_id, *self.queues.names))
+
+    def hold_group(self, who: str, task_id: str, token: str, most: int) -> list[Task]:
+        """Near duplicates of what `who` has, which they have now, too."""
+        nonce = secrets.token_urlsafe(12)
+        lock_ms = self._settings.lock_s * 1000
+        ids = self.scripts.call("hold_group", who, task_id, token, lock_ms, nonce, most, *self.queues.names)
+        return [task for task in map(self.task, ids) if task is not None]
 
     def give_back(self, who: str, task_id: str, token: str, *, skip: bool = False) -> bool:
         return bool(self.scripts.call("give_back", who, task_id, token, "skip" if skip else "release"))

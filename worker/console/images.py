@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,11 +17,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import worker
+from worker.console import render
 from worker.console.gate import Gate
 from worker.crop import Pixels
 from worker.errors import AssayError
@@ -89,10 +92,20 @@ class Renderers:
 
     def render(self, data: bytes) -> Shown:
         """Raises NoImage."""
+        return _read(self._ask(render.SHOW, data))
+
+    def phash(self, data: bytes) -> str:
+        """The perceptual hash of an image, 16 hexadecimal digits (phash.py). Raises NoImage."""
+        found = _said(self._ask(render.HASH, data)).get("phash")
+        if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{16}", found):
+            raise NoImage("its decoder answered with something else")
+        return found
+
+    def _ask(self, what: bytes, data: bytes) -> bytes:
         with self._lock:
             process = self._ready.pop(0) if self._ready else self._start()
         try:
-            out, _ = process.communicate(data, timeout=_TIMEOUT_S)
+            out, _ = process.communicate(what + data, timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise NoImage("it takes too long to decode") from None
         except OSError as error:
@@ -102,7 +115,7 @@ class Renderers:
                 process.kill()
                 process.communicate()
             threading.Thread(target=self.fill, name="renderers", daemon=True).start()
-        return _read(out)
+        return out
 
     def close(self) -> None:
         with self._lock:
@@ -112,15 +125,25 @@ class Renderers:
             process.communicate()
 
 
-def _read(out: bytes) -> Shown:
-    line, newline, rest = out[:_MAX_LINE].partition(b"\n")[0], b"\n" in out[:_MAX_LINE], b""
+def _said(out: bytes) -> dict[str, Any]:
+    """What stands on the first line. Raises NoImage."""
+    line, newline, _ = out[:_MAX_LINE].partition(b"\n")
     if not newline:
         raise NoImage("its decoder died")
-    rest = out[len(line) + 1 :]
     try:
         said = json.loads(line)
-        if "error" in said:
-            raise NoImage(str(said["error"])[:300])
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise NoImage("its decoder answered with something else")
+    if "error" in said:
+        raise NoImage(str(said["error"])[:300])
+    return said
+
+
+def _read(out: bytes) -> Shown:
+    said, rest = _said(out), out[out.find(b"\n") + 1 :]
+    try:
         (view_h, view_w), (crop_h, crop_w) = said["view"], said["crop"]
         width, height = int(said["width"]), int(said["height"])
         view = np.frombuffer(rest, np.uint8, view_h * view_w * 3).reshape(view_h, view_w, 3)

@@ -1,8 +1,9 @@
 """One image for the page, decoded in a process of its own that has given up files, connections and programs.
 
-`python -m worker.console.render PIXELS LONGEST MEMORY` confines itself, then takes the image on stdin, to its end, and
-writes a line of JSON (`width`, `height`, `view` [h, w], `crop` [h, w], or `error`) and the raw pixels of both: whoever
-reads it parses nothing that a stranger's bytes could have shaped. It serves one image and ends.
+`python -m worker.console.render PIXELS LONGEST MEMORY` confines itself, then takes what is wanted (SHOW, HASH) and the
+image on stdin, to its end, and writes a line of JSON (`width`, `height`, `view` [h, w], `crop` [h, w]; or `phash`; or
+`error`) and the raw pixels of both: whoever reads it parses nothing that a stranger's bytes could have shaped. It
+serves one image and ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+SHOW, HASH = b"s", b"h"
+
 
 def _limit_memory(most: int) -> None:
     """On top of what there is now."""
@@ -25,6 +28,7 @@ def _limit_memory(most: int) -> None:
 
 
 def main() -> None:
+    from worker.console.phash import phash  # noqa: PLC0415
     from worker.crop import CROP_PX  # noqa: PLC0415 - what is imported is imported before it is confined
     from worker.errors import Rejected  # noqa: PLC0415
     from worker.examine import headers  # noqa: PLC0415
@@ -32,31 +36,32 @@ def main() -> None:
     from worker.examine.pixels import decode_with_pillow, place  # noqa: PLC0415
     from worker.settings import LimitSettings  # noqa: PLC0415
 
-    pixels, longest, memory = (int(text) for text in sys.argv[1:4])
+    most_pixels, longest, memory = (int(text) for text in sys.argv[1:4])
     source, output = os.dup(0), os.dup(1)
     headers.load_plugins()
     Image.init()
     _limit_memory(memory)
     confine(keep_files=[source, output])
     with os.fdopen(source, "rb") as stream:
-        data = stream.read()
+        wanted, data = stream.read(1), stream.read()
     parts: list[Any] = []
     try:
         header = headers.read(data)
-        headers.check_limits(header.info, LimitSettings(max_image_bytes=max(1, len(data)), max_image_pixels=pixels))
+        headers.check_limits(
+            header.info, LimitSettings(max_image_bytes=max(1, len(data)), max_image_pixels=most_pixels)
+        )
         picture = header.picture
-        crop = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-        place(decode_with_pillow(picture), crop)
-        whole = Image.fromarray(decode_with_pillow(picture, (0, 0, picture.width, picture.height)))
-        whole.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=1.0)
-        view = np.asarray(whole)
-        parts = [view, crop]
-        said: dict[str, Any] = {
-            "width": picture.width,
-            "height": picture.height,
-            "view": view.shape[:2],
-            "crop": crop.shape[:2],
-        }
+        pixels = decode_with_pillow(picture, (0, 0, picture.width, picture.height))
+        said: dict[str, Any]
+        if wanted == HASH:
+            said = {"phash": phash(pixels)}
+        else:
+            whole = Image.fromarray(pixels)
+            whole.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=1.0)
+            view, crop = np.asarray(whole), np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
+            place(decode_with_pillow(picture), crop)
+            parts = [view, crop]
+            said = {"width": picture.width, "height": picture.height, "view": view.shape[:2], "crop": crop.shape[:2]}
     except Rejected as rejected:
         said = {"error": rejected.detail}
     except MemoryError:

@@ -21,7 +21,7 @@ Every time is Redis' own, in milliseconds. Nothing here walks a whole queue: a c
 
 from __future__ import annotations
 
-_PRELUDE = """
+PRELUDE = """
 local base = KEYS[1]
 local function now_ms()
   local t = redis.call('TIME')
@@ -57,9 +57,10 @@ local function holds(id, who, token)
 end
 """
 
-# id, queue, order, decided_ms, needed, share, verdict, most -> 1 new, 0 there already, -1 the queue is full
+# id, queue, order, decided_ms, needed, share, verdict, most, '1' to look for near duplicates
+# -> 1 new, 0 there already, -1 the queue is full
 ADD = (
-    _PRELUDE
+    PRELUDE
     + """
 local id, queue, order = ARGV[1], ARGV[2], ARGV[3]
 local key = base .. 'task:' .. id
@@ -69,6 +70,7 @@ redis.call('HSET', key, 'queue', queue, 'order', order, 'decided_ms', ARGV[4], '
   'verdict', ARGV[7], 'given', 0, 'state', 'waiting')
 redis.call('ZADD', base .. 'wait:' .. queue, order, id)
 redis.call('ZADD', base .. 'age:' .. queue, ARGV[4], id)
+if ARGV[9] == '1' then redis.call('ZADD', base .. 'tohash', order, id) end
 return 1
 """
 )
@@ -76,7 +78,7 @@ return 1
 # who, lock_ms, how many, nonce, golden ('1': one of them may be a golden item), alone_ms, queue... -> [id, ...] held.
 # What a lead decided already is theirs again in a lead's queue, once no other lead took it for alone_ms.
 CLAIM = (
-    _PRELUDE
+    PRELUDE
     + """
 local who, lock_ms, many, nonce = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local alone_ms, now = tonumber(ARGV[6]), now_ms()
@@ -150,7 +152,7 @@ return got
 
 # who, lock_ms, id, token, id, token... -> [id, ...] still held
 RENEW = (
-    _PRELUDE
+    PRELUDE
     + """
 local kept = {}
 for i = 3, #ARGV, 2 do
@@ -165,7 +167,7 @@ return kept
 
 # who, id, token, how (release, skip, move), queue and priority's order of a move -> 1, or 0 where it is not theirs
 GIVE_BACK = (
-    _PRELUDE
+    PRELUDE
     + """
 local who, id, how = ARGV[1], ARGV[2], ARGV[4]
 if not holds(id, who, ARGV[3]) then return 0 end
@@ -185,7 +187,7 @@ return 1
 
 # who, id, token, review_id, event, undo_ms, decision -> ok, same (it was taken already), gone, not_yours
 DECIDE = (
-    _PRELUDE
+    PRELUDE
     + """
 local who, id, review = ARGV[1], ARGV[2], ARGV[4]
 local key = base .. 'task:' .. id
@@ -208,7 +210,7 @@ return 'ok'
 # who, review_id, lock_ms, token -> id of the task, held again; '' where it is too late or not theirs. Asked once more,
 # it answers the same.
 UNDO = (
-    _PRELUDE
+    PRELUDE
     + """
 local who, review = ARGV[1], ARGV[2]
 local undone = redis.call('GET', base .. 'undone:' .. review)
@@ -239,7 +241,7 @@ return id
 
 # lease_ms, how many -> review_id, event, tries, ... of decisions that are due; others do not get them for so long
 TAKE = (
-    _PRELUDE
+    PRELUDE
     + """
 local now = now_ms()
 local taken = {}
@@ -257,7 +259,7 @@ return taken
 # conflict queue, what was said in short -> what became of the task: done, second, conflict, or '' where it was known.
 # The review is on Kafka: however little Redis remembers, this is what it knows from now on.
 APPLY = (
-    _PRELUDE
+    PRELUDE
     + """
 local review, who, keep = ARGV[1], ARGV[3], tonumber(ARGV[6])
 local id = redis.call('HGET', base .. 'task_of', review) or ARGV[2]
@@ -312,7 +314,7 @@ return 'done'
 # id, order of the appeals queue, who appeals, note -> 1 it waits for a lead, 0 where the task is not done, or not
 # remembered, 2 where a lead has decided it since this very appeal
 APPEAL = (
-    _PRELUDE
+    PRELUDE
     + """
 local id = ARGV[1]
 local key = base .. 'task:' .. id

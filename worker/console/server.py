@@ -18,6 +18,7 @@ from worker.console.app import build
 from worker.console.audit import Audit
 from worker.console.board import Board
 from worker.console.feed import Feed
+from worker.console.grouper import Grouper
 from worker.console.images import Images
 from worker.console.maps import Maps
 from worker.console.originals import Originals
@@ -75,6 +76,7 @@ class Server:
         self.outbox = Outbox(settings, self.board, self.metrics.heard)
         self.images = Images(settings)
         self._originals = Originals(settings)
+        self._grouper = Grouper(settings, self.board, self.images.renderers) if console.near_duplicates else None
         self.app = build(
             Console(
                 settings=settings,
@@ -114,6 +116,8 @@ class Server:
         )
         for part in (health, self.feed, self.outbox):
             part.start()
+        if self._grouper is not None:
+            self._grouper.start()
         self.images.renderers.fill()
         scheme = "https" if console.tls_cert_path is not None else "http"
         log.info(
@@ -125,6 +129,8 @@ class Server:
         try:
             _Server(config).run(sockets=[listening])
         finally:
+            if self._grouper is not None:
+                self._grouper.stop()
             self.feed.stop()
             self.outbox.stop()
             health.stop()
@@ -133,6 +139,8 @@ class Server:
 
     def _livez(self) -> tuple[bool, dict[str, Any]]:
         alive = {"feed": self.feed.is_alive, "outbox": self.outbox.is_alive}
+        if self._grouper is not None:
+            alive["grouper"] = self._grouper.is_alive
         return all(alive.values()), alive
 
     def _readyz(self) -> tuple[bool, dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from worker.console.board import Task
+from worker.evidence import Nearest
 from worker.explain.margins import margins
 from worker.policy import Facts, Policy
 from worker.text import escape
@@ -15,8 +16,10 @@ _MOST_CHARACTERS = 2000
 _MOST_LINES = 40
 
 
-def task_view(task: Task, policy: Policy, queues: list[str]) -> dict[str, Any]:
-    """A golden item looks like any other: neither `truth` nor its own id's kind is in it."""
+def task_view(task: Task, policy: Policy, queues: list[str], siblings: int = 0) -> dict[str, Any]:
+    """A golden item looks like any other: neither `truth` nor its own id's kind is in it. `siblings`: near
+    duplicates that could be decided with it.
+    """
     verdict = task.verdict
     same_policy = policy.ref.version == verdict.policy.version
     found = margins(policy, Facts.of(verdict))
@@ -37,8 +40,10 @@ def task_view(task: Task, policy: Policy, queues: list[str]) -> dict[str, Any]:
         "policy_note": "" if same_policy else "limits are those of the policy in force now, which is another one",
         "model": f"{shown(verdict.model.name)} {verdict.model.version}",
         "image": _facts(verdict.image),
-        "evidence": [*_facts(verdict.evidence), *_headers(verdict.headers)],
+        "evidence": [*_facts(verdict.evidence, but=("nearest",)), *_headers(verdict.headers)],
+        "neighbours": _neighbours(verdict.evidence.nearest),
         "opinion": task.opinion,
+        "siblings": siblings,
         "appeal": shown(task.appeal_note) if task.appeal else None,
         "width": verdict.image.width,
         "height": verdict.image.height,
@@ -56,10 +61,19 @@ def _lines(texts: list[str]) -> list[str]:
     return [shown(text) for text in texts[:_MOST_LINES]]
 
 
-def _facts(part: BaseModel, before: str = "") -> list[tuple[str, str]]:
+def _neighbours(nearest: Nearest) -> list[tuple[str, str]]:
+    """Of each side the nearest image that the model knows, the nearer first; distances are cosine's."""
+    sides = (("real", nearest.real), ("fake", nearest.fake))
+    found = sorted((one.distance, side, one.label or "unnamed") for side, one in sides if one.distance is not None)
+    return [(side, f"{shown(label)}, {distance:.3g} away") for distance, side, label in found]
+
+
+def _facts(part: BaseModel, before: str = "", but: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """(name, value) of whatever is there."""
     lines: list[tuple[str, str]] = []
     for name, value in part:
+        if name in but:
+            continue
         if isinstance(value, BaseModel):
             lines += _facts(value, f"{before}{name} ")
         elif value is not None:

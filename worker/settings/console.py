@@ -116,6 +116,14 @@ class ConsoleSettings(Group):
     golden_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of the images given out that are golden: their truth is known."
     )
+    near_duplicates: bool = Field(
+        default=True,
+        description="Pictures that wait are looked at ahead (one at a time in each console), so that near duplicates "
+        "are shown as a group that can be decided at once.",
+    )
+    near_distance: int = Field(
+        default=6, ge=0, le=16, description="In how many of 64 bits the perceptual hashes of near duplicates differ."
+    )
     hide: Literal["blur", "grey", "small", "none"] = Field(
         default="blur", description="How an image is first shown; each person may choose another."
     )

@@ -64,7 +64,7 @@ const root = $("review");
 if (root) start();
 
 function start() {
-  const state = { tasks: [], pictures: new Map(), since: 0, revealed: false, view: "view", zoom: 3, busy: false, log: [] };
+  const state = { tasks: [], group: [], pictures: new Map(), since: 0, revealed: false, view: "view", zoom: 3, busy: false, log: [] };
   const lockMs = Number(root.dataset.lockMs);
   const required = root.dataset.required.split(" ").filter(Boolean);
   let lastActive = performance.now();
@@ -102,7 +102,7 @@ function start() {
   }
 
   function forget() {
-    const kept = new Set(state.tasks.map((task) => task.url));
+    const kept = new Set([...state.tasks, ...state.group].map((task) => task.url));
     for (const key of state.pictures.keys()) {
       if (!kept.has(key.slice(0, key.lastIndexOf("/")))) state.pictures.delete(key);
     }
@@ -122,6 +122,7 @@ function start() {
     const task = current();
     state.revealed = false;
     state.view = "view";
+    state.group = [];
     for (const one of document.querySelectorAll('input[name="reason"]')) one.checked = false;
     $("note").value = "";
     describe(task);
@@ -145,6 +146,9 @@ function start() {
       if (button.id !== "undo") button.disabled = !task;
     }
     $("move").disabled = !task || task.queues.length === 0;
+    $("group").disabled = !task || (task.siblings === 0 && !state.group.length);
+    $("group").setAttribute("aria-pressed", String(state.group.length > 0));
+    drawGroup();
     if (!task) { stage.replaceChildren(make("p", "", "empty")); return; }
     const name = { view: "view.jpg", crop: "crop.png", map: "map.png" }[state.view];
     const entry = picture(task, name);
@@ -157,12 +161,50 @@ function start() {
     $("map").setAttribute("aria-pressed", String(state.view === "map"));
   }
 
+  // What looks alike, beside the image, hidden as it is; the buttons say how many images they decide.
+  function drawGroup() {
+    const place = $("alike");
+    place.hidden = state.group.length === 0;
+    place.className = `alike ${state.revealed ? "" : `hidden-${hide.value === "small" ? "blur" : hide.value}`}`;
+    place.replaceChildren(...state.group.map((task) => {
+      const line = make("li");
+      const entry = picture(task, "view.jpg");
+      entry.image.alt = `Near duplicate ${task.image_id}`;
+      line.append(entry.image);
+      line.title = `${task.image_id}: ${task.scores.map((one) => `${one.name.replace(/^scores\./, "")} ${one.value.toFixed(2)}`).join(", ")}`;
+      entry.ready.then(() => { if (entry.problem) line.replaceChildren(make("small", "no image to show")); });
+      return line;
+    }));
+    for (const times of root.querySelectorAll(".times")) times.textContent = state.group.length ? `× ${state.group.length + 1}` : "";
+  }
+
+  const together = () => once(async () => {
+    const task = current();
+    if (!task) return;
+    if (state.group.length) { await leaveGroup(); paint(); tell("Your decision is for this image alone."); return; }
+    if (!task.siblings) { tell("Nothing that waits looks like it."); return; }
+    const answer = await call("group", { task: task.id, token: task.token });
+    if (current() !== task) return;
+    state.group = answer.tasks;
+    const own = new Set(answer.tasks.map((one) => one.id));
+    state.tasks = [task, ...state.tasks.slice(1).filter((one) => !own.has(one.id))];
+    paint();
+    tell(state.group.length ? `Your decision is for these ${state.group.length + 1} images. g once more: for this one alone.` : "The others have gone to somebody else.");
+  });
+
+  async function leaveGroup() {
+    const left = state.group;
+    state.group = [];
+    for (const task of left) await call("give-back", { task: task.id, token: task.token, how: "release", queue: null }).catch(() => {});
+  }
+
   function describe(task) {
-    for (const id of ["image-id", "flags", "scores", "reasons", "evidence", "facts"]) $(id).replaceChildren();
+    for (const id of ["image-id", "flags", "scores", "reasons", "evidence", "neighbours", "facts"]) $(id).replaceChildren();
     if (!task) return;
     $("image-id").textContent = task.image_id;
     const flags = [[task.decision, task.decision], [task.queue, "queue"]];
     if (task.opinion > 1) flags.push(["another opinion", "second"]);
+    if (task.siblings) flags.push([`${task.siblings} alike wait: g`, "second"]);
     if (task.appeal !== null) flags.push([`appeal: ${task.appeal}`, "appeal"]);
     for (const label of task.labels) flags.push([label, "label"]);
     for (const [text, kind] of flags) $("flags").append(make("span", text, `badge ${kind}`), " ");
@@ -177,6 +219,8 @@ function start() {
     for (const reason of task.reasons) $("reasons").append(make("li", reason));
     for (const text of [`policy ${task.policy}`, `model ${task.model}`, task.policy_note].filter(Boolean)) $("reasons").append(make("li", text, "small"));
     list($("evidence"), task.evidence.length ? task.evidence : [["", "the file says nothing of its origin"]]);
+    $("known").hidden = task.neighbours.length === 0;
+    list($("neighbours"), task.neighbours);
     list($("facts"), task.image);
   }
 
@@ -213,14 +257,16 @@ function start() {
     const answer = await call("decide", {
       task: task.id, token: task.token, decision, reason: reason(), note: $("note").value,
       seconds: Math.max(0, (performance.now() - state.since) / 1000),
+      also: state.group.map((one) => ({ task: one.id, token: one.token })),
     });
-    remember(answer.review_id, decision, task, answer.undo_ms);
+    remember([answer.review_id, ...answer.also], decision, task, answer.undo_ms);
     advance();
+    if (answer.left.length) tell(`${answer.left.length} of the group had gone to somebody else.`, "problem");
     if (answer.break) tell("Time for a break: you have looked at many images without one. Five minutes off the screen help.", "pause");
   });
 
-  function remember(id, decision, task, undoMs) {
-    state.log.unshift({ id, decision, image: task.image_id, until: performance.now() + undoMs, state: "waiting", note: "" });
+  function remember(ids, decision, task, undoMs) {
+    state.log.unshift({ ids, decision, image: task.image_id, until: performance.now() + undoMs, state: "waiting", note: "" });
     state.log.length = Math.min(state.log.length, 6);
     drawLog();
   }
@@ -233,6 +279,7 @@ function start() {
       const line = make("li", undefined, one.state);
       line.append(make("span", one.decision, `badge ${one.decision}`), " ", make("bdi", one.image, "id"), " ");
       line.append(make("span", { waiting: "on its way", done: "done", undone: "undone", lost: "not taken; it is asked again" }[one.state], "state"));
+      if (one.ids.length > 1) line.append(make("span", ` and ${one.ids.length - 1} alike`, "state"));
       if (one.note) line.append(" ", make("strong", one.note));
       return line;
     }));
@@ -241,19 +288,22 @@ function start() {
   const undo = () => once(async () => {
     const first = state.log[0];
     if (!first || first.state !== "waiting") return;
-    const answer = await call("undo", { review_id: first.id });
+    const answer = await call("undo", { review_id: first.ids[0], also: first.ids.slice(1) });
     first.state = "undone";
     drawLog();
     if (answer.task) {
       state.tasks = [answer.task, ...state.tasks.filter((task) => task.id !== answer.task.id)];
       picture(answer.task, "view.jpg"); picture(answer.task, "crop.png");
       show();
+      state.group = answer.also;
+      paint();
     }
   });
 
   const giveBack = (how, queue = null) => once(async () => {
     const task = current();
     if (!task) return;
+    await leaveGroup();
     await call("give-back", { task: task.id, token: task.token, how, queue });
     advance();
   });
@@ -279,13 +329,13 @@ function start() {
   }
 
   const actions = {
-    r: () => decide("real"), f: () => decide("fake"), u: () => decide("unsure"), s: () => giveBack("skip"), m: move, z: undo,
+    r: () => decide("real"), f: () => decide("fake"), u: () => decide("unsure"), s: () => giveBack("skip"), m: move, z: undo, g: together,
     n: () => $("note").focus(), c: () => turn("crop"), e: () => turn("map"), " ": reveal, "?": () => $("keys").showModal(),
     q: () => $("queue").focus(), "+": () => zoom(1), "-": () => zoom(-1),
     b: () => { hide.selectedIndex = (hide.selectedIndex + 1) % hide.options.length; hide.dispatchEvent(new Event("change")); },
   };
   for (const [id, act] of Object.entries({
-    real: actions.r, fake: actions.f, unsure: actions.u, skip: actions.s, move, undo, crop: actions.c, map: actions.e, reveal, help: actions["?"],
+    real: actions.r, fake: actions.f, unsure: actions.u, skip: actions.s, move, undo, group: together, crop: actions.c, map: actions.e, reveal, help: actions["?"],
   })) $(id).addEventListener("click", act);
 
   document.addEventListener("keydown", (event) => {
@@ -303,6 +353,7 @@ function start() {
   for (const kind of ["pointermove", "pointerdown", "wheel"]) document.addEventListener(kind, () => { lastActive = performance.now(); }, { passive: true });
 
   $("queue").addEventListener("change", () => once(async () => {
+    await leaveGroup();
     for (const task of state.tasks) await call("give-back", { task: task.id, token: task.token, how: "release", queue: null }).catch(() => {});
     state.tasks = [];
     await load();
@@ -314,7 +365,7 @@ function start() {
     const looking = document.visibilityState === "visible" && performance.now() - lastActive < 300_000;
     if (!looking || !state.tasks.length || state.busy) return;
     try {
-      const answer = await call("renew", { held: state.tasks.map((task) => ({ task: task.id, token: task.token })) }, { tries: 1 });
+      const answer = await call("renew", { held: [...state.tasks, ...state.group].map((task) => ({ task: task.id, token: task.token })) }, { tries: 1 });
       if (current() && !answer.held.includes(current().id)) { state.tasks = []; await load(); tell("The image before went to somebody else: nothing was said of it for too long."); }
     } catch { /* the next time */ }
   }, lockMs / 3);
@@ -326,19 +377,20 @@ function start() {
   setInterval(async () => {
     const waiting = state.log.filter((one) => one.state === "waiting" && performance.now() >= one.until);
     if (!waiting.length) { drawLog(); return; }
-    const answer = await call("said", { review_ids: waiting.map((one) => one.id) }, { tries: 1 }).catch(() => null);
+    const answer = await call("said", { review_ids: waiting.flatMap((one) => one.ids) }, { tries: 1 }).catch(() => null);
     if (!answer) return;
     for (const one of waiting) {
-      const found = answer.said[one.id];
-      if (found.state === "done") one.state = "done";
-      if (found.state === "unknown") one.state = "lost";
+      const found = answer.said[one.ids[0]];
+      const states = one.ids.map((id) => answer.said[id].state);
+      if (states.every((state) => state === "done")) one.state = "done";
+      if (states.includes("unknown")) one.state = "lost";
       if (found.truth) one.note = found.truth === one.decision ? `a test image: right, it is ${found.truth}` : `a test image: it is ${found.truth}`;
     }
     drawLog();
   }, 700);
 
   window.addEventListener("pagehide", () => {
-    for (const task of state.tasks) call("give-back", { task: task.id, token: task.token, how: "release", queue: null }, { tries: 1, keepalive: true }).catch(() => {});
+    for (const task of [...state.tasks, ...state.group]) call("give-back", { task: task.id, token: task.token, how: "release", queue: null }, { tries: 1, keepalive: true }).catch(() => {});
   });
 
   load().catch((error) => tell(error.message, "problem"));
