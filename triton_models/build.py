@@ -94,7 +94,7 @@ def build(
     refuse_mount_point(out)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no model repository of ours (no {MANIFEST}); name another folder")
-    model_version, graphs = _graphs(source, flavour, options)
+    model_version, graphs, groups = _graphs(source, flavour, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _draft(out) as draft:
         number = str(configuration.version_number(model_version))
@@ -102,9 +102,9 @@ def build(
         if source is not None and flavour != "null":
             _try(written, source, options.precision)
         for name, files in written.items():
-            _write_model(name, graphs[name], files, model_version, options, compiler)
+            _write_model(name, graphs[name], files, (model_version, groups), options, compiler)
         if options.code == "ensemble":
-            _write_ensemble(draft, model_version)
+            _write_ensemble(draft, model_version, groups)
         if source is not None and flavour != "null":
             _keep_weights(source, draft)
         for detector in detectors:
@@ -185,11 +185,16 @@ def _nobody_else_holds(lock: int) -> bool:
 
 
 @np.errstate(over="ignore")  # what float32 cannot hold is told by _try
-def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[str, dict[str, onnx.ModelProto]]:
+def _graphs(
+    source: Path | None, flavour: Flavour, options: Options
+) -> tuple[str, dict[str, onnx.ModelProto], list[str]]:
+    """Model version, graphs by model, and the names of the bank's groups."""
     if flavour == "null":
-        return NULL_VERSION, {
-            name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"
-        }
+        return (
+            NULL_VERSION,
+            {name: graph.constant(name, *MODELS[name]) for name in MODELS if name != "code" or options.code == "fused"},
+            [],
+        )
     if source is None:
         raise BuildError(
             f"flavour {flavour} needs --weights DIR (a folder with {weights.ENCODER_FILE} and {weights.HEADS_FILE})"
@@ -202,7 +207,7 @@ def _graphs(source: Path | None, flavour: Flavour, options: Options) -> tuple[st
     graphs = {"code_encoder": encoder, "code_heads": graph.heads(loaded)}
     if options.code == "fused":
         graphs["code"] = graph.fused(loaded, options.precision)
-    return loaded.version, graphs
+    return loaded.version, graphs, loaded.group_names
 
 
 def _write_graph(model: onnx.ModelProto, folder: Path) -> list[Path]:
@@ -214,23 +219,29 @@ def _write_model(
     name: str,
     model: onnx.ModelProto,
     files: list[Path],
-    model_version: str,
+    described: tuple[str, list[str]],
     options: Options,
     compiler: Compiler | None,
 ) -> None:
+    model_version, groups = described
+    groups = groups if "nearest" in MODELS[name][1] else []
     folder = files[0].parent
     if compiler is None:
         code = folder / "model.py"
         shutil.copyfile(Path(__file__).with_name("python_backend.py"), code)
         hashes = {path.name: file_hash(path) for path in (code, *files)}
         instances, threads = _copies(options)
-        text = configuration.python_model(name, model_version, hashes, instances=instances, threads=threads)
+        text = configuration.python_model(
+            name, model_version, hashes, instances=instances, threads=threads, groups=groups
+        )
     else:
         key = compiler.key(file_hash(files[0]))
         dims = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim][1:]
         cache = options.timing_cache / f"{key.machine}.timings" if options.timing_cache else None
         (folder / key.file_name).write_bytes(compiler.compile(files[0], dims, cache))
-        text = configuration.tensorrt_model(name, model_version, plan=key.file_name, capability=compiler.gpu.capability)
+        text = configuration.tensorrt_model(
+            name, model_version, plan=key.file_name, capability=compiler.gpu.capability, groups=groups
+        )
     (folder.parent / "config.pbtxt").write_text(text)
 
 
@@ -276,17 +287,17 @@ def _keep_weights(source: Path, draft: Path) -> None:
     """
     folder = draft / "code" / WEIGHTS_FOLDER
     folder.mkdir(parents=True)
-    for name in (weights.ENCODER_FILE, weights.HEADS_FILE, *weights.CARD_FILES):
+    for name in (weights.ENCODER_FILE, weights.HEADS_FILE, weights.GROUPS_FILE, *weights.CARD_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
-def _write_ensemble(draft: Path, model_version: str) -> None:
+def _write_ensemble(draft: Path, model_version: str, groups: list[str]) -> None:
     # Triton wants the version's folder, git and many copy tools drop empty ones.
     folder = draft / "code" / str(configuration.version_number(model_version))
     folder.mkdir(parents=True)
     (folder / ".keep").touch()
-    (draft / "code" / "config.pbtxt").write_text(configuration.ensemble(model_version))
+    (draft / "code" / "config.pbtxt").write_text(configuration.ensemble(model_version, groups))
 
 
 app = command_line(__doc__)

@@ -18,12 +18,14 @@ TENSORS = {
     "images": ("TYPE_UINT8", f"{IMAGE_PX}, {IMAGE_PX}, 3"),
     "embedding": ("TYPE_FP32", f"{WIDTH}"),
     "scores": ("TYPE_FP32", f"{len(HEADS)}"),
+    "nearest": ("TYPE_INT32", "4"),
+    "distances": ("TYPE_FP32", "2"),
 }
 # What each model takes and gives.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "code": (("images",), ("embedding", "scores")),
+    "code": (("images",), ("embedding", "scores", "nearest", "distances")),
     "code_encoder": (("images",), ("embedding",)),
-    "code_heads": (("embedding",), ("scores",)),
+    "code_heads": (("embedding",), ("scores", "nearest", "distances")),
 }
 # Rows that the CPU flavour computes at a time: what an encoder's eight images need stays in the processor's cache and
 # below 200 MB (256 at once take 1 GB and 20 % longer); the heads alone read their bank once per run, so they take all
@@ -44,11 +46,13 @@ def version_number(model_version: str) -> int:
     return int(model_version, 16)
 
 
-def python_model(name: str, model_version: str, files: Mapping[str, str], *, instances: int, threads: int) -> str:
+def python_model(
+    name: str, model_version: str, files: Mapping[str, str], *, instances: int, threads: int, groups: Sequence[str] = ()
+) -> str:
     """CPU: the Python backend over ONNX Runtime. `files` are name -> SHA-256, checked at start; `threads` per
-    instance.
+    instance; `groups`: the names that the output `nearest` counts.
     """
-    parameters = {"files": json.dumps(files), "threads": str(threads), "rows": str(CPU_ROWS[name])}
+    parameters = {"files": json.dumps(files), "threads": str(threads), "rows": str(CPU_ROWS[name])} | _groups(groups)
     # Merging beyond 32 gains nothing on a CPU and makes everybody wait for the whole batch.
     scheduling = SCHEDULING.format(preferred="8, 16, 32", delay=1000)
     return (
@@ -60,9 +64,11 @@ def python_model(name: str, model_version: str, files: Mapping[str, str], *, ins
     )
 
 
-def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str, instances: int = 2) -> str:
+def tensorrt_model(
+    name: str, model_version: str, *, plan: str, capability: str, instances: int = 2, groups: Sequence[str] = ()
+) -> str:
     """GPU: a TensorRT plan, found by the GPU's compute capability alone, so that another GPU finds none instead of a
-    wrong one.
+    wrong one. `groups` as of `python_model`.
     """
     scheduling = SCHEDULING.format(preferred="32, 64, 128, 256", delay=500)
     return (
@@ -76,7 +82,7 @@ def tensorrt_model(name: str, model_version: str, *, plan: str, capability: str,
             "enable: true } }\n"
         )
         + _warm_up(name, [1, 32, MAX_BATCH])
-        + _parameters(model_version, {})
+        + _parameters(model_version, _groups(groups))
     )
 
 
@@ -122,8 +128,10 @@ model_warmup [ {{ name: "1" batch_size: 1 inputs {first} }} ]
     return text + scheduling + _parameters(model_version, parameters)
 
 
-def ensemble(model_version: str) -> str:
-    """`code` as code_encoder followed by code_heads, both pinned to the version of the same weights."""
+def ensemble(model_version: str, groups: Sequence[str] = ()) -> str:
+    """`code` as code_encoder followed by code_heads, both pinned to the version of the same weights; `groups` as of
+    `python_model`.
+    """
     number = version_number(model_version)
     return (
         _head("code", 'platform: "ensemble"', model_version)
@@ -131,11 +139,16 @@ def ensemble(model_version: str) -> str:
   {{ model_name: "code_encoder" model_version: {number}
     input_map {{ key: "images" value: "images" }} output_map {{ key: "embedding" value: "embedding" }} }},
   {{ model_name: "code_heads" model_version: {number}
-    input_map {{ key: "embedding" value: "embedding" }} output_map {{ key: "scores" value: "scores" }} }}
+    input_map {{ key: "embedding" value: "embedding" }} output_map {{ key: "scores" value: "scores" }}
+    output_map {{ key: "nearest" value: "nearest" }} output_map {{ key: "distances" value: "distances" }} }}
 ] }}
 """
-        + _parameters(model_version, {})
+        + _parameters(model_version, _groups(groups))
     )
+
+
+def _groups(names: Sequence[str]) -> dict[str, str]:
+    return {"groups": json.dumps(list(names))} if names else {}
 
 
 def _head(name: str, kind: str, model_version: str) -> str:

@@ -2,6 +2,11 @@
 graph is the same bytes on every machine.
 
     images UINT8 [N, 224, 224, 3] -> code_encoder -> embedding FP32 [N, 192] -> code_heads -> scores FP32 [N, 3]
+                                                                           nearest INT32 [N, 4]
+                                                                           distances FP32 [N, 2]
+
+`nearest`: rows of the 1-NN bank, the nearest real and the nearest generated one, then the groups of both (-1: none);
+`distances`: their cosine distances.
 
 `code` is both in one graph. Only operators of opset 18 are used, which ONNX Runtime and TensorRT's parser both know.
 Two things differ from timm's forward pass, neither changes the result: the last block computes its class token only
@@ -23,11 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 from triton_models.weights import (
     ATTENTION_HEADS,
     DEPTH,
+    FAKE,
     HEADS,
     IMAGE_PX,
     MEAN,
     NORM_EPSILON,
     PATCH_PX,
+    REAL,
     STD,
     TOKENS,
     WIDTH,
@@ -39,6 +46,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 OPSET, IR_VERSION = 18, 9  # within what ONNX Runtime >= 1.14 and TensorRT >= 10 read
 EXTERNAL_BYTES = 16 * 1024 * 1024  # a larger tensor goes to its own file beside the graph
 DATA_FILE = "model.data"
+_CONSTANTS = {"embedding": (WIDTH, 0.0), "scores": (len(HEADS), 0.5), "nearest": (4, -1), "distances": (2, 0.0)}
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
@@ -97,30 +105,38 @@ def encoder(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
 
 
 def heads(weights: Weights) -> onnx.ModelProto:
-    """Embedding FP32 [N, 192] -> scores FP32 [N, 3]; always float32."""
+    """Embedding FP32 [N, 192] -> scores FP32 [N, 3], nearest INT32 [N, 4], distances FP32 [N, 2]; always float32."""
     b = Builder("fp32")
     score(b, weights)
-    return _model(b, "code_heads", ["embedding"], ["scores"])
+    neighbours(b, weights)
+    return _model(b, "code_heads", ["embedding"], ["scores", "nearest", "distances"])
 
 
 def fused(weights: Weights, precision: Precision = "fp32") -> onnx.ModelProto:
-    """Both in one graph: images -> embedding, scores."""
+    """Both in one graph: images -> embedding, scores, nearest, distances."""
     b = Builder(precision)
     encode(b, weights)
     score(b, weights)
-    return _model(b, "code", ["images"], ["embedding", "scores"])
+    neighbours(b, weights)
+    return _model(b, "code", ["images"], ["embedding", "scores", "nearest", "distances"])
 
 
 def constant(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> onnx.ModelProto:
-    """A graph that answers every image alike (embedding 0, scores 0.5), to measure what surrounds the model."""
+    """A graph that answers every image alike (embedding 0, scores 0.5, no neighbours), to measure what surrounds the
+    model.
+    """
     b = Builder("fp32")
     batch = b.node("Shape", inputs[0], name="batch", start=0, end=1)
-    for output, (width, value) in {"embedding": (WIDTH, 0.0), "scores": (len(HEADS), 0.5)}.items():
+    for output, (width, value) in _CONSTANTS.items():
         if output in outputs:
             shape = b.node(
                 "Concat", batch, b.constant(f"{output}/width", np.array([width])), name=f"{output}/shape", axis=0
             )
-            b.node("Expand", b.constant(f"{output}/row", np.full((1, width), value)), shape, name=output)
+            row = b.constant(f"{output}/row", np.full((1, width), value))
+            if output == "nearest":
+                b.node("Cast", b.node("Expand", row, shape, name="rows"), name=output, to=TensorProto.INT32)
+            else:
+                b.node("Expand", row, shape, name=output)
     return _model(b, name, list(inputs), list(outputs))
 
 
@@ -298,6 +314,27 @@ def _nearest(b: Builder, weights: Weights, x: str) -> str:
     return b.node("Div", distances[0], b.node("Add", *distances, name="knn/total"), name="knn")
 
 
+def neighbours(b: Builder, weights: Weights) -> None:
+    """Add, behind the 1-NN head: `nearest` INT32 [N, 4] (rows of the bank: nearest real, nearest generated; then the
+    groups of both, -1 where the weights name none) and `distances` FP32 [N, 2], cosine. No score depends on them.
+    """
+    labels, names = weights.heads["knn.labels"], weights.group_names
+    of_row = [names.index(name) for name in weights.groups] or [-1] * len(labels)
+    groups = b.constant("knn.groups", np.array(of_row, np.int64))
+    rows = []
+    for label, side in ((REAL, "real"), (FAKE, "fake")):
+        at = b.node("ArgMax", f"knn/{side}/closeness", name=f"knn/{side}/at", axis=1, keepdims=1)
+        rows.append(
+            b.node(
+                "Gather", b.constant(f"knn.{side}_rows", np.flatnonzero(labels == label)), at, name=f"knn/{side}/row"
+            )
+        )
+    found = [b.node("Gather", groups, row, name=f"{row}/group") for row in rows]
+    joined = b.node("Concat", *rows, *found, name="knn/rows", axis=1)
+    b.node("Cast", joined, name="nearest", to=TensorProto.INT32)
+    b.node("Concat", "knn/real/distance", "knn/fake/distance", name="distances", axis=1)
+
+
 def _one_class(b: Builder, weights: Weights, x: str) -> str:
     """sigmoid(-decision): the SVM is fitted on reals, its decision is positive for reals."""
     vectors = weights.head("svm.support_vectors").T * weights.scalar("svm.gamma")
@@ -320,6 +357,8 @@ def _model(b: Builder, name: str, inputs: list[str], outputs: list[str]) -> onnx
         "images": (TensorProto.UINT8, ["N", IMAGE_PX, IMAGE_PX, 3]),
         "embedding": (TensorProto.FLOAT, ["N", WIDTH]),
         "scores": (TensorProto.FLOAT, ["N", len(HEADS)]),
+        "nearest": (TensorProto.INT32, ["N", 4]),
+        "distances": (TensorProto.FLOAT, ["N", 2]),
     }
     graph = helper.make_graph(
         b.nodes,

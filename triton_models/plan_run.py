@@ -33,8 +33,8 @@ class _Cuda(Driver):
         return address
 
 
-def run_plan(trt: Any, path: Path, given: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
-    """The plan's outputs by name for one batch (float32, as all outputs of our graphs are).
+def run_plan(trt: Any, path: Path, given: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """The plan's outputs by name for one batch (float32 or int32, as all outputs of our graphs are).
 
     `trt`: the module `tensorrt` that built it. `given`: [N, ...] of the input's type, N within the plan's profile.
 
@@ -53,7 +53,14 @@ def run_plan(trt: Any, path: Path, given: npt.NDArray[Any]) -> dict[str, npt.NDA
     (source,) = (name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
     if not context.set_input_shape(source, given.shape):
         raise PlanError(f"{path}: {source} of shape {list(given.shape)} is not within the plan's profile ({said.last})")
-    arrays = {name: np.empty(tuple(context.get_tensor_shape(name)), np.float32) for name in names if name != source}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.empty(
+            tuple(context.get_tensor_shape(name)),
+            np.int32 if engine.get_tensor_dtype(name) == trt.int32 else np.float32,
+        )
+        for name in names
+        if name != source
+    }
     arrays[source] = np.ascontiguousarray(given)
     with ExitStack() as stack:
         addresses = {}

@@ -23,6 +23,7 @@ import typer
 
 from triton_models import configuration, detector_verify, graph, plan, reference, weights
 from triton_models.command import clear_errors, command_line
+from triton_models.neighbours import Neighbours
 from triton_models.plan_run import run_plan
 from triton_models.repository import WEIGHTS_FOLDER, BuildError, check
 from triton_models.rows import ROUNDINGS, TOLERANCES, Row, Tolerance
@@ -66,23 +67,28 @@ class _Comparison:
         self.pixels, self.tolerance = pixels, tolerance
         self.embeddings = reference.embeddings(loaded, pixels)
         self.scores = weights.reference_scores(loaded, self.embeddings)
+        self.nearest = Neighbours(loaded, self.embeddings)
         self.spread = self.embeddings.std()
         self.rounding = ROUNDINGS * reference.rounding(loaded, pixels, self.embeddings) / self.spread
 
     def row(self, name: str, give: Callable[[], dict[str, Values]], *, optional: bool = False) -> Row:
-        """Compare what `give` returns: `embedding`, `scores` or both; `optional`: a missing library skips it."""
+        """Compare what `give` returns: `embedding`, `scores`, the neighbours or all; `optional`: a missing library
+        skips it.
+        """
         try:
             values = give()
         except ImportError as error:
             return Row(name, skipped=f"{error.name} is not installed") if optional else Row(name, failure=str(error))
         except Exception as error:  # noqa: BLE001 - whatever a form of the model raises is its row of the table
             return Row(name, failure=" ".join(str(error).split())[:160])
-        expected: dict[str, Array] = {"embedding": self.embeddings, "scores": self.scores}
+        count = len(self.embeddings)
+        shapes = {"embedding": self.embeddings.shape, "scores": self.scores.shape}
+        shapes |= {"nearest": (count, 4), "distances": (count, 2)}
         for key, value in values.items():
-            if np.shape(value) != expected[key].shape:
-                return Row(
-                    name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(expected[key].shape)}"
-                )
+            if np.shape(value) != shapes[key]:
+                return Row(name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(shapes[key])}")
+        if "nearest" in values and (problem := self.nearest.problem(values, self._allowed())):
+            return Row(name, failure=problem)
         row = Row(name)
         if "scores" in values:
             row = replace(
@@ -95,6 +101,11 @@ class _Comparison:
             )  # NaN is the largest to argmax
             row = replace(row, embedding=float(apart[worst]), rounding=float(self.rounding[worst]))
         return row
+
+    def _allowed(self) -> Array:
+        """How far an embedding may be from the reference's, [N]."""
+        allowed: Array = np.maximum(self.rounding, self.tolerance.score)
+        return allowed
 
     def _changed(self, scores: Values) -> int:
         """Labels that differ from the reference's although its score is not within the margin of 0.5."""

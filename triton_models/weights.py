@@ -2,6 +2,7 @@
 
     encoder.safetensors   ViT-Tiny/16 under timm's names, float16 or float32 (computed in float32)
     heads.safetensors     the arrays of `HEAD_SHAPES`, float32 or float64
+    groups.json           optional: a JSON list, for each row of the 1-NN bank the source or generator it came from
     card.json, README.md  what the weights are and how good; neither is read here
 
 `load` checks everything that can be wrong with a folder and names file and tensor. The scorer at the end is the float64
@@ -14,7 +15,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 ENCODER_NAME = "vit_tiny_patch16_224"  # timm's
 ENCODER_FILE = "encoder.safetensors"
 HEADS_FILE = "heads.safetensors"
+GROUPS_FILE = "groups.json"
 CARD_FILES = ("card.json", "README.md")
+MAX_GROUP_CHARACTERS = 256  # of a name in a verdict
 WIDTH, DEPTH, ATTENTION_HEADS, PATCH_PX, IMAGE_PX = 192, 12, 3, 16, 224
 TOKENS = (IMAGE_PX // PATCH_PX) ** 2 + 1
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red green blue, on a scale of 0 to 1
@@ -87,11 +90,12 @@ class WeightsError(Exception):
 @dataclass(frozen=True)
 class Weights:
     """Encoder in float32 under timm's names, heads in float64 (labels int64), checked for names, shapes and
-    finiteness.
+    finiteness. `groups`: of each row of the bank, or empty; they change no score and are no part of the version.
     """
 
     encoder: dict[str, npt.NDArray[np.float32]]
     heads: dict[str, npt.NDArray[np.generic]]
+    groups: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -104,6 +108,11 @@ class Weights:
         bank, labels = self.heads["knn.bank"].astype(np.float64), self.heads["knn.labels"]
         unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
         return unit[labels == REAL], unit[labels == FAKE]
+
+    @property
+    def group_names(self) -> list[str]:
+        """The groups' names, each once, in order; a served group is a place in this list."""
+        return sorted(set(self.groups))
 
     def head(self, name: str) -> Array:
         """One array of the heads as float64."""
@@ -119,7 +128,8 @@ def load(folder: Path) -> Weights:
     or not finite.
     """
     encoder, heads = read(folder / ENCODER_FILE), read(folder / HEADS_FILE)
-    return from_arrays(encoder, heads, encoder_from=str(folder / ENCODER_FILE), heads_from=str(folder / HEADS_FILE))
+    loaded = from_arrays(encoder, heads, encoder_from=str(folder / ENCODER_FILE), heads_from=str(folder / HEADS_FILE))
+    return replace(loaded, groups=_read_groups(folder / GROUPS_FILE, len(loaded.heads["knn.bank"])))
 
 
 def load_encoder(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
@@ -173,6 +183,14 @@ def version(weights: Weights) -> str:
     return digest.hexdigest()[:12]
 
 
+def reference_nearest(weights: Weights, embeddings: npt.ArrayLike) -> Array:
+    """Cosine distances [N, M] of embeddings [N, D] to each row of the 1-NN bank, in float64."""
+    bank = weights.head("knn.bank")
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    distances: Array = np.clip(1 - _unit(np.asarray(embeddings, dtype=np.float64)) @ unit.T, 0, None)
+    return distances
+
+
 def reference_scores(weights: Weights, embeddings: npt.ArrayLike, heads: Sequence[str] = HEADS) -> Array:
     """Scores [N, K] of `heads` (linear, knn, svm; P(fake)) of embeddings [N, D] in float64, as the contract
     defines them.
@@ -190,11 +208,16 @@ def _linear(weights: Weights, x: Array) -> Array:
 
 
 def _knn(weights: Weights, x: Array) -> Array:
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    unit = _unit(x)
     to_real, to_fake = (np.clip(1 - (unit @ side.T).max(axis=1), 0, None) for side in weights.bank)
     total = to_real + to_fake
     nearest: Array = np.divide(to_real, total, out=np.full_like(total, 0.5), where=total > 0)
     return nearest
+
+
+def _unit(x: Array) -> Array:
+    unit: Array = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return unit
 
 
 def _svm(weights: Weights, x: Array) -> Array:
@@ -231,6 +254,23 @@ def read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     ) as error:  # AttributeError: a type that NumPy lacks
         raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
     return arrays
+
+
+def _read_groups(path: Path, rows: int) -> tuple[str, ...]:
+    """Raises WeightsError for a file that is no list of `rows` names."""
+    if not path.exists():
+        return ()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: no JSON ({error}); write a list of names, one for each row of knn.bank") from error
+    if not isinstance(names, list) or len(names) != rows:
+        got = f"{len(names)} entries" if isinstance(names, list) else "no list"
+        raise WeightsError(f"{path}: has {got}; a list of {rows} names is expected, one for each row of knn.bank")
+    for row, name in enumerate(names):
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_GROUP_CHARACTERS or not name.isprintable():
+            raise WeightsError(f"{path}: entry {row} is no name of 1 to {MAX_GROUP_CHARACTERS} printable characters")
+    return tuple(names)
 
 
 def _refuse_doubles(path: Path) -> None:

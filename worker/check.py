@@ -125,10 +125,16 @@ def _triton(settings: TritonSettings, policy: Policy | None = None) -> str:
         triton.infer(canary(), timeout_s=10.0)
     finally:
         triton.close()
-    detail = f"{triton.address}, model {settings.model_name} version {version} scores"
+    detail = f"{triton.address}, model {settings.model_name} version {version} scores{_neighbours(triton.groups)}"
     if policy is not None and policy.calibration is not None and not policy.is_calibrated_for(version):
         detail += f"; the policy is of {policy.calibration.model_version}: {NOT_CALIBRATED}"
     return detail
+
+
+def _neighbours(groups: tuple[str, ...] | None) -> str:
+    if groups is None:
+        return "; tells no neighbours (evidence.nearest stays null): build it again with triton_models.build"
+    return f" and tells neighbours of {len(groups)} groups" if groups else " and tells neighbours, without groups"
 
 
 def _detector(settings: Settings, name: str, policy: Policy) -> str:

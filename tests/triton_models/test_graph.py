@@ -33,7 +33,7 @@ def test_heads_give_the_golden_scores(golden: Path, golden_weights: Weights) -> 
     exactly.
     """
     data, expected = (np.load(golden / "heads" / f"{name}.npz") for name in ("data", "expected"))
-    (scores,) = session(graph.heads(golden_weights)).run(None, {"embedding": data["test_X"]})
+    (scores,) = session(graph.heads(golden_weights)).run(["scores"], {"embedding": data["test_X"]})
     distances = expected["knn_min_distance_to_real_and_fake"]
     np.testing.assert_allclose(scores[:, 0], expected["linear_predict_proba"][:, 1], atol=2e-6)
     np.testing.assert_allclose(scores[:, 1], distances[:, 0] / distances.sum(axis=1), atol=2e-6)
@@ -48,7 +48,7 @@ def test_labels_are_scikit_learns_on_10_000_embeddings(golden: Path, golden_weig
     """
     x = np.random.default_rng(5).standard_normal((10_000, WIDTH)).astype(np.float32)
     heads = session(graph.heads(golden_weights))
-    scores = np.concatenate([heads.run(None, {"embedding": part})[0] for part in np.split(x, 40)])
+    scores = np.concatenate([heads.run(["scores"], {"embedding": part})[0] for part in np.split(x, 40)])
     differs = (scores >= 0.5) != predicted(golden, x)
     assert not differs[:, [0, 2]].any()
     assert (tie_distance(golden_weights, x)[differs[:, 1]] < 1e-5).all()

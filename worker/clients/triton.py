@@ -22,10 +22,12 @@ import structlog
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from worker.clients.neighbours import OUTPUTS, groups_of, to_nearest
 from worker.clients.shared_memory import FOLDER, Region, Regions, is_gone, remove_leftovers
 from worker.contract import HEADS
 from worker.crop import CROP_BYTES, CROP_PX, Pixels
 from worker.errors import AssayError, Unavailable
+from worker.evidence import Nearest
 from worker.settings import TritonSettings
 
 log = structlog.get_logger(__name__)
@@ -46,10 +48,13 @@ class InferenceFailed(AssayError):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """`embedding` float32 [N, 192] and `scores` float32 [N, 3] (linear, knn, svm) of one call."""
+    """`embedding` float32 [N, 192] and `scores` float32 [N, 3] (linear, knn, svm) of one call; `nearest` of each image,
+    or empty where the model does not tell.
+    """
 
     embedding: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
+    nearest: tuple[Nearest, ...] = ()
 
 
 class Triton:
@@ -91,6 +96,7 @@ class Triton:
         )
         self._region_bytes = batch_max_items * row_bytes
         self._shared = [region for region in regions.all if region.name] if regions else []
+        self._groups: tuple[str, ...] | None = None
         self._reload_lock = threading.Lock()
         self._reloaded_at = -_RELOAD_INTERVAL_S
         self._regions: queue.SimpleQueue[Region | None] | None = None
@@ -124,14 +130,31 @@ class Triton:
                 f"model {self._model} has no parameter model_version of 12 hex digits (has {version!r}); "
                 "build it with triton_models.build",
             )
+        self._groups = groups_of(config)
         return version
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """Names of the bank's groups as `model_version` last found them; None where the model tells no neighbours."""
+        return self._groups
 
     def infer(self, pixels: Pixels, *, timeout_s: float | None = None) -> Inference:
         """Scores of `pixels`, uint8 [N, 224, 224, 3]. Raises Unavailable or InferenceFailed."""
         # `scores` alone is refused by ensembles of Triton 24.10, because `embedding` also feeds a step.
-        result = self._call(pixels, ("embedding", "scores"), timeout_s)
-        embedding = self._tensor(result, "embedding", len(pixels))
-        return Inference(embedding, self._tensor(result, "scores", len(pixels), len(HEADS)))
+        outputs, count, groups = ("embedding", "scores"), len(pixels), self._groups
+        if groups is None:
+            result = self._call(pixels, outputs, timeout_s)
+        else:
+            try:
+                result = self._call(pixels, (*outputs, *OUTPUTS), timeout_s)
+            except InferenceFailed:
+                self.model_version()
+                if self._groups is not None:
+                    raise
+                groups, result = None, self._call(pixels, outputs, timeout_s)  # an older model took its place
+        embedding = self._tensor(result, "embedding", count)
+        scores = self._tensor(result, "scores", count, len(HEADS))
+        return Inference(embedding, scores, _nearest(result, count, groups))
 
     def score(self, pixels: Pixels, heads: int, *, timeout_s: float | None = None) -> npt.NDArray[np.float32]:
         """Scores float32 [N, `heads`] of `pixels`, uint8 [N, H, W, 3], by a model that need give nothing else.
@@ -316,6 +339,14 @@ def pixel_regions(
         except OSError as error:
             log.warning("shared_memory_off", reason=str(error), action="pixels go over gRPC")
     return Regions(count, batch_max_items, None, size_px)
+
+
+def _nearest(result: Any, count: int, groups: tuple[str, ...] | None) -> tuple[Nearest, ...]:
+    if groups is None:
+        return ()
+    with contextlib.suppress(Exception):  # whatever the client makes of damaged outputs, the scores are there
+        return to_nearest(result.as_numpy(OUTPUTS[0]), result.as_numpy(OUTPUTS[1]), count, groups)
+    return ()
 
 
 def _shares_host(settings: TritonSettings) -> bool:

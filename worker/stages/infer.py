@@ -90,10 +90,12 @@ class Infer(Stage):
                 version,
                 decode_ms=decoded.decode_ms,
                 infer_ms=elapsed_ms,
-                evidence=decoded.evidence,
+                evidence=decoded.evidence
+                if nearest is None
+                else decoded.evidence.model_copy(update={"nearest": nearest}),
                 reader=decoded.reader,
             )
-            for decoded, score in zip(images, scores, strict=True)
+            for decoded, score, nearest in zip(images, scores, inference.nearest or [None] * len(images), strict=True)
         ]
 
 
