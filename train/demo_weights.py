@@ -32,7 +32,7 @@ from train.recipe import load_recipe
 from train.run_folder import CHECKPOINT
 from train.terminal import GOES_ON, clear_errors, console
 from triton_models import weights
-from triton_models.weights import ENCODER_FILE, HEADS, HEADS_FILE
+from triton_models.weights import ENCODER_FILE, GROUPS_FILE, HEADS, HEADS_FILE
 
 RECIPE = "demo"
 # Never trained on, neither encoder nor heads: of several families, so that the card can say what happens on new
@@ -110,7 +110,7 @@ def make(data: Path, work: Path, out: Path, console: Console) -> dict[str, Any]:
         "measured": {name: _measure(work, name, console) for name in ("held_out", "unseen")},
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name in (ENCODER_FILE, HEADS_FILE):
+    for name in (ENCODER_FILE, HEADS_FILE, GROUPS_FILE):
         shutil.copyfile(work / "export" / name, out / name)
     (out / CARD).write_text(json.dumps(card, indent=1) + "\n")
     (out / "README.md").write_text(readme(card))

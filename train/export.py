@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.numpy import load_file
 from train.heads import Heads
 from train.model import code_backbone
 from triton_models import graph, weights
-from triton_models.weights import HEADS_FILE, WeightsError
+from triton_models.weights import HEADS_FILE, WeightsError, save_groups
 
 EMBEDDING_TOLERANCE = 2e-4  # of features with a spread of about 1
 SCORE_TOLERANCE = 1e-4
@@ -46,6 +47,9 @@ def export(source: Path, out: Path, *, half: bool = False, card: dict[str, Any] 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch) / "weights"
         kept = weights.save(made, encoder, heads)
+        if whole.groups:
+            save_groups(made, whole.groups)
+            kept = replace(kept, groups=whole.groups)
         (made / "onnx").mkdir()
         for name, model in (
             ("code_encoder", graph.encoder(kept)),

@@ -29,6 +29,8 @@ from train.transforms.operator import TransformOperator
 from triton_models import weights
 from triton_models.weights import FAKE, HEADS, REAL
 
+SIDES = {REAL: "real", FAKE: "generated"}  # the group of an image whose source nobody named
+
 
 def transformed(image: Image.Image) -> Image.Image:
     """The image under T, drawn from its own pixels: the same image always becomes the same view."""
@@ -62,7 +64,8 @@ def fit_heads(
     )
     fitted, held = _part(embedded, ~apart), _part(embedded, apart)
     try:
-        heads = Heads.fit(fitted.embeddings, fitted.labels, recipe)
+        groups = [image.generator or SIDES[image.label] for image in fitted.images]
+        heads = Heads.fit(fitted.embeddings, fitted.labels, recipe, groups)
     except ValueError as error:
         raise DataError(str(error)) from error
     card: dict[str, Any] = {

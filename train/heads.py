@@ -10,8 +10,8 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,16 +52,19 @@ def lossless(array: npt.ArrayLike) -> np.ndarray:
 @dataclass(frozen=True)
 class Heads:
     """`arrays` under the names of `triton_models.weights.HEAD_SHAPES`; `calibration` under
-    `calibration.<head>.<parameter>`.
+    `calibration.<head>.<parameter>`; `groups`: of each row of the bank the source or generator it came from, or empty.
     """
 
     arrays: dict[str, np.ndarray]
     calibration: dict[str, np.ndarray] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     @classmethod
-    def fit(cls, embeddings: np.ndarray, labels: np.ndarray, recipe: HeadFit | None = None) -> Heads:
-        """Fit on embeddings [N, D] (not normalised) and labels [N] (1 = fake). Raises ValueError unless both classes
-        are there.
+    def fit(
+        cls, embeddings: np.ndarray, labels: np.ndarray, recipe: HeadFit | None = None, groups: Sequence[str] = ()
+    ) -> Heads:
+        """Fit on embeddings [N, D] (not normalised) and labels [N] (1 = fake); `groups`: their sources or generators.
+        Raises ValueError unless both classes are there.
         """
         recipe = recipe or HeadFit()
         x, y = np.asarray(embeddings, dtype=np.float32), np.asarray(labels, dtype=np.int64)
@@ -75,7 +78,7 @@ class Heads:
         if len(kept) > recipe.bank_limit:
             kept = np.sort(np.random.default_rng(SEED).choice(kept, recipe.bank_limit, replace=False))
         kept = kept[np.linalg.norm(x[kept], axis=1) > 0]
-        return cls.from_parameters(
+        heads = cls.from_parameters(
             linear_coef=linear.coef_[0],
             linear_intercept=linear.intercept_,
             knn_bank=x[kept],
@@ -87,6 +90,7 @@ class Heads:
             svm_coef0=svm.coef0,
             svm_degree=svm.degree,
         )
+        return replace(heads, groups=tuple(weights.group_name(groups[row]) for row in kept) if groups else ())
 
     @classmethod
     def from_parameters(cls, **parameters: npt.ArrayLike) -> Heads:
@@ -99,23 +103,27 @@ class Heads:
     @classmethod
     def load(cls, folder: str | Path) -> Heads:
         """The heads of a weights folder, checked. Raises triton_models.weights.WeightsError naming the file."""
-        checked = weights.load(Path(folder)).heads
+        checked = weights.load(Path(folder))
         calibration = {
             name: array
             for name, array in load_file(Path(folder) / HEADS_FILE).items()
             if name.startswith(OPTIONAL_PREFIX)
         }
         _check_calibration(calibration, Path(folder) / HEADS_FILE)
-        return cls(checked, calibration)
+        return cls(checked.heads, calibration, checked.groups)
 
     def save(self, folder: str | Path) -> None:
-        """Write `heads.safetensors` into `folder`, which is made if need be."""
+        """Write `heads.safetensors`, and `groups.json` where the groups are known, into `folder`, which is made if need
+        be.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: np.ascontiguousarray(array) for name, array in {**self.arrays, **self.calibration}.items()},
             folder / HEADS_FILE,
         )
+        if self.groups:
+            weights.save_groups(folder, self.groups)
 
     def scores(self, embeddings: np.ndarray, calibration: Calibration | None = None) -> np.ndarray:
         """float64 [N, 3] (linear, knn, svm): P(fake) of embeddings [N, D]. Raises ValueError for a calibration that was
@@ -159,7 +167,7 @@ class Heads:
             )
             fitted[f"calibration.{head}.isotonic_x"] = isotonic.X_thresholds_
             fitted[f"calibration.{head}.isotonic_y"] = isotonic.y_thresholds_
-        return Heads(self.arrays, fitted)
+        return Heads(self.arrays, fitted, self.groups)
 
     @property
     def not_calibrated(self) -> list[str]:

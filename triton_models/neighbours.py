@@ -42,7 +42,7 @@ class Neighbours:
                 ("has a distance that is off", _off(values, column, least)),
             ):
                 if not (apart <= limit).all():  # NaN does not pass
-                    return f"the nearest {side} row {what} by {np.nanmax(apart):.1e}"
+                    return f"the nearest {side} row {what} by {apart.max():.1e}"
         return ""
 
 

@@ -170,6 +170,17 @@ def save(folder: Path, encoder: Arrays, heads: Arrays) -> Weights:
     return weights
 
 
+def group_name(source: str) -> str:
+    """A source's or generator's name as it may stand in a verdict."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in source)
+    return shown[:MAX_GROUP_CHARACTERS] or "?"
+
+
+def save_groups(folder: Path, groups: Sequence[str]) -> None:
+    """Write `groups.json`: a name for each row of the bank."""
+    (folder / GROUPS_FILE).write_text(json.dumps(list(groups), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
 def version(weights: Weights) -> str:
     """12 hex digits: SHA-256 over names, shapes and values (encoder as float32, heads as float64), so that neither the
     file's layout nor its number format matters: the same numbers always have the same version.

@@ -47,3 +47,28 @@ def test_scores_equal_pytorch_and_scikit_learn(outside, start_worker):
     for image_id, scores in expected.items():
         got = [verdicts[image_id]["scores"][head] for head in HEADS]
         np.testing.assert_allclose(got, scores, atol=1e-4, rtol=0, err_msg=image_id)
+
+
+def test_verdicts_tell_the_nearest_rows_of_the_bank(outside, start_worker):
+    """Label and distance of both sides by float64 outside of the pipeline; a cached verdict says the same."""
+    from triton_models import reference, weights
+
+    start_worker()
+    loaded = weights.load(WEIGHTS)
+    name, data = next(iter(samples().items()))
+    outside.send(name, data)
+    first = outside.wait_verdicts([name])[name]
+    outside.send("again", data)
+    again = outside.wait_verdicts(["again"])["again"]
+    crop = np.zeros((1, 224, 224, 3), np.uint8)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    left, top = (round((side - 224) / 2) for side in image.size)
+    crop[0] = np.asarray(image.crop((left, top, left + 224, top + 224)))
+    distances = weights.reference_nearest(loaded, reference.embeddings(loaded, crop))[0]
+    for side, label in (("real", weights.REAL), ("fake", weights.FAKE)):
+        among = np.where(loaded.heads["knn.labels"] == label, distances, np.inf)
+        told = first["evidence"]["nearest"][side]
+        assert told["label"] == loaded.groups[int(among.argmin())]
+        assert told["distance"] == pytest.approx(among.min(), abs=1e-4)
+    assert again["evidence"]["nearest"] == first["evidence"]["nearest"]
+    assert again["source"] == "cache"

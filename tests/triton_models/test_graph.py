@@ -122,7 +122,7 @@ def test_close_embeddings_keep_their_digits(small_weights: Weights) -> None:
     heads = small_weights.heads | {"knn.bank": bank.astype(np.float32), "knn.labels": np.arange(60) % 2}
     made = weights.from_arrays(small_weights.encoder, heads)
     x = (centre + rng.standard_normal((200, WIDTH)) * 0.01).astype(np.float32)
-    (scores,) = session(graph.heads(made)).run(None, {"embedding": x})
+    (scores,) = session(graph.heads(made)).run(["scores"], {"embedding": x})
     expected = weights.reference_scores(made, x)[:, 1]
     assert expected.std() > 0.01
     np.testing.assert_allclose(scores[:, 1], expected, atol=1e-4)
@@ -134,7 +134,7 @@ def test_no_embedding_gives_nan(small_weights: Weights) -> None:
     bank[1] = bank[0]  # the same direction, once as real and once as fake
     made = weights.from_arrays(small_weights.encoder, small_weights.heads | {"knn.bank": bank})
     x = np.stack([np.zeros(WIDTH), bank[2], bank[0], bank[0] * 1e6]).astype(np.float32)
-    (scores,) = session(graph.heads(made)).run(None, {"embedding": x})
+    (scores,) = session(graph.heads(made)).run(["scores"], {"embedding": x})
     assert ((scores >= 0) & (scores <= 1)).all()
     assert scores[1, 1] < 1e-3
 
@@ -149,11 +149,11 @@ def test_large_bank_is_external_data(small_weights: Weights, tmp_path: Path) -> 
     made = weights.from_arrays(small_weights.encoder, heads)
     files = graph.write(graph.heads(made), tmp_path / "model.onnx")
     assert [path.name for path in files] == ["model.onnx", graph.DATA_FILE]
-    assert files[0].stat().st_size < 2_000_000
+    assert files[0].stat().st_size < 3_000_000
     assert files[1].stat().st_size > 70_000_000
     assert files[0].stat().st_mode == files[1].stat().st_mode  # another user may serve what one has built
     x = rng.standard_normal((2, WIDTH)).astype(np.float32)
-    (scores,) = session(str(files[0])).run(None, {"embedding": x})
+    (scores,) = session(str(files[0])).run(["scores"], {"embedding": x})
     np.testing.assert_allclose(scores, weights.reference_scores(made, x), atol=1e-5)
 
 
