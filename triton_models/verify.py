@@ -87,8 +87,6 @@ class _Comparison:
         for key, value in values.items():
             if np.shape(value) != shapes[key]:
                 return Row(name, failure=f"{key} has shape {list(np.shape(value))}, expected {list(shapes[key])}")
-        if "nearest" in values and (problem := self.nearest.problem(values, self._allowed())):
-            return Row(name, failure=problem)
         row = Row(name)
         if "scores" in values:
             row = replace(
@@ -100,6 +98,8 @@ class _Comparison:
                 (apart / np.maximum(self.rounding, self.tolerance.embedding)).argmax()
             )  # NaN is the largest to argmax
             row = replace(row, embedding=float(apart[worst]), rounding=float(self.rounding[worst]))
+        if "nearest" in values and not row.past(self.tolerance):  # the cause before what follows from it
+            return replace(row, failure=self.nearest.problem(values, self._allowed()))
         return row
 
     def _allowed(self) -> Array:
