@@ -1,7 +1,7 @@
 # The whole developer interface. `make demo` shows the product, `make test` proves it; both install what is missing.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak kills beside lint format bench docs stack-up stack-down fuzz mutate clean
+.PHONY: help setup setup-all demo test test-unit test-integration test-deploy simulate soak kills paint beside lint format bench docs stack-up stack-down fuzz mutate clean
 SHELL := /bin/bash
 PY := .venv/bin/python
 WORKER := .venv/.assay-worker
@@ -66,6 +66,9 @@ soak: setup-all ## a hundred faults under load on servers of its own, audited fr
 
 kills: setup-all ## two people review 200 images while consoles, Kafka and Redis are killed (about 4 minutes)
 	@KILLS_IMAGES=200 $(PY) -m pytest -n 0 tests/console/test_delivery.py -k killed
+
+paint: setup-all ## milliseconds from a reviewer's key to the next image on the screen, by a real Chromium
+	@$(PY) -m pytest -n 0 -s tests/console/test_browser.py -k quickly | grep -E "key to next|passed|failed"
 
 beside: setup-all ## good images alone and beside images that crash, hang or fill decoders: rate and memory, in one run
 	@$(PY) -m tests.faults.beside $(BESIDE)

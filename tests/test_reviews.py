@@ -11,6 +11,7 @@ import pytest
 from worker.contract import ModelRef, PolicyRef, Scores
 from worker.review import Review, ReviewedVerdict, review_id
 from worker.reviews import cases, interval, kappa, report
+from worker.reviews_export import groups_of
 
 _CLOCK = iter(range(10**6))
 
@@ -105,3 +106,24 @@ def test_near_duplicates_stand_behind_an_interval_as_one() -> None:
     wide, narrow = (report(alone + more)["precision_of_fake"] for more in (copies, apart))
     assert wide["share"] == narrow["share"] and wide["images"] == narrow["images"] == 120
     assert wide["interval"][1] - wide["interval"][0] > 2 * (narrow["interval"][1] - narrow["interval"][0])
+
+
+def test_groups_of_an_export_are_those_that_belong_together() -> None:
+    """Near duplicates, copies of the same bytes, and what two groups have in common, in whatever order; all else is
+    alone, and a share that is held out takes whole groups, the same ones each time.
+    """
+    one, two = uuid.uuid4(), uuid.uuid4()
+    hashes = {name: f"{number:064x}" for number, name in enumerate("abcdxy")}
+    found = [
+        review("a", "fake", sha256=hashes["a"], group=one),
+        review("b", "fake", sha256=hashes["b"], group=one),
+        review("b again", "fake", sha256=hashes["b"], group=two),
+        review("c", "fake", sha256=hashes["c"], group=two),
+        review("x", "fake", sha256=hashes["x"]),
+        review("y", "fake", sha256=hashes["y"]),
+        review("y again", "fake", sha256=hashes["y"]),
+    ]
+    names = groups_of(cases(found))
+    assert len({names[hashes[name]] for name in "abc"}) == 1
+    assert len({names[hashes[name]] for name in "axy"}) == 3
+    assert names == groups_of(cases(reversed(found)))

@@ -40,6 +40,14 @@ def picture(number: int, size: tuple[int, int] = (320, 240)) -> bytes:
     return out.getvalue()
 
 
+def smaller(data: bytes, scale: float, quality: int = 75) -> bytes:
+    """The same picture as a JPEG of another size and quality."""
+    image = Image.open(io.BytesIO(data))
+    out = io.BytesIO()
+    image.resize((round(image.width * scale), round(image.height * scale))).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
 def verdict(image_id: str, data: bytes, origin: Origin | None, at: float | None = None, **changed: Any) -> Verdict:
     """As a worker decides; `changed` are fields of the verdict."""
     sha256 = hashlib.sha256(data).hexdigest()

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.console.harness import Console, Outside, Visitor, picture
+from tests.console.harness import Console, Outside, Visitor, picture, smaller
 from tests.integration.harness import wait_until
 from worker.bench.reviews import bench_verdict
 from worker.console.board import Board
 from worker.console.phash import distance, phash
 from worker.console.queues import Queues
 from worker.settings import load
-
-
-def _variant(data: bytes, quality: int, scale: float = 1.0) -> bytes:
-    image = Image.open(io.BytesIO(data))
-    out = io.BytesIO()
-    image.resize((round(image.width * scale), round(image.height * scale))).save(out, "JPEG", quality=quality)
-    return out.getvalue()
 
 
 def _hash(data: bytes) -> str:
@@ -33,7 +26,7 @@ def test_what_looks_alike_has_nearly_the_same_hash() -> None:
     """Recompressed and scaled: a few bits of 64; other pictures: many. Flat ones do not fail."""
     hashes = [_hash(picture(n)) for n in range(12)]
     for n, own in enumerate(hashes):
-        for variant in (_variant(picture(n), 40), _variant(picture(n), 80, 0.5), _variant(picture(n), 60, 1.7)):
+        for variant in (smaller(picture(n), 1.0, 40), smaller(picture(n), 0.5, 80), smaller(picture(n), 1.7, 60)):
             assert distance(own, _hash(variant)) <= 6
     assert min(distance(one, other) for n, one in enumerate(hashes) for other in hashes[:n]) > 10
     assert len(phash(np.zeros((5, 900, 3), np.uint8))) == 16
@@ -46,7 +39,7 @@ def test_a_group_is_decided_at_once(outside: Outside, open_console: Callable[...
     """
     console = open_console(near_duplicates="true", undo_s="3")
     same = picture(1, (640, 480))
-    alike = {"a": same, "b": _variant(same, 40), "c": _variant(same, 75, 0.5), "d": _variant(same, 60, 0.8)}
+    alike = {"a": same, "b": smaller(same, 1.0, 40), "c": smaller(same, 0.5), "d": smaller(same, 0.8, 60)}
     verdicts = outside.judged(alike | {"other": picture(2), "third": picture(3)})
     names = {str(one.verdict_id): name for name, one in verdicts.items()}
 

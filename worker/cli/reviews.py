@@ -32,6 +32,7 @@ def overview(context: typer.Context) -> None:
 @command(
     examples="""
     python -m worker reviews export reviewed/ --since 30d
+    python -m worker reviews export reviewed/ --held-out 0.3
     python -m train.main calibrate --weights W --data reviewed/ --queue spot-checks --target-fpr 0.01 --out policy.toml
     """,
     group=reviews_app,
@@ -40,6 +41,10 @@ def overview(context: typer.Context) -> None:
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     since: Since = None,
+    held_out: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of the groups that stands apart in DIR/held-out, others in DIR/fit."),
+    ] = 0.0,
     config: Config = None,
 ) -> None:
     """Reviewed images as real/… and fake/… folders with a manifest, for train.main. Noted in the console's audit."""
@@ -51,7 +56,7 @@ def export(
     configure(settings.log.level, settings.log.format)
     found, unreadable = reviews.read(settings.kafka, parse_since(since, time.time()) if since else None)
     reviews.audit(settings).note("export", _account(), "", folder=str(folder), since=since or "", reviews=len(found))
-    counts = reviews_export.export(settings, found, folder, err.say)
+    counts = reviews_export.export(settings, found, folder, err.say, held_out)
     if unreadable:
         counts["unreadable"] = unreadable
     err.say(f"{folder}: " + (", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "no reviews"))

@@ -122,6 +122,7 @@ class Board:
             as_json,
             self._settings.max_queued,
             "1" if self._settings.near_duplicates else "",
+            self.queues.priority_order(CONFLICTS),
         )
         return int(answer) >= 0
 

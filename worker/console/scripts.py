@@ -57,19 +57,35 @@ local function holds(id, who, token)
 end
 """
 
-# id, queue, order, decided_ms, needed, share, verdict, most, '1' to look for near duplicates
-# -> 1 new, 0 there already, -1 the queue is full
+# id, queue, order, decided_ms, needed, share, verdict, most, '1' to look for near duplicates, order of the conflict
+# queue -> 1 new, 0 there already, -1 the queue is full. Of what Redis knows the reviews alone (it had lost the rest)
+# those opinions are wanted that are missing.
 ADD = (
     PRELUDE
     + """
 local id, queue, order = ARGV[1], ARGV[2], ARGV[3]
 local key = base .. 'task:' .. id
-if redis.call('EXISTS', key) == 1 then return 0 end
+if redis.call('HEXISTS', key, 'verdict') == 1 then return 0 end
+local given, said, kinds = number(redis.call('HGET', key, 'given')), {}, 0
+for _, decision in ipairs(redis.call('HVALS', base .. 'opinions:' .. id)) do
+  if not said[decision] then kinds = kinds + 1 end
+  said[decision] = true
+end
+local contested = given > 1 and given == number(ARGV[5]) and kinds > 1
+if given >= number(ARGV[5]) and not contested then return 0 end
 if redis.call('ZCARD', base .. 'age:' .. queue) >= tonumber(ARGV[8]) then return -1 end
 redis.call('HSET', key, 'queue', queue, 'order', order, 'decided_ms', ARGV[4], 'needed', ARGV[5], 'share', ARGV[6],
-  'verdict', ARGV[7], 'given', 0, 'state', 'waiting')
-redis.call('ZADD', base .. 'wait:' .. queue, order, id)
+  'verdict', ARGV[7], 'given', given, 'state', 'waiting')
 redis.call('ZADD', base .. 'age:' .. queue, ARGV[4], id)
+if given > 0 then
+  redis.call('PERSIST', key)
+  redis.call('PERSIST', base .. 'opinions:' .. id)
+end
+if contested then
+  redis.call('HSET', key, 'needed', given + 1, 'lead', 1, 'lead_ms', now_ms())
+  to_queue(id, 'conflicts', number(ARGV[10]) + number(ARGV[4]))
+end
+wait_again(id)
 if ARGV[9] == '1' then redis.call('ZADD', base .. 'tohash', order, id) end
 return 1
 """

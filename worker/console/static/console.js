@@ -74,6 +74,7 @@ function start() {
   hide.addEventListener("change", () => { localStorage.setItem("hide", hide.value); state.revealed = false; paint(); });
 
   const current = () => state.tasks[0];
+  const isShown = (task) => Boolean(current()) && current().id === task.id;  // what is claimed again is another object
 
   // Comes again where too many are decoded at this moment; else the server says why there is none.
   async function fetched(image, key) {
@@ -111,11 +112,12 @@ function start() {
   async function load() {
     const wanted = $("queue").value || null;
     const answer = await call("claim", { queue: wanted });
-    const before = current() && current().id;
+    const before = current() && current().id, alike = current() && current().siblings;
     state.tasks = answer.tasks;
     forget();
     for (const task of state.tasks) { picture(task, "view.jpg"); picture(task, "crop.png"); }
     if (!before || !current() || current().id !== before) show();
+    else if (!state.group.length && current().siblings !== alike) { describe(current()); paint(); }
   }
 
   function show() {
@@ -132,7 +134,7 @@ function start() {
     state.since = performance.now();
     const entry = picture(task, "view.jpg");
     entry.ready.then(() => {
-      if (current() !== task) return;
+      if (!isShown(task)) return;
       if (entry.problem) tell(`There is no image to show: ${entry.problem}. Decide by the rest, or skip it.`, "problem");
       state.since = performance.now();
       requestAnimationFrame(() => requestAnimationFrame(() => { root.dataset.painted = task.id; root.dataset.paintedAt = String(performance.now()); }));
@@ -184,7 +186,7 @@ function start() {
     if (state.group.length) { await leaveGroup(); paint(); tell("Your decision is for this image alone."); return; }
     if (!task.siblings) { tell("Nothing that waits looks like it."); return; }
     const answer = await call("group", { task: task.id, token: task.token });
-    if (current() !== task) return;
+    if (!isShown(task)) return;
     state.group = answer.tasks;
     const own = new Set(answer.tasks.map((one) => one.id));
     state.tasks = [task, ...state.tasks.slice(1).filter((one) => !own.has(one.id))];
@@ -202,7 +204,7 @@ function start() {
     for (const id of ["image-id", "flags", "scores", "reasons", "evidence", "neighbours", "facts"]) $(id).replaceChildren();
     if (!task) return;
     $("image-id").textContent = task.image_id;
-    const flags = [[task.decision, task.decision], [task.queue, "queue"]];
+    const flags = [[`worker: ${task.decision}`, task.decision], [`queue: ${task.queue}`, "queue"]];
     if (task.opinion > 1) flags.push(["another opinion", "second"]);
     if (task.siblings) flags.push([`${task.siblings} alike wait: g`, "second"]);
     if (task.appeal !== null) flags.push([`appeal: ${task.appeal}`, "appeal"]);
