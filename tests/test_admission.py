@@ -136,6 +136,25 @@ def test_a_low_mark_is_a_share_of_the_high_one_and_at_least_one() -> None:
         assert seen == [(full, full) for full in expected]
 
 
+def test_slow_images_keep_others_out_by_their_bytes_alone() -> None:
+    """Up to a bound; one that ends counts no more among them, and no other."""
+    admission = Admission(FlowSettings(max_items=2, max_bytes=MIB, low_water=0.5))
+    for _ in range(2 * 8):
+        admission.admit(1)
+        assert admission.set_aside()
+    assert (admission.items, admission.aside, admission.bytes) == (0, 16, 16)
+    admission.admit(1)
+    assert not admission.set_aside(), "too many are aside"
+    assert admission.items == 1
+    admission.release(1, aside=True)
+    assert (admission.items, admission.aside, admission.bytes) == (1, 15, 16)
+    assert admission.set_aside()
+    admission.release(1, aside=True)
+    admission.admit(MIB)
+    assert admission.set_aside()
+    assert admission.is_full, "its bytes count"
+
+
 def test_bytes_alone_fill_it() -> None:
     """Two large images count for more than their number."""
     admission = Admission(FlowSettings(max_items=100, max_bytes=MIB, low_water=0.5))

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from tests.properties import given
 from tests.twins import VERSION, scores
+from worker.admission import Admission
 from worker.contract import ImageInfo, Record
 from worker.errors import Rejected, RejectReason
 from worker.inflight import PublishOrder, SingleFlight
 from worker.item import Ended, Identified, Item, Judgement
+from worker.settings import FlowSettings
 
 JUDGEMENT = Judgement(
     ImageInfo(format="png", width=10, height=20, bytes=3), scores(0.9), VERSION, decode_ms=1.0, infer_ms=2.0
@@ -81,9 +83,9 @@ def test_the_first_of_equal_bytes_leads_and_the_others_get_its_outcome(hashes: l
     """Per hash one image is worked on; all others receive its scores, once, marked as from the cache and without
     times.
     """
-    flights = SingleFlight()
+    flights, admission = SingleFlight(), Admission(FlowSettings())
     images = [image(sha256=sha256, offset=offset) for offset, sha256 in enumerate(hashes)]
-    leaders = [one for one in images if flights.join(one)]
+    leaders = [one for one in images if flights.join(one, admission)]
     assert [one.sha256 for one in leaders] == list(dict.fromkeys(hashes))
     followers: list[Ended] = []
     for leader in leaders:
@@ -106,21 +108,37 @@ def test_a_shared_judgement_is_a_cache_hit() -> None:
 
 def test_followers_share_a_rejection() -> None:
     """Bytes that cannot be decoded are rejected under each id they came with."""
-    flights = SingleFlight()
+    flights, admission = SingleFlight(), Admission(FlowSettings())
     leader, follower = image("a"), image("b")
-    assert flights.join(leader)
-    assert not flights.join(follower)
+    assert flights.join(leader, admission)
+    assert not flights.join(follower, admission)
     (shared,) = flights.land(Ended.of(leader, CORRUPT))
     assert (shared.item, shared.image_id, shared.outcome) == (follower.item, "b", CORRUPT)
 
 
+def test_those_that_wait_for_a_slow_image_keep_nobody_out_either() -> None:
+    """Those that follow it already, and those that come; whoever is set aside twice counts once."""
+    flights, admission = SingleFlight(), Admission(FlowSettings())
+    leader, early, late, other = (
+        image(name, sha256="y" if name == "other" else "x") for name in ("a", "b", "c", "other")
+    )
+    for _ in range(4):
+        admission.admit(1)
+    assert [flights.join(one, admission) for one in (leader, early, other)] == [True, False, True]
+    flights.set_aside(leader, admission)
+    assert not flights.join(late, admission)
+    flights.set_aside(leader, admission)
+    assert [one.item.aside for one in (leader, early, late, other)] == [True, True, True, False]
+    assert (admission.items, admission.aside) == (1, 3)
+
+
 def test_the_next_with_the_same_bytes_leads_anew() -> None:
     """After landing the cache knows the scores; the flight is over."""
-    flights = SingleFlight()
+    flights, admission = SingleFlight(), Admission(FlowSettings())
     first, second = image("a"), image("b")
-    assert flights.join(first)
+    assert flights.join(first, admission)
     flights.land(Ended.of(first, JUDGEMENT))
-    assert flights.join(second)
+    assert flights.join(second, admission)
 
 
 def test_an_item_without_a_hash_has_no_followers() -> None:

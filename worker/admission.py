@@ -11,6 +11,8 @@ from worker.clock import SYSTEM_CLOCK, Clock, StopSignal
 from worker.errors import Stopping
 from worker.settings import FlowSettings
 
+# So many times `max_items` may be aside: small slow images by the hundred would else keep all others out.
+_ASIDE = 8
 _LISTEN_S = 0.1  # how long a fetch waits before it looks at the stop
 
 
@@ -30,6 +32,8 @@ class Admission:
         self._changed = threading.Condition()
         self._full = False
         self._fetched_bytes = 0
+        self.max_aside = _ASIDE * settings.max_items
+        self.aside = 0
         self.items = 0
         self.bytes = 0
         self.references = 0
@@ -65,10 +69,25 @@ class Admission:
             self.bytes -= size_bytes
             self._update()
 
-    def release(self, size_bytes: int) -> None:
-        """One record has ended; `size_bytes` is all that is still counted for it."""
+    def set_aside(self) -> bool:
+        """One record is slow: from now on it counts among those aside, and otherwise by its bytes alone. False, and it
+        counts as before, where as many are aside as may be.
+        """
         with self._changed:
+            if self.aside >= self.max_aside:
+                return False
+            self.aside += 1
             self.items -= 1
+            self._update()
+            return True
+
+    def release(self, size_bytes: int, *, aside: bool = False) -> None:
+        """One record has ended; `size_bytes` is all that is still counted for it. `aside`: it was set aside."""
+        with self._changed:
+            if aside:
+                self.aside -= 1
+            else:
+                self.items -= 1
             self.bytes -= size_bytes
             self._update()
 

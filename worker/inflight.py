@@ -27,15 +27,26 @@ class SingleFlight:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, image: Identified) -> bool:
-        """True where `image` leads and must be worked on; False where it now follows another."""
+    def join(self, image: Identified, admission: Admission) -> bool:
+        """True where `image` leads and must be worked on; False where it now follows another, aside if that one is."""
         with self._lock:
             flight = self._flights.get(image.sha256)
             if flight is None:
                 self._flights[image.sha256] = (image.item, [])
                 return True
             flight[1].append(image)
+            if flight[0].aside:
+                image.item.set_aside(admission)
             return False
+
+    def set_aside(self, leader: Identified, admission: Admission) -> None:
+        """`leader` is slow: it and those that follow it keep nobody else out."""
+        with self._lock:
+            leader.item.set_aside(admission)
+            flight = self._flights.get(leader.sha256)
+            if flight is not None and flight[0] is leader.item:
+                for follower in flight[1]:
+                    follower.item.set_aside(admission)
 
     def land(self, ended: Ended) -> list[Ended]:
         """The followers, ended with the same outcome; none where `ended` was not leading. The next one with these bytes

@@ -36,6 +36,7 @@ class Item:
     fetched_bytes: int = 0  # of the image that a reference led to, while they are held
     kept: bytes | None = None  # these, where a detector may want them after `code` has had them
     reference_uri: str | None = None  # where the reference led, of a record that is one
+    aside: bool = False  # it is slow, or waits for one with its bytes that is, and keeps nobody else out
 
     @property
     def held_bytes(self) -> int:
@@ -53,6 +54,11 @@ class Item:
             return
         size_bytes, self.fetched_bytes = self.fetched_bytes, 0
         admission.release_fetched(size_bytes)
+
+    def set_aside(self, admission: Admission) -> None:
+        """From now on it keeps nobody out but by its bytes, where there is room for more of the kind."""
+        if not self.aside:
+            self.aside = admission.set_aside()
 
     @property
     def encoded(self) -> bytes:

@@ -118,6 +118,7 @@ FAULTS = {
     "EXIT 3": ("exit", r"exit code 3"),
     "SLEEP 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=1200"),
     "SPIN 60": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=1200"),
+    "LOOP": ("timeout", r"ASSAY_DECODE__TIMEOUT_MS=1200"),
     f"TAKE {4 * MEMORY_BYTES}": ("memory", rf"ASSAY_DECODE__MEMORY_BYTES={MEMORY_BYTES}"),
 }
 
@@ -159,8 +160,11 @@ def test_a_large_image_goes_to_the_slow_lane_by_its_header(bench: Bench) -> None
     """Its batch does not wait for it, and no process is ended for it."""
     ended = bench.metric("assay_decoder_restarts_total", cause="slow")
     large = encode(Image.new("RGB", (5000, 3000), (77, 0, 0)), "GIF")
+    told: list[str] = []
+    bench.pool.tell_slow(told.append)
     found = bench.examine({"large": large, "a": plain(10)})
     assert good(found) == {"a": 10, "large": 77}
+    assert told == ["large"]
     assert [name for name, _ in found[0].good] == ["a"]
     assert bench.metric("assay_decoder_restarts_total", cause="slow") == ended
 

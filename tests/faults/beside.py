@@ -38,7 +38,7 @@ LEAST_RATIO = 0.8
 PATIENCE_S = 600.0
 TIMEOUT_MS = "1000"  # each hang is tried three times, and nobody needs to wait longer for it here
 _SIDE = 10_000  # with two of them, an image of the 100 megapixels that the limits let through
-ORDERS = ("SIGNAL SIGSEGV", "SIGNAL SIGKILL", "SLEEP 600", "SPIN 600", "TAKE 4000000000")
+ORDERS = ("SIGNAL SIGSEGV", "SIGNAL SIGKILL", "SLEEP 600", "SPIN 600", "LOOP", "TAKE 4000000000")
 
 
 def killers() -> dict[str, bytes]:

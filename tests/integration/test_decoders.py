@@ -17,6 +17,7 @@ KILLERS = {
     "crash": ("SIGNAL SIGSEGV", "SIGSEGV"),
     "killed": ("SIGNAL SIGKILL", "SIGKILL"),
     "hang": ("SLEEP 600", "ASSAY_DECODE__TIMEOUT_MS=500"),
+    "loop": ("LOOP", "ASSAY_DECODE__TIMEOUT_MS=500"),
     "bomb": ("TAKE 4000000000", "ASSAY_DECODE__MEMORY_BYTES"),
 }
 
@@ -28,7 +29,7 @@ def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):
     worker = start_worker(PYTHONPATH=str(PLANTED), ASSAY_DECODE__TIMEOUT_MS="500")
     pid = worker.process.pid
     images = list(samples(10).values())
-    good = {f"good/{number}": unlike(images[number % len(images)], number) for number in range(40)}
+    good = {f"good/{number}": unlike(images[number % len(images)], number) for number in range(50)}
     for number, (name, data) in enumerate(good.items()):
         outside.send(name, data)
         if number % 10 == 5:
@@ -48,4 +49,19 @@ def test_killers_of_decoders_cost_themselves_alone(outside, start_worker):
     wait_until(outside.all_committed, "every offset committed")
     assert worker.process.poll() is None
     assert worker.process.pid == pid
+    assert worker.terminate() == 0
+
+
+def test_a_flood_of_slow_images_keeps_nobody_out(outside, start_worker):
+    """More than may be in work at once, each good for half a minute of a decoder: the others are judged meanwhile."""
+    worker = start_worker(PYTHONPATH=str(PLANTED), ASSAY_FLOW__MAX_ITEMS="8", ASSAY_RUN__DRAIN_TIMEOUT_S="1")
+    for number in range(40):
+        outside.send(f"slow/{number}", planted(f"SLEEP {600 + number // 2}"))  # half of them are copies
+    outside.flush()
+    wait_until(lambda: worker.metric("assay_slow_images") > 12, "more than the flow takes wait aside")
+    images = list(samples(10).values())
+    good = {f"good/{number}": unlike(images[number % len(images)], number) for number in range(40)}
+    outside.send_all(good)
+    outside.wait_verdicts(good)
+    assert len(outside.rejections()) < 40, "the slow ones have not ended before them"
     assert worker.terminate() == 0

@@ -90,11 +90,18 @@ class _Bounded(Admission):
         if self.items > self.max_items:
             raise AssertionError(f"{self.items} items are admitted, {self.max_items} is the mark")
 
-    def release(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int, *, aside: bool = False) -> None:
         """Count it no more."""
-        super().release(size_bytes)
-        if self.items < 0 or self.bytes < 0:
-            raise AssertionError(f"{self.items} items and {self.bytes} bytes are left")
+        super().release(size_bytes, aside=aside)
+        if min(self.items, self.aside, self.bytes) < 0:
+            raise AssertionError(f"{self.items} items, {self.aside} aside and {self.bytes} bytes are left")
+
+    def set_aside(self) -> bool:
+        """Count it apart."""
+        was_set = super().set_aside()
+        if self.items < 0 or self.aside > self.max_aside:
+            raise AssertionError(f"{self.items} items and {self.aside} aside, {self.max_aside} is the mark")
+        return was_set
 
 
 class Worker:
@@ -136,6 +143,7 @@ class Worker:
         self.consumer: Consumer | None = None
         self.library: LibraryTwin | None = None
         self.tasks: list[Task] = []
+        self._broken: list[tuple[str, BaseException]] = []
         self._producer = ProducerTwin(world, self.process, broker)
         self._broker = broker
         self.main = hub.spawn(name, self._run, self.process)
@@ -148,7 +156,8 @@ class Worker:
     def is_idle(self) -> bool:
         """Nothing is under way here, and nothing waits to be polled."""
         waits = self.library is not None and self.library._has_records()
-        return self.under_way.admission.items == 0 and not self.poll._paused and not waits
+        admission = self.under_way.admission
+        return admission.items + admission.aside == 0 and not self.poll._paused and not waits
 
     def request_stop(self) -> None:
         """What SIGTERM does."""
@@ -157,13 +166,15 @@ class Worker:
 
     def errors(self) -> list[tuple[str, BaseException]]:
         """What its threads broke with."""
-        return [(task.name, task.error) for task in (self.main, *self.tasks) if task.error is not None]
+        ended = [(task.name, task.error) for task in (self.main, *self.tasks) if task.error is not None]
+        return self._broken or ended
 
     def leftovers(self) -> dict[str, object]:
         """What is still counted, waited for or held: nothing, once all is done."""
         admission = self.under_way.admission
         counted: dict[str, object] = {
             "admitted items": admission.items,
+            "aside": admission.aside,
             "admitted bytes": admission.bytes,
             "fetched bytes": admission._fetched_bytes,
             "references": admission.references,
@@ -188,8 +199,8 @@ class Worker:
             drive(self.poll, self._stop, POLL_S)
         except Stopping:
             self.ended = "stopped before it started"
-        except Exception:
-            self._world.is_broken = True
+        except Exception as error:
+            self._break(self.name, error)
             raise
         finally:
             if not self.process.is_dead:
@@ -233,11 +244,16 @@ class Worker:
         def body() -> None:
             try:
                 drive(stage, self._stop, IDLE_S)
-            except Exception:
-                self._world.is_broken = True
+            except Exception as error:
+                self._break(name, error)
                 raise
 
         self.tasks.append(self._world.hub.spawn(name, body, self.process))
+
+    def _break(self, name: str, error: Exception) -> None:
+        """The history ends with this, and says so: the task itself may never get to its end."""
+        self._broken.append((name, error))
+        self._world.is_broken = True
 
     def _watch(self) -> None:
         """Of the monitor: the version is followed while nothing is inferred."""

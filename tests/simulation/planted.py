@@ -149,6 +149,12 @@ def releases_a_byte_too_few(real: Any, self: Any, size_bytes: int) -> None:
     real(self, max(0, size_bytes - 1))
 
 
+@plant(Admission, "set_aside")
+def counts_what_is_aside_twice(self: Any) -> bool:
+    self.aside += 1
+    return True
+
+
 @plant_around(StageQueue, "put")
 def drops_what_finds_a_full_queue(real: Any, self: Any, piece: Any, stop: Any) -> None:
     if not self._is_full():
@@ -277,7 +283,7 @@ def gives_the_pixels_back_before_they_are_read(real: Any, self: Any, examined: A
 def forgets_the_bad_images_of_a_batch(self: Any, examined: Any) -> None:
     now = self._tools.clock.monotonic()
     for one, _ in (*examined.good, *examined.bad):
-        one.encoded.image.item.release_fetched(self._admission)
+        one.encoded.image.item.release_fetched(self._under_way.admission)
     good = [Decoded(one.encoded.image, found.info, (now - one.at) * 1000) for one, found in examined.good]
     if good:
         self._decoded.put(DecodedBatch(good, examined.pixels, examined.lease), self._tools.stop)

@@ -286,15 +286,22 @@ class ExaminerTwin(Twin):
         self._woken = False
         self._changed = Signal(world.hub)
         self.leases: set[LeaseTwin] = set()
+        self._tell_slow: Callable[[Any], None] = lambda _token: None
 
     @property
     def has_room(self) -> bool:
         """May another batch be submitted now?"""
         return self._under_way < MOST_EXAMINED
 
+    def tell_slow(self, told: Callable[[Any], None]) -> None:
+        """`told` hears of each slow image."""
+        self._tell_slow = told
+
     def submit(self, batch: Sequence[tuple[Any, bytes]]) -> None:
         """Examine these images."""
         slow = [one for one in batch if self._random() < SLOW_SHARE]
+        for token, _ in slow:
+            self._tell_slow(token)
         for part in (slow, [one for one in batch if one not in slow]):
             if part:
                 self._under_way += 1

@@ -50,7 +50,7 @@ def feed_intake(bench: Workbench) -> list[Item]:
 def identified(bench: Workbench, *values: bytes) -> list[Encoded]:
     """Images as Intake leaves them."""
     images = bench.identified(*[record(offset, value) for offset, value in enumerate(values)])
-    assert all(bench.single_flight.join(encoded.image) for encoded in images)
+    assert all(bench.single_flight.join(encoded.image, bench.admission) for encoded in images)
     return images
 
 

@@ -171,7 +171,7 @@ def test_followers_end_with_their_leader() -> None:
     """Items with the same bytes get the leader's scores, as from the cache, each under its own id."""
     bench = Workbench()
     made = images(bench, record(0), record(1), record(2), shas="111")
-    assert [bench.single_flight.join(one.image) for one in made] == [True, False, False]
+    assert [bench.single_flight.join(one.image, bench.admission) for one in made] == [True, False, False]
     end(bench, verdicts(made[:1]), ended=3)
     assert {image_id: verdict.source for image_id, verdict in bench.store.verdicts.items()} == {
         "a": "model",
@@ -188,7 +188,7 @@ def test_a_leader_does_not_wait_for_its_own_follower() -> None:
     """
     bench = Workbench()
     first, second = images(bench, record(0), record(1), ids="aa", shas="11")
-    assert [bench.single_flight.join(one.image) for one in (second, first)] == [True, False]
+    assert [bench.single_flight.join(one.image, bench.admission) for one in (second, first)] == [True, False]
     with bench.running("publish"):
         bench.queues.ended.put(verdicts([second]), bench.stop)
         wait_for(lambda: bench.admission.items == 0, "both records end", patience_s=2)

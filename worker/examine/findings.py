@@ -4,7 +4,7 @@ in a worker, a twin in the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -66,6 +66,9 @@ class Examiner(Protocol[T]):
 
     def submit(self, batch: Sequence[tuple[T, bytes]]) -> None:
         """Examine these images; each with what it is handed back with."""
+
+    def tell_slow(self, told: Callable[[T], None]) -> None:
+        """Call `told`, inside of `wait` or `submit`, once for each image that leaves its batch because it is slow."""
 
     def wait(self, timeout_s: float) -> list[Examined[T]]:
         """What is done, something where it comes within `timeout_s`; nothing after `wake`, or when time is up."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -94,6 +94,7 @@ class Pool(Generic[T]):
         self._slow: SlowLane[Image[T]] = SlowLane(self.shares.slow, self.shares.slow_bytes)
         self._alone: Alone[T] = Alone()
         self._told_at: dict[str, float] = {}
+        self._tell_slow: Callable[[T], None] = lambda _token: None
 
     @property
     def has_room(self) -> bool:
@@ -106,6 +107,10 @@ class Pool(Generic[T]):
         size = max(_SMALL_JOB, -(-len(batch) // self.shares.quick))
         self._quick.extend(self._jobs(made.images, size))
         self._dispatch()
+
+    def tell_slow(self, told: Callable[[T], None]) -> None:
+        """`told` hears of each image that leaves its batch for the slow lane."""
+        self._tell_slow = told
 
     def wait(self, timeout_s: float) -> list[Examined[T]]:
         """What is done, something where it comes within `timeout_s`. Raises SettingsError without the GPU asked for."""
@@ -279,6 +284,7 @@ class Pool(Generic[T]):
         """Into the slow lane with it; its batch does not wait."""
         if image.batch is not None:
             image.batch.leave(image)
+            self._tell_slow(image.token)
         image.cost, image.alone, image.row = cost, True, 0
         self._slow.add(image, cost, time.monotonic() * 1000)
 

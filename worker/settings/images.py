@@ -29,7 +29,11 @@ class IntakeSettings(Group):
 class FlowSettings(Group):
     """How much may be under way: with the fetch buffers of the consumer this bounds the worker's memory."""
 
-    max_items: PositiveInt = Field(default=512, description="Records in work at once; at this mark consumption pauses.")
+    max_items: PositiveInt = Field(
+        default=512,
+        description="Records in work at once; at this mark consumption pauses. Slow images, and copies that wait "
+        "for them (up to eight times as many), count by their bytes alone.",
+    )
     max_bytes: int = Field(
         default=192 * MIB, ge=MIB, description="Encoded bytes in work at once; at this mark consumption pauses."
     )

@@ -37,11 +37,12 @@ class Decode(Stage):
     ) -> None:
         self._examiner = examiner
         self._tools = tools
-        self._admission = under_way.admission
+        self._under_way = under_way
         self._inbox = inbox
         self._decoded = decoded
         self._ended = ended
         inbox.listen(examiner.wake)
+        examiner.tell_slow(self._set_aside)
 
     def step(self, wait_s: float) -> None:
         """Hand over what waits, as far as there is place; hand on what is done."""
@@ -51,13 +52,16 @@ class Decode(Stage):
         for examined in self._examiner.wait(wait_s):
             self._hand_on(examined)
 
+    def _set_aside(self, handed: Handed) -> None:
+        self._under_way.single_flight.set_aside(handed.encoded.image, self._under_way.admission)
+
     def _hand_on(self, examined: Examined[Handed]) -> None:
         now = self._tools.clock.monotonic()
         handed = [one for one, _ in (*examined.good, *examined.bad)]
         traces = [one.encoded.image.item.trace for one in handed]
         with self._tools.tracing.batch("decode", traces, now - min(one.at for one in handed)):
             for one in handed:
-                one.encoded.image.item.release_fetched(self._admission)
+                one.encoded.image.item.release_fetched(self._under_way.admission)
         if examined.bad:
             bad = [Ended.of(one.encoded.image, rejected) for one, rejected in examined.bad]
             self._ended.put(bad, self._tools.stop)

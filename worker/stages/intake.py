@@ -70,7 +70,7 @@ class Intake(Stage):
             elif isinstance(identified, Referenced):
                 self._under_way.admission.admit_reference()
                 self._references.put(identified, self._tools.stop)
-            elif self._under_way.single_flight.join(identified.image):
+            elif self._under_way.single_flight.join(identified.image, self._under_way.admission):
                 leaders.append(identified)
             else:
                 followers += 1

@@ -1,7 +1,9 @@
 """With this folder on PYTHONPATH, Pillow's decoding does to a process what the GIF's comment says: planted faults."""
 
+import collections
 import importlib.abc
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -18,6 +20,8 @@ def _act(order: str) -> None:
         end = time.process_time() + float(argument)
         while time.process_time() < end:
             pass
+    elif word == "LOOP":  # in C, never giving the interpreter back
+        collections.deque(itertools.repeat(None), maxlen=0)
     elif word == "TAKE":
         bytearray(int(argument))
     elif word == "EXIT":
