@@ -282,7 +282,9 @@ class Loop:
         if group.any(not finite):
             raise self._diverged(NO_NUMBERS)
         auc = group.broadcast(probe.auc if probe is not None else math.nan)
-        self._guard(Spread(group.broadcast(found.cosine), found.rank))
+        # One that tells more apart than any before it is passing over the plateau.
+        rising = progress.step > 0 and auc > progress.best_auc
+        self._guard(Spread(group.broadcast(found.cosine), found.rank), rising=rising)
         if math.isnan(auc):
             self._keep_best()  # nothing to judge by: the latest encoder is the one to keep
             self.bar.note(f"epoch {progress.epoch}: no linear probe, too few validation images of both classes")
@@ -305,12 +307,14 @@ class Loop:
         self.folder.log("probe", progress.step, {name: value for name, value in line.items() if math.isfinite(value)})
         self.bar.note(said)
 
-    def _guard(self, found: Spread) -> None:
-        """Warn of an encoder that has collapsed, by name. Raises TrainingCollapsed where it stays so."""
+    def _guard(self, found: Spread, *, rising: bool) -> None:
+        """Warn of an encoder that has collapsed, by name, but for one whose probe is `rising`. Raises TrainingCollapsed
+        where it stays so.
+        """
         progress, most = self.progress, self.recipe.validation.max_collapsed
         negatives = self.recipe.training.batch_size
         loss = float(np.mean(self._epoch_losses)) if self._epoch_losses else 0.0
-        if not has_collapsed(loss, negatives, found):
+        if rising or not has_collapsed(loss, negatives, found):
             progress.collapsed_probes = 0
             return
         progress.collapsed_probes += 1

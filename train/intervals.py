@@ -1,22 +1,30 @@
 """Confidence intervals that hold, by photograph: cuts and copies of one photograph are one draw, not several.
 
-AUC: DeLong et al. (Biometrics 1988) with the clusters of Obuchowski (Biometrics 1997), on the logit scale. Balanced
-accuracy: Wilson's interval of either class at its effective number of images, put together as Zou and Donner
-(Statistics in Medicine 2008). Where too few photographs stand behind a number there is no interval, and where even the
-number means nothing there is none. `train.main coverage` has the coverage of each by simulation.
+AUC: DeLong et al. (Biometrics 1988) with the clusters of Obuchowski (Biometrics 1997), on the logit scale; where the
+classes are nearly apart, so that hardly an image is left to estimate a deviation from, Newcombe's score interval
+(Statistics in Medicine 2006, method 5). Balanced accuracy: Wilson's interval of either class at its effective number of
+images, put together as Zou and Donner (Statistics in Medicine 2008). Where too few photographs stand behind a number
+there is no interval, and where even the number means nothing there is none. `train.main coverage` has the coverage of
+each by simulation.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 LEVEL = 0.95
 MIN_PHOTOGRAPHS = 30  # of each class, for an interval
 MIN_SOURCES = 10  # of each class, as if all were equally large, for an interval by source
-MIN_MISPLACED = 1.0  # photographs of the smaller class beyond the others, in sum, for an interval of an AUC
+MIN_MISPLACED = 1.0  # sources of the smaller class beyond the others, in sum, for an interval of an AUC by source
+FEW_MISPLACED = (
+    2.5  # photographs likewise: below it DeLong's deviation says too little, and Newcombe's interval is taken
+)
+SCORE_QUANTILE = float(norm.ppf(0.94))  # its misses lie on one side: chosen so that both together cover 95 % (coverage)
 MIN_MISPLACED_PAIRED = 2.0  # and of a difference of two AUCs
 MIN_DISAGREEMENTS = 10  # photographs that two models call differently, for a difference of their accuracies
 MIN_ERRORS = 30  # photographs that a false-positive rate must allow for the interval of the recall there
@@ -41,10 +49,12 @@ def auc_of(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, *, by_source: bool = False) -> Interval:
-    """Of the AUC; NaN with too few photographs, or where the classes are nearly apart.
+    """Of the AUC; NaN with too few photographs. (Whatever the AUC is: intervals that only some samples have hold for
+    none.)
 
-    With `by_source` of the AUC on images of other collections and generators than these: `clusters` [N] says where each
-    is from, a source is one draw however many images it has (of unequal size each counts by Kish's effective number).
+    With `by_source` of the AUC on images of other collections and generators than these, and NaN also where the classes
+    are nearly apart: `clusters` [N] says where each is from, a source is one draw however many images it has (of
+    unequal size each counts by Kish's effective number).
     """
     draws, least = _draws(labels, clusters, by_source=by_source)
     if draws < least:
@@ -52,10 +62,28 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, *
     parts = placements(labels, scores)
     auc = float(parts[labels == 1].mean())
     deviation = math.sqrt(sum(_variance(parts[labels == label], clusters[labels == label]) for label in (0, 1)))
+    if not by_source and (_misplaced(auc, draws) < FEW_MISPLACED or deviation == 0):
+        return _score_interval(auc, [len(np.unique(clusters[labels == label])) for label in (0, 1)])
     if _misplaced(auc, draws) < MIN_MISPLACED or deviation == 0:
         return NONE
-    logit, step = math.log(auc / (1 - auc)), _quantile(draws) * deviation / (auc * (1 - auc))
+    quantile = _quantile(draws) if by_source else float(norm.ppf((1 + LEVEL) / 2))
+    logit, step = math.log(auc / (1 - auc)), quantile * deviation / (auc * (1 - auc))
     return _expit(logit - step), _expit(logit + step)
+
+
+def _score_interval(auc: float, photographs: Sequence[int]) -> Interval:
+    """The AUCs from which `auc` is at most SCORE_QUANTILE of their own deviations away (Newcombe's method 5)."""
+    pairs, mean_others = math.prod(photographs), sum(photographs) / 2 - 1
+
+    def too_far(truth: float) -> float:
+        variance = truth * (1 - truth) / pairs
+        variance *= 1 + mean_others * ((1 - truth) / (2 - truth) + truth / (1 + truth))
+        return (truth - auc) ** 2 - SCORE_QUANTILE**2 * variance
+
+    edge = 1e-12
+    low = brentq(too_far, edge, min(auc, 1 - edge)) if auc > edge and too_far(edge) > 0 else 0.0
+    high = brentq(too_far, max(auc, edge), 1 - edge) if auc < 1 - edge and too_far(1 - edge) > 0 else 1.0
+    return float(low), float(high)
 
 
 def auc_difference(
