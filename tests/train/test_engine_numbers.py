@@ -1,5 +1,6 @@
 """Training with numbers that go wrong: NaN, overflow, divergence, collapse, and what is kept of such a run."""
 
+import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -181,6 +182,11 @@ def test_a_collapsed_encoder_ends_the_run_by_name(
     )
     recipe = small(images, "optimisation.epochs=9", "training.steps_per_epoch=1", "validation.max_collapsed=2")
     console = Console(record=True, width=300)
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(0.5))
     with pytest.raises(TrainingCollapsed, match=r"mean cosine between images is 1\.000, for 2 probes \(step 2\)"):
-        fit(recipe, tmp_path, console=console)
+        fit(recipe, tmp_path / "fallen", console=console)
     assert "epoch 1: the encoder has collapsed" in console.export_text()
+    # One whose probe is better than all before only passes over the plateau.
+    rising = itertools.count(50)
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe_of(next(rising) / 100))
+    assert fit(recipe, tmp_path / "rising", console=console).status == "finished"
