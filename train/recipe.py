@@ -29,10 +29,18 @@ def _in_order(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
+def _rising(qualities: tuple[()] | tuple[int, int]) -> tuple[()] | tuple[int, int]:
+    if tuple(sorted(qualities)) != qualities:
+        raise ValueError("expected [least, most] of JPEG's quality, or [] for none")
+    return qualities
+
+
 RECIPES = Path(__file__).parent / "recipes"
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[tuple[Fraction, Fraction], AfterValidator(_in_order)]
+Quality = Annotated[int, Field(ge=1, le=100)]
+Qualities = Annotated[tuple[()] | tuple[Quality, Quality], AfterValidator(_rising)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -75,6 +83,10 @@ class Views:
     )
     local_size_px: Literal[96, 224] = 224  # the paper says 96, the released code puts out 224
     tail: Literal["resize248", "native_crop"] = "resize248"
+    # Beyond the paper, off as released. `shared_ops`: both images of a record meet the same ops, so that no degradation
+    # tells the label. `jpeg_history`: both were last saved as JPEG of one quality, drawn from [least, most].
+    shared_ops: bool = False
+    jpeg_history: Qualities = ()
     fast: bool = True  # off = the PIL reference
     made_on: Literal["auto", "workers", "device"] = (
         "auto"  # data processes, or a batch at a time on the training device; auto = there if it is a GPU

@@ -29,7 +29,7 @@ from train.data.records import EpochOrder, Key, Source
 from train.losses import Terms
 from train.recipe import Recipe, RecipeError, Views
 from train.transforms import batched
-from train.transforms.views import Picture, Plan, make_views, plan_views
+from train.transforms.views import Picture, Plan, make_views, plan_views, view_rng, with_history
 
 Position = tuple[int, int]  # epoch, position in it
 MAX_REPLACEMENTS = 50
@@ -118,6 +118,10 @@ class PairDataset(Dataset[Sample]):
             except (OSError, BadImage) as error:
                 failed.append(f"{pair.id}: {error}")
                 continue
+            real, fake = (
+                with_history(image, self.views, view_rng(self.seed, epoch, pair.id, "history", occurrence))
+                for image in (real, fake)
+            )
             sizes = _size_px(real), _size_px(fake)
             plans = plan_views(
                 *sizes, pair.id, self.views, seed=self.seed, epoch=epoch, occurrence=occurrence, terms=self.terms

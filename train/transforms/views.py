@@ -20,6 +20,7 @@ from train.recipe import Views
 from train.transforms import fast
 from train.transforms.crops import center_crop, resize_tail, resized_crop, sample_box
 from train.transforms.operator import Step, TransformOperator
+from train.transforms.ops import encoding_quality
 
 Picture = Image.Image | np.ndarray  # the reference takes PIL images, the fast path uint8 [H, W, 3]
 
@@ -47,19 +48,21 @@ def views_needed(terms: Terms) -> tuple[str, ...]:
     return {"both": VIEWS, "global_only": VIEWS[:4], "multiscale_only": VIEWS[4:]}[terms]
 
 
-def plan_view(view: str, width: int, height: int, recipe: Views, rng: np.random.Generator) -> Plan:
+def plan_view(
+    view: str, width: int, height: int, recipe: Views, rng: np.random.Generator, ops: np.random.Generator | None = None
+) -> Plan:
     """Draw one view of an image of `width` x `height` pixels. The clean views have neither crop nor ops; the crops get
-    both, as released.
+    both, as released. `ops` draws the ops where they are shared with the other image, else `rng` does.
     """
     resize = recipe.tail == "resize248"
     if view in ("real", "fake"):
         return Plan(None, [], recipe.size_px, resize)
     operator = TransformOperator(recipe.max_ops)
     if view.endswith("_T"):
-        return Plan(None, operator.sample(rng), recipe.size_px, resize)
+        return Plan(None, operator.sample(ops or rng), recipe.size_px, resize)
     local = view.endswith("_local")
     box = sample_box(width, height, recipe.local_scale if local else recipe.global_scale, rng)
-    return Plan(box, operator.sample(rng), recipe.local_size_px if local else recipe.size_px, resize)
+    return Plan(box, operator.sample(ops or rng), recipe.local_size_px if local else recipe.size_px, resize)
 
 
 def reference_view(image: Image.Image, plan: Plan) -> np.ndarray:
@@ -90,10 +93,31 @@ def plan_views(
 ) -> dict[str, Plan]:
     """The draw of each view that `terms` needs, for images of these sizes (width, height)."""
     sizes = {"real": real, "fake": fake}
+
+    def draw(name: str) -> np.random.Generator:
+        return view_rng(seed, epoch, record_id, name, occurrence)
+
     return {
-        view: plan_view(view, *sizes[class_of(view)], recipe, view_rng(seed, epoch, record_id, view, occurrence))
+        view: plan_view(
+            view,
+            *sizes[class_of(view)],
+            recipe,
+            draw(view),
+            draw(view.removeprefix(class_of(view))) if recipe.shared_ops else None,
+        )
         for view in views_needed(terms)
     }
+
+
+def with_history(image: Picture, recipe: Views, rng: np.random.Generator) -> Picture:
+    """The image as it is once it has been saved as JPEG, at a quality that `rng` draws from `jpeg_history`."""
+    if not recipe.jpeg_history:
+        return image
+    least, most = recipe.jpeg_history
+    quality = int(rng.integers(least, most, endpoint=True))
+    if isinstance(image, np.ndarray):
+        return fast.encoding_quality(image, quality)
+    return encoding_quality(image, quality)
 
 
 def class_of(view: str) -> str:

@@ -33,8 +33,9 @@ def source(tmp_path: Path) -> FolderSource:
     return scan_folder(tmp_path)[0]
 
 
-def batches(source: FolderSource, made_on: str, device: str, *, workers: int = 0) -> list[Batch]:
-    recipe = load_recipe("smoke", [f"views.made_on={made_on}", f"data.workers={workers}", "views.local_size_px=96"])
+def batches(source: FolderSource, made_on: str, device: str, *overrides: str, workers: int = 0) -> list[Batch]:
+    views = [f"views.made_on={made_on}", "views.local_size_px=96", *overrides]
+    recipe = load_recipe("smoke", [f"data.workers={workers}", *views])
     return list(make_batches(source, recipe, StepSampler(RECORDS, 1, STEPS, 1), torch.device(device)))
 
 
@@ -52,6 +53,16 @@ def test_views_made_on_the_device_are_those_of_the_data_processes(source: Folder
             assert other.views[name].device.type == device and other.views[name].shape == views.shape
             differences.append((other.views[name].cpu().int() - views.int()).abs().float().mean().item())
     assert np.mean(differences) < 0.5 and np.max(differences) < 4
+
+
+def test_a_history_is_in_the_views_of_both_classes(source: FolderSource) -> None:
+    """With `views.jpeg_history` every clean view, real or not, has been a JPEG of that quality."""
+    plain, saved = batches(source, "workers", "cpu"), batches(source, "workers", "cpu", "views.jpeg_history=[5, 5]")
+    for name in ("real", "fake"):
+        assert all(
+            (one.views[name].int() - other.views[name].int()).abs().float().mean() > 1
+            for one, other in zip(plain, saved, strict=True)
+        )
 
 
 def test_data_processes_hand_over_what_this_process_would(source: FolderSource) -> None:

@@ -1,5 +1,6 @@
 """The fast path against the PIL reference, op by op and view by view."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,7 @@ from train.transforms.views import (
     reference_view,
     view_rng,
     views_needed,
+    with_history,
 )
 
 # Mean difference in grey levels, and the share of values that differ by more than 2. Rotation: nearest neighbour in
@@ -157,6 +159,36 @@ def test_a_transform_of_no_ops_is_the_clean_view(as_given: Callable[[Image.Image
         same.append(torch.equal(made["real"], made["real_T"]))
         assert same[-1] or plan.steps
     assert 10 <= sum(same) <= 35
+
+
+def test_shared_ops_are_the_same_for_real_and_fake() -> None:
+    """With `shared_ops` both images meet the same ops in each kind of view, and crops of their own; without they hardly
+    ever do.
+    """
+    kinds = ("T", "global", "local")
+
+    def same(recipe: Views) -> int:
+        drawn = [plan_views((300, 200), (256, 256), "a", recipe, seed=1, epoch=epoch) for epoch in range(40)]
+        pairs = [(plans[f"real_{kind}"], plans[f"fake_{kind}"]) for plans in drawn for kind in kinds]
+        assert any(real.box != fake.box for real, fake in pairs)
+        return sum(real.steps == fake.steps for real, fake in pairs)
+
+    assert same(Views(shared_ops=True)) == 120
+    assert same(Views()) < 60
+
+
+@pytest.mark.parametrize("as_given", [lambda image: image, np.array], ids=["reference", "fast"])
+def test_a_history_is_a_jpeg_of_one_quality(as_given: Callable[[Image.Image], Picture]) -> None:
+    """The same draw is the same quality for both images; none without `jpeg_history`."""
+    image = photo(64, 48, 1)
+    recipe = Views(jpeg_history=(30, 30))
+    saved = np.array(with_history(as_given(image), recipe, view_rng(1, 0, "a", "history")))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=30)
+    assert np.abs(saved.astype(int) - np.array(Image.open(buffer))).mean() < 1
+    assert np.abs(saved.astype(int) - np.array(image)).max() > 2
+    given = as_given(image)
+    assert with_history(given, Views(), view_rng(1, 0, "a", "history")) is given
 
 
 def test_ablation_makes_only_the_views_it_needs() -> None:
