@@ -22,8 +22,9 @@ USER 10001:10001
 ENV HOME=/tmp
 WORKDIR /tmp
 # HTTP stays inside of the container, for the health check. Loading a model runs its code: over HTTP nobody may, over gRPC whoever has
-# ASSAY_TRITON__CONTROL_KEY, where that is set (the worker's setting of the same name).
+# ASSAY_TRITON__CONTROL_KEY (the worker's setting of the same name), and nobody where that is not set: then a model whose process has
+# died is served again once the container is restarted.
 EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s \
   CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]
-CMD ["/bin/sh", "-c", "exec tritonserver --model-repository=/models/repository --model-control-mode=explicit --load-model=code --disable-auto-complete-config --http-address=127.0.0.1 --http-restricted-api=model-repository,shared-memory,trace,logging:key=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \\n') ${ASSAY_TRITON__CONTROL_KEY:+--grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=$ASSAY_TRITON__CONTROL_KEY}"]
+CMD ["/bin/sh", "-c", "exec tritonserver --model-repository=/models/repository --model-control-mode=explicit --load-model=code --disable-auto-complete-config --http-address=127.0.0.1 --http-restricted-api=model-repository,shared-memory,trace,logging:key=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \\n') --grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=${ASSAY_TRITON__CONTROL_KEY:-$(od -An -tx1 -N16 /dev/urandom | tr -d ' \\n')}"]

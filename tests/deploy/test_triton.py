@@ -4,20 +4,25 @@ the program's own parser.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 from typer.main import get_command
 
 from deploy.docker import prepare_models
 from tests.deploy import chart
 from tests.integration.harness import wait_until
+from tests.triton_processes import model_processes
 from triton_models import build
 from worker.local import paths
 from worker.local.server import NotServing, free_port
@@ -30,6 +35,8 @@ COMPOSE = yaml.safe_load((paths.CHECKOUT / "deploy" / "compose.yaml").read_text(
 
 
 CPU = {"triton": {"flavour": "cpu"}, "gpu": {"enabled": False}}
+KEYLESS = {"gpu": {"enabled": False}, "settings": {"redis": {"url": "redis://redis"}}}
+KEYLESS_SERVICE = {"triton": {"flavour": "cpu", "mode": "service"}, **KEYLESS}
 
 
 def _told(container: chart.Object, directory: Path, **variables: str) -> list[str]:
@@ -37,7 +44,7 @@ def _told(container: chart.Object, directory: Path, **variables: str) -> list[st
     key of its own that closes the model-repository API comes first.
     """
     program = directory / "bin" / "tritonserver"
-    program.parent.mkdir()
+    program.parent.mkdir(parents=True)
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     argv = [
@@ -65,7 +72,9 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
 
 
 def test_a_control_key_closes_grpc_to_whoever_has_it_not(tmp_path: Path) -> None:
-    """The server asks for the very secret that the worker reads; without one, gRPC is asked for nothing."""
+    """The server asks for the very secret that the worker reads; without one it loads nothing for anybody, or beside a
+    worker, where gRPC listens on loopback, for the pod itself.
+    """
     values = {**CPU, "secrets": {"values": {"redis.url": "redis://redis:6379", "triton.control_key": "hush"}}}
     container = _containers(chart.template(values=values), "triton")[0]
     reference = next(one for one in container["env"] if one["name"] == "ASSAY_TRITON__CONTROL_KEY")["valueFrom"]
@@ -75,10 +84,14 @@ def test_a_control_key_closes_grpc_to_whoever_has_it_not(tmp_path: Path) -> None
     told = _told(container, tmp_path, ASSAY_TRITON__CONTROL_KEY="hush")
     restricted = "--grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=hush"
     assert told == [restricted, *container["args"]]
-    (open_to_the_pod,) = _containers(
-        chart.template(values={**CPU, "settings": {"redis": {"url": "redis://redis"}}}), "triton"
-    )
-    assert "ASSAY_TRITON__CONTROL_KEY" not in {one["name"] for one in open_to_the_pod["env"]}
+    for mode, asked in (("service", r"--grpc-restricted-protocol=.*:assay-control-key=[0-9a-f]{32}"), ("sidecar", "")):
+        (keyless,) = _containers(
+            chart.template(values={"triton": {"flavour": "cpu", "mode": mode}, **KEYLESS}), "triton"
+        )
+        assert "ASSAY_TRITON__CONTROL_KEY" not in {one["name"] for one in keyless["env"]}
+        told = _told(keyless, tmp_path / mode)
+        assert told[len(told) - len(keyless["args"]) :] == keyless["args"]
+        assert re.fullmatch(asked, "".join(told[: len(told) - len(keyless["args"])]))
 
 
 @pytest.mark.parametrize("name", chart.NAMES)
@@ -166,5 +179,40 @@ def test_triton_starts_as_the_chart_starts_it(tmp_path: Path, shadow: str) -> No
         wait_until(server.serves, "an answer from the model")
         with closing(grpc.InferenceServerClient(server.address)) as client:
             assert client.is_model_ready("code") and client.is_model_ready("code_shadow") == (shadow == "there")
+    finally:
+        server.stop(grace_s=20)
+
+
+@pytest.mark.integration
+def test_without_a_key_nobody_loads_models_and_kubernetes_heals_them(tmp_path: Path) -> None:
+    """On the real server: gRPC refuses orders; the probe passes while the model answers, and fails once its process is
+    gone.
+    """
+    build.build(WEIGHTS, "cpu", tmp_path / "repository")
+    (container,) = _containers(chart.template(values=KEYLESS_SERVICE), "triton")
+    server = AsDeployed(tmp_path / "server", tmp_path / "repository", _told(container, tmp_path))
+    server.start()
+    try:
+        wait_until(server.serves, "an answer from the model")
+        with closing(grpc.InferenceServerClient(server.address)) as client:
+            for order in (client.get_model_repository_index, partial(client.unload_model, "code")):
+                with pytest.raises(InferenceServerException, match="protocol is restricted"):
+                    order()
+            assert client.is_model_ready("code")
+        probe = [
+            part.replace(":8000/", f":{server.ports['triton_http']}/")
+            for part in container["livenessProbe"]["exec"]["command"]
+        ]
+        assert subprocess.run(probe, check=False).returncode == 0
+        running = server.running()
+        assert running is not None
+        copies = model_processes(running.pid)
+        assert copies
+        for copy in copies:
+            os.kill(copy, signal.SIGKILL)
+        wait_until(lambda: subprocess.run(probe, check=False).returncode != 0, "the probe sees it")
+        assert subprocess.run([*probe[:2], probe[2].splitlines()[0]], check=False).returncode == 0, (
+            "the server does not"
+        )
     finally:
         server.stop(grace_s=20)

@@ -66,7 +66,7 @@ restartPolicy: Always
 {{- end }}
 # /dev/shm outlives the container: what the Python backend of a killed server left there would fill it.
 # Loading a model runs its code: over HTTP nobody may, as nobody knows the key; over gRPC who has the secret
-# triton.control_key, where one is given, and else whoever reaches the port (the pod itself, or the network policy's).
+# triton.control_key, where one is given; else nobody, or, where gRPC listens on loopback, the pod itself.
 {{- if .Values.models.shadow }}
 # The init container leaves out a shadow model that cannot be had: the model that decides is served without it.
 {{- end }}
@@ -79,6 +79,9 @@ command:
     [ ! -d /models/repository/code_shadow ] || set -- "$@" --load-model=code_shadow
     {{- end }}
     key=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \n')
+    {{- if not $sidecar }}
+    : "${ASSAY_TRITON__CONTROL_KEY:=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \n')}"
+    {{- end }}
     exec tritonserver --http-restricted-api=model-repository,shared-memory,trace,logging:key=$key \
       ${ASSAY_TRITON__CONTROL_KEY:+"--grpc-restricted-protocol=model-repository,trace,logging:assay-control-key=$ASSAY_TRITON__CONTROL_KEY"} "$@"
   - tritonserver
@@ -117,7 +120,21 @@ startupProbe:
   periodSeconds: 5
   failureThreshold: {{ div .Values.triton.startupSeconds 5 }}
 livenessProbe:
+{{- if or $sidecar (include "assay.hasSecret" (dict "root" . "name" "triton.control_key")) }}
   exec: {command: [curl, --fail, --silent, "http://127.0.0.1:8000/v2/health/live"]}
+{{- else }}
+  # A server whose model's process has died calls itself live and ready. Workers without a key may not load it anew.
+  exec:
+    command:
+      - /bin/sh
+      - -c
+      - |
+        curl --fail --silent http://127.0.0.1:8000/v2/health/live || exit 1
+        header='{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,224,224,3],"parameters":{"binary_data_size":150528}}]}'
+        ! { printf %s "$header"; head -c 150528 /dev/zero; } | curl --silent --max-time 4 --data-binary @- \
+          --header "Inference-Header-Content-Length: ${#header}" \
+          http://127.0.0.1:8000/v2/models/{{ dig "triton" "model_name" "code" .Values.settings }}/infer | grep -q "not healthy"
+{{- end }}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
