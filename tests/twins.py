@@ -21,7 +21,7 @@ from worker.clients.kafka_producer import Outgoing
 from worker.clients.redis import CacheEntry, ScoredImage
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import SYSTEM_CLOCK, Clock, StopFlag
-from worker.contract import Headers, ImageInfo, Partition, Record, Scores, Verdict, overtakes
+from worker.contract import Headers, ImageInfo, Partition, Record, Scores, Verdict, overtakes, was_replaced
 from worker.crop import Pixels, View
 from worker.errors import Rejected, Unavailable
 from worker.examine.body import Body
@@ -103,7 +103,7 @@ class StoreTwin:
         self._answer()
         stored = {image_id: verdict.to_json() for image_id, verdict in self.verdicts.items()}
         for verdict, as_json in [
-            *verdicts,
+            *[one for one in verdicts if not was_replaced(stored.get(one[0].image_id), one[0])],
             *[one for one in late if not overtakes(stored.get(one[0].image_id), one[0])],
         ]:
             assert Verdict.model_validate_json(as_json) == verdict

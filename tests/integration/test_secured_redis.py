@@ -28,7 +28,8 @@ from tests.integration.secured import (
 )
 from tests.twins import scores
 from worker.clients import redis as redis_client
-from worker.clients.redis import ScoredImage, Store, connect
+from worker.clients.redis import ScoredImage, Store
+from worker.clients.redis_connect import connect
 from worker.clients.redis_scripts import Scripts
 from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict, overtakes
 from worker.errors import Unavailable
@@ -69,7 +70,7 @@ def image(number: int) -> ScoredImage:
     return ScoredImage(f"{number:064x}", f"id/{number}", "v1", scores(0.5), IMAGE)
 
 
-def parked_verdict(offset: int) -> tuple[Verdict, str]:
+def parked_verdict(offset: int, minute: int = 0) -> tuple[Verdict, str]:
     made = Verdict(
         verdict_id=uuid.uuid4(),
         image_id="parked",
@@ -81,7 +82,7 @@ def parked_verdict(offset: int) -> tuple[Verdict, str]:
         policy=PolicyRef(name="default", version="0123456789ab"),
         image=IMAGE,
         source="model",
-        decided_at="2026-11-21T12:00:00.000Z",
+        decided_at=f"2026-11-21T12:{minute:02}:00.000Z",
         timings_ms=Timings(queued=None, decode=None, infer=None, total=1.0),
         origin=Origin(topic="images.incoming", partition=0, offset=offset, uri=None),
     )
@@ -140,9 +141,47 @@ def test_nor_does_it_in_a_cluster(tmp_path):
         check_that_the_later_stays(store)
 
 
+def offset_of(store: Store) -> int:
+    return int(json.loads(store.verdict("parked")["json"])["origin"]["offset"])
+
+
+def test_a_call_that_hung_does_not_overwrite_what_the_next_owner_wrote(locked):
+    """A later record's verdict that was made later stays. Made before, it is replaced: records are judged again after a
+    rebalance, and a topic may be made anew. Others of the same call are written either way.
+    """
+    with closing(Store(by_tls(locked))) as store:
+        store.save([parked_verdict(5, minute=5)], [])
+        for own, stays in (((3, 4), 5), ((3, 5), 3), ((2, 9), 2), ((4, 1), 4)):
+            store.save([parked_verdict(*own)], [image(own[0])])
+            assert offset_of(store) == stays
+            assert store.latest_id(image(own[0]).sha256) is not None
+            store.save([parked_verdict(stays, minute=5)], [])
+
+
+def test_nor_where_it_arrives_between_two_steps(locked, monkeypatch):
+    """The look and the write are one step: what another worker writes in between is looked at."""
+    with closing(Store(by_tls(locked))) as ours, closing(Store(by_tls(locked))) as theirs:
+        ours._connected().delete(ours.verdict_key("parked"))
+        ours.save([parked_verdict(1)], [])
+        look, looks = ours._replaced, []
+
+        def replaced(verdicts: Any) -> set[str]:
+            """The real one, but after the first time the other worker is faster than our write."""
+            looks.append(look(verdicts))
+            if len(looks) == 1:
+                theirs.save([parked_verdict(9, minute=9)], [])
+            return looks[-1]
+
+        monkeypatch.setattr(ours, "_replaced", replaced)
+        ours.save([parked_verdict(3, minute=3)], [])
+        assert looks == [set(), {ours.verdict_key("parked")}]
+        assert offset_of(ours) == 9
+
+
 def test_a_later_record_that_is_judged_meanwhile_is_not_overwritten(locked, monkeypatch):
     """The retry topic may be another worker's than the images': its check and its write are one step."""
     with closing(Store(by_tls(locked))) as ours, closing(Store(by_tls(locked))) as theirs:
+        ours._connected().delete(ours.verdict_key("parked"))
         ours.save([parked_verdict(1)], [])
         checks = []
 

@@ -27,9 +27,6 @@ from worker.errors import Unavailable
 
 INCOMING, RETRY = "images.incoming", "images.retry"
 RIVAL = "rival"
-# From the callback's return to the first write of the new owner: it has to join, to fetch, to decode and to infer.
-# Longer than one call that was under way when the partition was revoked (worker/stages/publish.py).
-HAND_OVER_S = 0.6
 SESSION_S = 0.5
 EPOCH_MS = 1_795_262_400_000
 
@@ -58,7 +55,6 @@ class Broker:
         self.log: dict[TopicPartition, list[Record]] = {partition: [] for partition in self.partitions}
         self.committed: dict[TopicPartition, int] = {}
         self.owner: dict[TopicPartition, LibraryTwin | str | None] = dict.fromkeys(self.partitions)
-        self.free_at = dict.fromkeys(self.partitions, 0.0)
         self.members: list[LibraryTwin] = []
         self.lent: dict[TopicPartition, float] = {}  # to the rival, until then
         self.shift = 0
@@ -106,15 +102,14 @@ class Broker:
             return None
         return self.members[(partition.partition + self.shift) % len(self.members)]
 
-    def release(self, partition: TopicPartition, hand_over_s: float = HAND_OVER_S) -> None:
-        """Nobody owns it now; the next one may in a while."""
+    def release(self, partition: TopicPartition) -> None:
+        """Nobody owns it now; the next one may at once."""
         self.changed.fire()
         self.owner[partition] = None
-        self.free_at[partition] = self._world.hub.now + hand_over_s
 
     def may_take(self, partition: TopicPartition) -> bool:
         """Is it nobody's by now?"""
-        return self.owner[partition] is None and self._world.hub.now >= self.free_at[partition]
+        return self.owner[partition] is None
 
     def join(self, member: LibraryTwin) -> None:
         """A new member."""
@@ -128,7 +123,7 @@ class Broker:
             self.members.remove(member)
         for partition, owner in self.owner.items():
             if owner is member:
-                self.release(partition, 0.0)
+                self.release(partition)
 
     def expel(self, member: LibraryTwin) -> None:
         """The group believes that the member is dead; it does not know yet."""

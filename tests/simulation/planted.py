@@ -245,6 +245,11 @@ def lets_go_before_it_tries(self: Any, wait_s: float) -> None:
         self._accept(min(wait_s, 0.05))
 
 
+PLANTED["overwrites_what_the_next_owner_wrote"] = lambda: mock.patch(
+    "tests.simulation.servers.was_replaced", return_value=False
+)
+
+
 PLANTED["lets_a_parked_record_overwrite_a_later_one"] = lambda: mock.patch.object(_Draft, "was_parked", new=False)
 
 

@@ -10,11 +10,13 @@ import uuid
 
 from kafka import TopicPartition
 
+from tests.simulation.clock import EPOCH_S
 from tests.simulation.kafka import RIVAL, Broker
 from tests.simulation.plan import EXPECTED, Sent
 from tests.simulation.servers import RedisServer, TritonServer
 from tests.simulation.world import World
 from worker.clients.kafka_producer import Outgoing
+from worker.stages.decide import timestamp
 
 
 class Rival:
@@ -42,7 +44,7 @@ class Rival:
                     self._world.note("assigned", RIVAL, [partition])
                     self._judge(partition)
                 elif broker.owner[partition] == RIVAL and broker.wanted(partition) != RIVAL:
-                    broker.release(partition, 0.0)
+                    broker.release(partition)
 
     def _judge(self, partition: TopicPartition) -> None:
         """As many of the waiting records as chance wants, usually all."""
@@ -73,6 +75,7 @@ class Rival:
             "scores": {"linear": score, "knn": score / 2, "svm": score / 4},
             "model": {"version": version},
             "origin": {"offset": one.offset},
+            "decided_at": timestamp(EPOCH_S + self._world.hub.now),
         }
         as_json = json.dumps(document)
         self._redis.put(RIVAL, one.image_id, as_json)

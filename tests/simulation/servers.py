@@ -109,7 +109,8 @@ class StoreTwin(Twin):
 
         def write(share: float = 1.0) -> None:
             stored = self._redis.verdicts
-            held = [*verdicts, *[one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]]
+            held = [one for one in verdicts if not was_replaced(one, stored.get(one[0].image_id))]
+            held += [one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]
             for verdict, as_json in held[: int(len(held) * share + 0.5)]:
                 self._redis.put(self._process.name, verdict.image_id, as_json)
             for image in images:
@@ -132,6 +133,11 @@ class StoreTwin(Twin):
 def is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
     """Is what is stored about a later record? In the simulation an id has one partition."""
     return stored is not None and _offset(stored) > _offset(late[1])
+
+
+def was_replaced(own: tuple[Verdict, str], stored: str | None) -> bool:
+    """Is what is stored about a later record, and was it decided later too? Then the partition is another's."""
+    return is_overtaken(own, stored) and str(json.loads(stored or "{}")["decided_at"]) > own[0].decided_at
 
 
 def _offset(as_json: str) -> int:

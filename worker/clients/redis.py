@@ -1,4 +1,5 @@
-"""Redis: verdicts, the hash cache, and the queries on both. Beside redis_scripts.py the only file that imports redis.
+"""Redis: verdicts, the hash cache, and the queries on both. Beside redis_connect.py and redis_scripts.py the only
+file that imports redis.
 
 Every call raises Unavailable for whatever keeps the server from answering (down, loading, read-only, out of memory,
 wrong password): the caller waits. Writes go out as one pipeline, a transaction for each key where the deployment is
@@ -9,20 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.connection import parse_url
-from redis.exceptions import NoPermissionError, RedisClusterException, RedisError, ResponseError
-from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.exceptions import RedisClusterException, RedisError, ResponseError, WatchError
 
+from worker.clients.redis_connect import connect, explain
 from worker.contract import (
     DetectorScores,
     ImageInfo,
@@ -33,29 +28,17 @@ from worker.contract import (
     parse_cached_scores,
     parse_detector_scores,
     verdict_hash,
+    was_replaced,
 )
 from worker.errors import Unavailable
 from worker.evidence import Evidence, parse_cached_evidence
-from worker.settings import RedisSettings, variable
+from worker.settings import RedisSettings
 
 log = structlog.get_logger(__name__)
-# What a refusal says of the settings, the more telling first: OpenSSL's words and the server's.
-_SIGNS: dict[str, tuple[str, ...]] = {
-    "mismatch, certificate": ("url",),
-    "CERTIFICATE_VERIFY_FAILED": ("ssl_ca_path",),
-    "WRONG_VERSION_NUMBER": ("url",),
-    "ALERT": ("ssl_cert_path", "ssl_key_path"),
-    "EOF occurred in violation": ("ssl_cert_path", "ssl_key_path"),
-    "[SSL] PEM": ("ssl_cert_path", "ssl_key_path"),
-    "KEY_VALUES_MISMATCH": ("ssl_cert_path", "ssl_key_path"),
-    "username-password": ("username", "password", "url"),
-    "HELLO must be called with": ("username", "password", "url"),
-    "Authentication required": ("username", "password", "url"),
-}
-
 # Fields of a cached image beside those named by model versions; neighbours are a model version's, like scores.
 _IMAGE_FIELDS = ("format", "width", "height", "jpeg_quality", "frames", "reader", "evidence")
 _NEAREST = "nearest:"
+_TRIES = 5  # while others write the same keys
 _Write = tuple[str, dict[str, str], int]  # a key, its hash, and how many seconds it lives; 0 for ever
 
 
@@ -99,81 +82,6 @@ class ScoredImage:
     evidence: Evidence = field(default_factory=Evidence)
     reader: str = ""
     detectors: Sequence[DetectorScores] = ()
-
-
-def connect(settings: RedisSettings, timeout_ms: int) -> Any:
-    """A client of redis-py for this deployment; a cluster's connects at once. Raises what redis-py raises."""
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_ms / 1000,
-        "socket_connect_timeout": timeout_ms / 1000,
-        "decode_responses": True,
-        "encoding_errors": "replace",  # what is no UTF-8 was not written by us: it becomes unreadable, not an exception
-        # One policy of retries in one place: retry.py. (The client's own would multiply the deadline.)
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if settings.username:
-        options["username"] = settings.username
-    if settings.password:
-        options["password"] = settings.password.get_secret_value()
-    url = settings.url.get_secret_value()
-    if url.startswith("rediss://"):
-        for option, path in (
-            ("ssl_ca_certs", settings.ssl_ca_path),
-            ("ssl_certfile", settings.ssl_cert_path),
-            ("ssl_keyfile", settings.ssl_key_path),
-        ):
-            if path is not None:
-                options[option] = str(path)
-        options["ssl_password"] = ""  # without one OpenSSL asks the terminal for the password of a key that has one
-    if settings.mode == "cluster":
-        return redis.RedisCluster.from_url(url, **options)
-    if settings.mode == "sentinel":
-        return _sentinels(settings, options).master_for(settings.sentinel_service)
-    return redis.Redis.from_url(url, **options)
-
-
-def _sentinels(settings: RedisSettings, options: dict[str, Any]) -> Any:
-    """The sentinels are asked with the same deadline, retries and TLS as the master, with a password of their own."""
-    url = settings.url.get_secret_value()
-    parsed: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    master = options | {
-        name: value for name, value in parsed.items() if name not in {"host", "port", "connection_class"}
-    }
-    if url.startswith("rediss://"):
-        master["ssl"] = True
-    secret = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
-    asked = {name: value for name, value in master.items() if name not in {"db", "username", "password"}} | {
-        "password": secret
-    }
-    hosts = [
-        (host.strip("[]"), int(port)) for host, _, port in (sentinel.rpartition(":") for sentinel in settings.sentinels)
-    ]
-    sentinel: Any = Sentinel
-    return sentinel(hosts, sentinel_kwargs=asked, **master)
-
-
-def explain(settings: RedisSettings, error: BaseException) -> str:
-    """The error in one line, and the setting or permission that it points to."""
-    text = str(error)
-    names = {field: variable("redis", field) for field in RedisSettings.model_fields}
-    if isinstance(error, MasterNotFoundError):
-        # The client's text shows each sentinel's whole configuration; what it said stands behind it.
-        said = (
-            "; ".join(dict.fromkeys(re.findall(r"> - ([\w:]+(?:\(.*?\))?)(?=, <|$)", text)))
-            or "they watch no master of this name that is up"
-        )
-        suspects = ["sentinels", "sentinel_service", "sentinel_password", "url", "ssl_ca_path"]
-        return f"{settings.sentinel_service!r}: {said}: check {', '.join(names[suspect] for suspect in suspects)}"
-    for option in ("ssl_ca_path", "ssl_cert_path", "ssl_key_path"):
-        path = getattr(settings, option)
-        if path is not None and not os.access(path, os.R_OK):
-            return f"{names[option]}={path} is not there or cannot be read"
-    if isinstance(error, NoPermissionError):
-        return f"{text}: docs/deploy.md lists the permissions that the worker's user needs"
-    for sign, fields in _SIGNS.items():
-        if sign in text:
-            return f"{text} Check {', '.join(names[field] for field in fields)}"
-    return text
 
 
 class Store:
@@ -251,19 +159,35 @@ class Store:
     ) -> None:
         """Write verdicts (each with its JSON) and cache entries, with their lifetimes.
 
+        A verdict on a later record of the same id that was made after ours stays: a call that hung may arrive when its
+        partition has been another worker's for a while. (Not in a cluster, where a transaction cannot span slots.)
         `late`: verdicts on records that were parked; where a later record of the same id has been judged meanwhile,
         its verdict stays.
         """
-        writes = [self._verdict_write(verdict, as_json) for verdict, as_json in verdicts]
-        writes += [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
-        foreign = self._write(writes)
+        writes = [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
+        for left in reversed(range(_TRIES)):
+            ours = [self._verdict_write(verdict, as_json) for verdict, as_json in verdicts]
+            with self._unavailable(), self._connected().pipeline(transaction=self._atomic) as pipeline:
+                if ours and self._atomic:
+                    pipeline.watch(*[key for key, _, _ in ours])
+                    replaced = self._replaced(verdicts)
+                    ours = [write for write in ours if write[0] not in replaced]
+                    pipeline.multi()
+                try:
+                    foreign = _write(pipeline, [*ours, *writes])
+                    break
+                except WatchError:  # somebody has just written one of them: look again
+                    if not left:
+                        raise
+        writes += ours
         for verdict, as_json in late:
             if not self._write_unless_overtaken(verdict, as_json):
                 writes.append(self._verdict_write(verdict, as_json))
                 foreign.add(writes[-1][0])
         if foreign:
             log.warning("redis_key_replaced", keys=foreign, reason="a key under our prefix had another type")
-            self._write([write for write in writes if write[0] in foreign], replace=True)
+            with self._unavailable(), self._connected().pipeline(transaction=self._atomic) as pipeline:
+                _write(pipeline, [write for write in writes if write[0] in foreign], replace=True)
 
     def _verdict_write(self, verdict: Verdict, as_json: str) -> _Write:
         return self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl
@@ -290,28 +214,23 @@ class Store:
                 return False
         return True
 
-    def _write(self, writes: Sequence[_Write], *, replace: bool = False) -> set[str]:
-        """Returns the keys that hold another type than a hash."""
-        if not writes:
-            return set()
-        with self._unavailable():
-            pipeline = self._connected().pipeline(transaction=self._atomic)
-            owners: list[str] = []
-            for key, mapping, ttl_s in writes:
-                if replace:
-                    pipeline.delete(key)
-                    owners.append(key)
-                pipeline.hset(key, mapping=mapping)
-                pipeline.expire(key, ttl_s) if ttl_s else pipeline.persist(key)
-                owners += [key, key]
-            results = pipeline.execute(raise_on_error=False)
-        foreign = set()
-        for key, result in zip(owners, results, strict=True):
-            if isinstance(result, ResponseError) and str(result).startswith("WRONGTYPE"):
-                foreign.add(key)
-            elif isinstance(result, Exception):
-                raise Unavailable("redis", str(result)) from result
-        return foreign
+    def _replaced(self, verdicts: Sequence[tuple[Verdict, str]]) -> set[str]:
+        """Keys of those that are about an earlier record than what is stored, and older. What is stored is read whole
+        only where it is younger, which is rare.
+        """
+        own = {self.verdict_key(verdict.image_id): verdict for verdict, _ in verdicts}
+        decided = self._fields(list(own), "decided_at")
+        younger = [key for key, at in decided.items() if isinstance(at, str) and at > own[key].decided_at]
+        return {key for key, text in self._fields(younger, "json").items() if was_replaced(text, own[key])}
+
+    def _fields(self, keys: Sequence[str], name: str) -> dict[str, object]:
+        """A field of each hash; what is no hash answers with an error, which is handed on."""
+        if not keys:
+            return {}
+        pipeline = self._connected().pipeline(transaction=False)
+        for key in keys:
+            pipeline.hget(key, name)
+        return dict(zip(keys, pipeline.execute(raise_on_error=False), strict=True))
 
     def add_comparisons(self, model_name: str, comparisons: Sequence[dict[str, str]], max_items: int) -> None:
         """Append to the stream of a shadow model, which keeps about `max_items`."""
@@ -366,6 +285,27 @@ class Store:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+def _write(pipeline: Any, writes: Sequence[_Write], *, replace: bool = False) -> set[str]:
+    """Returns the keys that hold another type than a hash. Raises WatchError, Unavailable."""
+    if not writes:
+        return set()
+    owners: list[str] = []
+    for key, mapping, ttl_s in writes:
+        if replace:
+            pipeline.delete(key)
+            owners.append(key)
+        pipeline.hset(key, mapping=mapping)
+        pipeline.expire(key, ttl_s) if ttl_s else pipeline.persist(key)
+        owners += [key, key]
+    foreign = set()
+    for key, result in zip(owners, pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(result, ResponseError) and str(result).startswith("WRONGTYPE"):
+            foreign.add(key)
+        elif isinstance(result, Exception):
+            raise Unavailable("redis", str(result)) from result
+    return foreign
 
 
 def _image_hash(image: ScoredImage) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import RedisClusterException, RedisError
 
-from worker.clients.redis import connect, explain
+from worker.clients.redis_connect import connect, explain
 from worker.errors import Unavailable
 from worker.settings import RedisSettings
 
