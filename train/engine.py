@@ -302,7 +302,8 @@ class Loop:
         elif (first := self._first_probe) is not None and probe is not None and probe.is_paired_with(first):
             by, (low, high), _ = auc_difference(probe.labels, first.scores, probe.scores, probe.photographs)
             line |= {"gain": by, "gain_low": low, "gain_high": high}
-            said += f", {by:+.4f} [{low:+.4f}, {high:+.4f}] on the initialisation"
+            interval = f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else " (too few photographs for an interval)"
+            said += f", {by:+.4f}{interval} on the initialisation"
         line |= {"cosine": found.cosine, "rank": found.rank}
         self.folder.log("probe", progress.step, {name: value for name, value in line.items() if math.isfinite(value)})
         self.bar.note(said)

@@ -1,6 +1,7 @@
 """Training: exact resume, the run folder, data faults, early stop."""
 
 import errno
+import io
 import json
 import math
 import resource
@@ -9,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +23,7 @@ from train.data.folder import scan_folder
 from train.data.loader import PairDataset, StepSampler, collate
 from train.data.records import Key, Labelled
 from train.data.synthetic import write_synthetic_folder
-from train.embed import Embedded, linear_probe
+from train.embed import Embedded, Probe, linear_probe
 from train.engine import fit
 from train.recipe import RecipeError, Views, load_recipe
 from train.run_folder import RunFolder, read_metrics
@@ -165,6 +167,19 @@ def test_a_run_that_learnt_nothing_says_so(images: Path, tmp_path: Path, monkeyp
     result = fit(small(images, "optimisation.epochs=1"), tmp_path, console=QUIET)
     assert (result.initial_auc, result.best_auc, result.has_learnt) == (0.8, 0.8, False)
     assert read_metrics(tmp_path)[0]["kind"] == "probe"
+
+
+def test_a_gain_on_few_photographs_has_no_interval(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below thirty photographs of a class the line says so, instead of an interval of no numbers."""
+    labels = np.arange(20) % 2
+    probe = Probe(0.6, labels, np.random.default_rng(0).random(20), np.arange(20))
+    monkeypatch.setattr(engine, "linear_probe", lambda _: probe)
+    console = Console(record=True, width=300, file=io.StringIO())
+    fit(small(images, "optimisation.epochs=1"), tmp_path, console=console)
+    said = console.export_text()
+    assert "+0.0000 (too few photographs for an interval) on the initialisation" in said and "nan" not in said
 
 
 def test_training_stops_when_the_probe_does_not_gain(
