@@ -89,7 +89,7 @@ def test_installed_package_runs_outside_of_the_repository(wheel: Path, tmp_path:
     answer = run(
         "-c", "from train import recipe; print(recipe.load_recipe('smoke').training.batch_size, recipe.__file__)"
     )
-    assert answer.startswith("16 ") and str(tmp_path / "site") in answer
+    assert answer.startswith("32 ") and str(tmp_path / "site") in answer
     code = (
         "from pathlib import Path; from train import report; print(report._TEMPLATE.read_text()[:15], report.__file__)"
     )
