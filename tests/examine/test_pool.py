@@ -17,6 +17,7 @@ from tests.odd_images import encode, planted
 from tests.twins import wait_for
 from worker.clients.shared_memory import Regions
 from worker.errors import Rejected, SettingsError
+from worker.examine import crew
 from worker.examine.findings import Examined
 from worker.examine.pool import Pool
 from worker.settings import DecodeSettings, LimitSettings
@@ -184,6 +185,20 @@ def test_a_killed_idle_process_is_replaced(bench: Bench) -> None:
     os.kill(child, signal.SIGKILL)
     assert good(bench.examine({"b": plain(2)})) == {"b": 2}
     assert child not in bench.pool.pids
+
+
+def test_a_child_that_has_done_its_share_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decoders leak does not add up; nothing is lost, and no image pays with an attempt."""
+    monkeypatch.setattr(crew, "_RETIRE_JOBS", 2)
+    bench.examine({"a": plain(1)})
+    zygote, quick = bench.pool.pids[0], bench.pool._crew.idle("quick")
+    assert quick is not None
+    attempts = bench.metric("assay_decode_attempts_total", outcome="ok")
+    for number in range(7):
+        assert good(bench.examine({"a": plain(number), "b": plain(100 + number)})) == {"a": number, "b": 100 + number}
+    assert bench.metric("assay_decode_attempts_total", outcome="ok") == attempts + 14
+    assert bench.pool.pids[0] == zygote, "the process that starts them stays"
+    assert quick.pid not in bench.pool.pids
 
 
 def test_a_killed_zygote_costs_no_image_an_attempt(bench: Bench) -> None:

@@ -32,6 +32,7 @@ _NICE: Mapping[LaneName, int] = {"quick": 0, "slow": 3, "device": 0}
 _LOOK_S, _LOOKS = 0.05, 40
 _STEPS_PER_JOB = 3
 _RETIRE_S = 10.0
+_RETIRE_JOBS = 5_000  # what a decoder leaks for each image ends with its process: another is forked in milliseconds
 _START_BASE_MS, _START_MAX_MS = 200, 10_000
 _ANSWER_BYTES = 64
 _TROUBLE_S = 3.0  # a child that died is usually replaced in a moment
@@ -61,6 +62,7 @@ class Child:
     watch: Watch | None = None
     look_at: float = 0.0
     idle_since: float = 0.0
+    jobs: int = 0  # it has been given so far
     end: Death | None = None  # it has been told to end, for this
 
 
@@ -115,6 +117,9 @@ class Crew:
         """Start children of the lane up to `count`, as far as they can be started now."""
         if not self._warm or time.monotonic() < self._not_before:
             return
+        for child in self._of(lane):
+            if child.jobs >= _RETIRE_JOBS and child.ready and child.work is None and lane != "device":
+                self._retire(child, "it has done its share")
         for _ in range(count - len(self._of(lane))):
             self._fork(lane)
 
@@ -122,6 +127,7 @@ class Crew:
         """A job whose images are in the block. `limit_ms`: of each step; None: what the child allows itself."""
         child.work, child.used_bytes, child.limit_ms = work, used_bytes, limit_ms
         child.watch = Watch(child.pid)
+        child.jobs += 1
         child.look_at = time.monotonic() + _LOOK_S
         with contextlib.suppress(OSError):  # it has just died; that is told in a moment
             child.channel.send(job)
@@ -293,8 +299,12 @@ class Crew:
             if child.work is not None and now >= child.look_at and child.pid:
                 self._look(child, now)
             elif child.lane == "slow" and child.ready and child.work is None and now >= child.idle_since + _RETIRE_S:
-                child.end = Death("idle", "nothing to do")
-                child.channel.shutdown(socket.SHUT_WR)
+                self._retire(child, "nothing to do")
+
+    def _retire(self, child: Child, why: str) -> None:
+        """An idle child ends by itself."""
+        child.end = Death("idle", why)
+        child.channel.shutdown(socket.SHUT_WR)
 
     def _look(self, child: Child, now: float) -> None:
         assert child.watch is not None
