@@ -142,7 +142,10 @@ def maps(models: Sequence[Model], groups: Sequence[str]) -> Figure | None:
         axes.set_title(title, fontsize=10)
         axes.set(xticks=[], yticks=[])
     handles = {text: line for axes in panels[0] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    columns = 5 if panels.shape[1] > 1 else 3  # as many as the figure is wide enough for
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
     return figure
 
 

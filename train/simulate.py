@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from queue import Empty
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from train.data.images import DataError
 from train.data.loader import DrawnBatch, PairDataset, StepSampler, drawn_batches
 from train.data.reading import effective_sources
 from train.data.records import Key
@@ -29,6 +32,7 @@ from train.recipe import Recipe, load_recipe
 from train.transforms.views import Picture
 
 D3_RECORDS = 2_306_629
+LOOKED_AFTER_S = 2.0  # whether the ranks are still there
 IMAGE_BYTES = 4096  # read for an image; those of D3 have some 200,000
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 
@@ -65,7 +69,7 @@ class NoiseDataset(PairDataset):
 def simulate(plan: Simulated) -> dict[str, Any]:
     """Figures of all ranks: `memory_mib` (proportional set sizes at the last batch, all processes together),
     `descriptors` (of the process with the most), `sources_a_batch` (effective number of shards in a step of all ranks),
-    `restart_is_exact`, and seconds.
+    `restart_is_exact`, and seconds. Raises DataError where a rank dies.
     """
     with TemporaryDirectory(prefix="assay-simulate-") as scratch:
         began = time.perf_counter()
@@ -76,7 +80,7 @@ def simulate(plan: Simulated) -> dict[str, Any]:
         ranks = [context.Process(target=_rank, args=(plan, Path(scratch), rank, answers)) for rank in range(plan.ranks)]
         for process in ranks:
             process.start()
-        found = sorted((answers.get(timeout=1800) for _ in ranks), key=lambda one: int(one["rank"]))
+        found = sorted((_answer(answers, ranks) for _ in ranks), key=lambda one: int(one["rank"]))
         for process in ranks:
             process.join()
         began = time.perf_counter()
@@ -105,6 +109,22 @@ def simulate(plan: Simulated) -> dict[str, Any]:
             "first_batch_after_restart": round(max(one["restart_s"] for one in found), 1),
         },
     }
+
+
+def _answer(answers: Any, ranks: Sequence[Any]) -> dict[str, Any]:
+    """What the next rank found. Raises DataError, and ends the others, where one has died (of too little memory)."""
+    while True:
+        try:
+            return dict(answers.get(timeout=LOOKED_AFTER_S))
+        except Empty:
+            dead = [process.exitcode for process in ranks if process.exitcode]
+            if dead:
+                for process in ranks:
+                    process.terminate()
+                raise DataError(
+                    f"a simulated rank died (exit code {dead[0]}; -9 is out of memory): take a smaller --batch-size, "
+                    "or fewer --workers or --ranks"
+                ) from None
 
 
 def write_sparse_shards(folder: Path, plan: Simulated) -> None:

@@ -1,7 +1,13 @@
 """The simulated input side of a full run, at a size for tests: what it says is what is."""
 
+import os
+import time
+from multiprocessing import get_context
+
 import pytest
 
+from train import simulate as module
+from train.data.images import DataError
 from train.simulate import Simulated, simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -15,3 +21,16 @@ def test_a_small_simulation_of_a_full_run() -> None:
     assert 10 < found["sources_a_batch"] <= 30
     assert 0 < found["descriptors"] < 1024
     assert found["memory_mib"] > 0
+
+
+def test_a_rank_that_dies_ends_the_simulation() -> None:
+    """One that is killed answers nothing: it is told with what to change, and the others do not go on."""
+    context = get_context("spawn")
+    ranks = [context.Process(target=os._exit, args=(9,)), context.Process(target=time.sleep, args=(600,))]
+    for process in ranks:
+        process.start()
+    with pytest.raises(DataError, match=r"exit code 9.*--batch-size"):
+        module._answer(context.Queue(), ranks)
+    for process in ranks:
+        process.join(60)
+    assert all(process.exitcode for process in ranks)
