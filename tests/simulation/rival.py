@@ -74,7 +74,7 @@ class Rival:
             "sha256": one.sha256,
             "scores": {"linear": score, "knn": score / 2, "svm": score / 4},
             "model": {"version": version},
-            "origin": {"offset": one.offset},
+            "origin": {"partition": one.partition, "offset": one.offset},
             "decided_at": timestamp(EPOCH_S + self._world.hub.now),
         }
         as_json = json.dumps(document)

@@ -136,8 +136,16 @@ def is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
 
 
 def was_replaced(own: tuple[Verdict, str], stored: str | None) -> bool:
-    """Is what is stored about a later record, and was it decided later too? Then the partition is another's."""
-    return is_overtaken(own, stored) and str(json.loads(stored or "{}")["decided_at"]) > own[0].decided_at
+    """Is what is stored about a later record of its partition, decided later too? Then the partition is another's."""
+    if stored is None:
+        return False
+    there, origin = json.loads(stored), own[0].origin
+    return (
+        origin is not None
+        and there["origin"]["partition"] == origin.partition
+        and there["origin"]["offset"] > origin.offset
+        and there["decided_at"] > own[0].decided_at
+    )
 
 
 def _offset(as_json: str) -> int:
