@@ -20,6 +20,7 @@ from train.figures import PALETTE
 from triton_models.files import replacing
 from triton_models.weights import FAKE, HEADS, REAL
 from worker.policy import Otherwise, Rule, parse_policy
+from worker.policy.builtin import BEFORE_SCORES
 from worker.policy.calibration import Calibration, policy_toml, reference_distribution
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -68,10 +69,11 @@ def policy_text(name: str, sample: Sample, target: Target, chosen: Sequence[Chos
         **facts,
     )
     comment = (
-        f"At most {target.fpr:.4%} of real photographs are called fake, with {target.confidence:.2%} confidence: by "
-        f"`train.main calibrate`\non {sample.of(REAL)} real and {sample.of(FAKE)} generated photographs."
+        f"At most {target.fpr:.4%} of real photographs are called fake by their score, with {target.confidence:.2%} "
+        f"confidence: by\n`train.main calibrate` on {sample.of(REAL)} real and {sample.of(FAKE)} generated ones. "
+        "Rules 1 and 2 come before any score."
     )
-    text = policy_toml(name, rules(chosen, target.head), Otherwise(), calibration, comment)
+    text = policy_toml(name, [*BEFORE_SCORES, *rules(chosen, target.head)], Otherwise(), calibration, comment)
     parse_policy(text, "the policy that was made")
     return text
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from worker.policy.rules import Otherwise, Rule, RuleText
 
+BEFORE_SCORES = (  # of every policy that is written for somebody, too (`train.main calibrate`)
+    Rule(when='evidence.declared == "generated"', decision="fake"),
+    Rule(when="min(image.width, image.height) <= 128", decision="review", label="not_applicable"),
+)
 BUILT_IN = RuleText(
     name="default",
     rules=(
-        Rule(when='evidence.declared == "generated"', decision="fake"),
-        Rule(when="min(image.width, image.height) <= 128", decision="review", label="not_applicable"),
+        *BEFORE_SCORES,
         Rule(when="scores.linear >= 0.65", decision="fake"),
         Rule(when="scores.linear < 0.35", decision="real"),
     ),

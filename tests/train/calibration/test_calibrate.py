@@ -99,7 +99,7 @@ def test_slices_have_thresholds_of_their_own_and_hold_together(tmp_path: Path) -
         assert entry.fpr_upper <= 0.02 and entry.fake_from is not None
     assert apart[0].fake_from < apart[1].fake_from
     calibrate(whole, Asked(0.02), tmp_path / "policy.toml", by)
-    rules = tomllib.loads((tmp_path / "policy.toml").read_text())["rules"]
+    rules = tomllib.loads((tmp_path / "policy.toml").read_text())["rules"][2:]  # behind what precedes scores
     assert rules[0]["when"].startswith('image.format == "jpeg" && scores.linear >= ')
     load_policy(tmp_path / "policy.toml")
 
