@@ -1,5 +1,6 @@
 """AVIF, HEIC and JPEG XL: descriptions decide nothing, and nothing is turned."""
 
+import struct
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image, features
 
 from tests.examine.judged import crop_of, opened, rejected, shown
 from tests.odd_images import encode, exif, scene
+from worker.errors import Rejected
 from worker.examine import headers
+from worker.settings import LimitSettings
 
 PHOTO = scene(300, 260)
 has_heif = pytest.mark.skipif(
@@ -33,6 +36,34 @@ def test_damaged_exif_in_avif_decides_nothing():
     with pytest.raises(ValueError, match="Exif"):
         opened(damaged)
     np.testing.assert_array_equal(crop_of(damaged), crop_of(plain))
+
+
+def resized(data: bytes, width: int, height: int) -> bytes:
+    """The same file with another size in its `ispe` box."""
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
+@has_avif
+def test_a_size_beyond_its_decoder_is_told():
+    """What is beyond our limits is that, though the decoder refuses it for its own; what is not is named."""
+    data = encoded("AVIF")
+    for width, height in ((100_000, 100_000), (2**32 - 1, 1)):
+        huge = headers.peek(resized(data, width, height))
+        assert (huge.width, huge.height) == (width, height)
+        with pytest.raises(Rejected, match=f"too_many_pixels.*{width} x {height}"):
+            headers.check_limits(huge, LimitSettings())
+    assert "40000 x 1000 pixels, where the decoder of avif takes 32768" in rejected(resized(data, 40_000, 1000))
+    assert rejected(resized(data, 0, 0)).startswith("corrupt")
+
+
+@has_avif
+def test_bytes_that_are_missing_are_counted():
+    """A file that ends early is told so, in its header as in its picture."""
+    data = encoded("AVIF")
+    assert "1 bytes are missing" in rejected(data[:-1])
+    assert "bytes are missing" in rejected(data[: len(data) // 2])
+    assert "Missing or empty image item" in rejected(data.replace(b"pitm", b"xxxx"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

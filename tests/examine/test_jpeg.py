@@ -28,6 +28,10 @@ def inserted(data: bytes, *parts: bytes) -> bytes:
         segment(0xFE, b"") + b"\0" * 100_000,
         b"\xff\0" * 100_000,
         segment(0xFE, b"\xff\xda" * 300),
+        segment(0xE0, b"JFIF\0"),
+        segment(0xE0, b"JFIF\0\x01"),
+        segment(0xEE, b"Adobe"),
+        segment(0xEE, b"Adobe\0"),
         segment(0xE1, b"Exif\0\0MM\0*" + b"\xff" * 60),
         segment(0xE1, b"Exif\0\0garbage"),
         segment(0xE2, b"ICC_PROFILE\0"),
@@ -37,12 +41,45 @@ def inserted(data: bytes, *parts: bytes) -> bytes:
         segment(0xEB, b"\xff\xd8\xff\xda" * 50),
         segment(0xE5, b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01\x03"),
     ],
-    ids=["fill", "zeros", "stuffing", "comment", "exif", "exif2", "icc", "icc-parts", "mpf", "iptc", "scans", "frame"],
+    ids=[
+        "fill",
+        "zeros",
+        "stuffing",
+        "comment",
+        "jfif",
+        "jfif2",
+        "adobe",
+        "adobe2",
+        "exif",
+        "exif2",
+        "icc",
+        "icc-parts",
+        "mpf",
+        "iptc",
+        "scans",
+        "frame",
+    ],
 )
 @pytest.mark.parametrize("data", [PLAIN, PROGRESSIVE], ids=["baseline", "progressive"])
 def test_what_is_no_picture_decides_nothing(data, extra):
     """Fill bytes, junk and application segments of any kind leave the pixels as they are."""
     np.testing.assert_array_equal(crop_of(inserted(data, extra)), shown(opened(data)))
+
+
+def arithmetic(width: int, height: int) -> bytes:
+    """Grey and of one colour, with arithmetic coding (T.81, annex D); each block an empty interval of its own."""
+    table = segment(0xDB, b"\0" + b"\x08" * 64)
+    frame = segment(0xC9, struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\0")
+    scan = segment(0xDD, b"\0\x01") + segment(0xDA, b"\x01\x01\0\0\x3f\0")
+    blocks = -(-width // 8) * -(-height // 8)
+    restarts = b"".join(b"\xff" + bytes([0xD0 + number % 8]) for number in range(blocks - 1))
+    return b"\xff\xd8" + table + frame + scan + restarts + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (2048, 1100)])
+def test_arithmetic_coding_is_read_at_any_length(width, height):
+    """A JPEG of 1 kB and one of 70 kB, which libjpeg must have at once: in this coding it cannot wait for more."""
+    assert np.ptp(crop_of(arithmetic(width, height))) == 0
 
 
 @pytest.mark.parametrize("behind", [b"\xff\xda" * 500, b"\xff\xd8" + PROGRESSIVE * 9, bytes(range(256)) * 3000])

@@ -17,8 +17,9 @@ from PIL import Image
 from tests.examine.judged import decoded
 from tests.odd_images import odd_images
 from worker.errors import Rejected, RejectReason, SettingsError
-from worker.examine.body import Body
+from worker.examine.body import Body, cost
 from worker.examine.headers import check_limits, peek, read
+from worker.examine.picture import Picture
 from worker.examine.pixels import central_region, try_pillow
 from worker.settings import LimitSettings
 
@@ -249,4 +250,12 @@ def test_no_other_format_is_opened():
     """Bytes of another format than the header said are corrupt, though Pillow knows them."""
     picture = read(odd_images()["plain.gif"].data).picture
     outcome = try_pillow(dataclasses.replace(picture, data=odd_images()["plain.png"].data))
-    assert isinstance(outcome, Rejected) and "its decoder does not know it" in outcome.detail
+    assert isinstance(outcome, Rejected) and "not a GIF file" in outcome.detail
+
+
+def test_an_image_one_pixel_wide_is_known_to_take_memory_for_its_rows():
+    """What is reserved counts the rows too: there may be as many as pixels."""
+    wide, tall = (Picture("png", "PNG", *size, b"") for size in ((10_000, 10_000), (1, 100_000_000)))
+    more = cost(tall, by_dali=False).decoded_bytes - cost(wide, by_dali=False).decoded_bytes
+    assert more >= 8 * 99_990_000
+    assert cost(tall, by_dali=False).effort_ms == cost(wide, by_dali=False).effort_ms

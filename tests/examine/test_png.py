@@ -51,6 +51,17 @@ def test_metadata_decides_nothing(chunk, before):
     np.testing.assert_array_equal(crop_of(inserted(PLAIN, chunk, before=before)), shown(opened(PLAIN)))
 
 
+@pytest.mark.parametrize("palettes", [[], [b""], [bytes(100)], [bytes(771)], [bytes(192), bytes(192)]])
+def test_numbers_in_no_palette_are_no_pixels(palettes):
+    """Without a palette that holds no viewer shows anything; the numbers are not taken for grey."""
+    photo = scene(320, 280).quantize(64)
+    data = encode(photo, "PNG")
+    at = data.index(b"PLTE") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4])
+    changed = data[:at] + b"".join(png_chunk(b"PLTE", palette) for palette in palettes) + data[end:]
+    assert rejected(changed).startswith("corrupt") and "palette" in rejected(changed)
+
+
 def test_no_length_is_followed_that_the_file_does_not_have():
     """A chunk that claims 2 GB is cut to what is there before any decoder sees it, or refused."""
     at = PLAIN.index(b"IDAT") - 4

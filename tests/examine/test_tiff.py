@@ -101,6 +101,61 @@ def test_grey_of_12_bits_is_scaled():
     np.testing.assert_array_equal(crop_of(data), shown(Image.fromarray(GREY)))
 
 
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("alpha", [None, 0, 1, 2], ids=["rgb", "more", "premultiplied", "alpha"])
+def test_planes_one_behind_the_other(compression, order, bits, alpha):
+    """Red, green, blue and perhaps alpha in planes have the pixels that they have side by side, packed or not."""
+    import zlib
+
+    planes = np.moveaxis(np.asarray(PHOTO), -1, 0)
+    if alpha is not None:
+        planes = np.concatenate([planes, np.full_like(planes[:1], 255)])
+    size = planes[0].size * bits // 8
+    rows = (planes.astype(f"{order}u2") * 257 if bits == 16 else planes).tobytes()
+    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+    parts = [zlib.compress(part) for part in parts] if compression == 8 else parts
+    offsets = [8 + sum(map(len, parts[:number])) for number in range(len(parts))]
+    tags = picture(300, 260, bits=[bits] * len(parts), photometric=2, more=((284, 3, [2]),))
+    tags[3] = (259, 3, [compression])
+    tags += [(273, 4, offsets), (279, 4, [len(part) for part in parts])]
+    tags += [] if alpha is None else [(338, 3, [alpha])]
+    np.testing.assert_array_equal(crop_of(tiff(b"".join(parts), *tags, order=order)), shown(PHOTO))
+
+
+def test_grey_with_premultiplied_alpha():
+    """Grey that was multiplied by its alpha is judged as it was before."""
+    rows = np.stack([GREY, np.full_like(GREY, 255)], axis=-1).tobytes()
+    tags = picture(300, 260, bits=[8, 8], photometric=1, more=((338, 3, [1]),))
+    np.testing.assert_array_equal(crop_of(tiff(rows, *tags)), shown(Image.fromarray(GREY)))
+
+
+@pytest.mark.parametrize(("across", "down"), [(1, 1), (2, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_colours_that_pixels_share(across, down, compression):
+    """YCbCr with one pair of colours for several pixels is smaller than it looks, and whole; cut it is corrupt."""
+    import zlib
+
+    flat = np.asarray(Image.new("RGB", (320, 256), (200, 90, 40)).convert("YCbCr"))
+    unit = bytes([flat[0, 0, 0]] * (across * down) + [*flat[0, 0, 1:]])
+    rows = unit * (320 // across * 256 // down)
+    tags = picture(320, 256, bits=[8] * 3, photometric=6, more=((530, 3, [across, down]),))
+    tags[3] = (259, 3, [compression])
+    data = tiff(zlib.compress(rows) if compression == 8 else rows, *tags)
+    assert np.abs(crop_of(data).astype(int) - [200, 90, 40]).max() <= 2
+    beyond = tiff(rows[:-1000], *[tag for tag in tags if tag[0] != 259], (259, 3, [1]), (273, 4, [600]))
+    assert "rows reach beyond the file" in rejected(beyond)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
+def test_a_file_that_is_cut_by_a_byte_is_called_so(compression):
+    """Where lists or tables stand at the end, what is missing is named, not something else that is wrong then."""
+    data = encode(PHOTO, "TIFF", compression=compression)
+    assert crop_of(data).shape == (224, 224, 3)
+    assert "cut off" in rejected(data[:-1])
+
+
 @pytest.mark.parametrize(
     ("tags", "variant"),
     [
@@ -112,7 +167,9 @@ def test_grey_of_12_bits_is_scaled():
         (picture(16, 16, bits=[32] * 3, photometric=2, more=((339, 3, [3] * 3),)), "32 bits a sample, float"),
         (picture(16, 16, bits=[32] * 3, photometric=2), "32-32-32 bits"),
         (picture(16, 16, bits=[16, 16], photometric=1), "16-16 bits"),
-        (picture(16, 16, bits=[8], photometric=32803), "photometric 32803"),
+        (picture(16, 16, bits=[8], photometric=32803), "photometric 32803 (camera raw)"),
+        (picture(16, 16, bits=[16] * 3, photometric=8), "16-16-16 bits, integer, photometric 8 (CIE Lab)"),
+        (picture(16, 16, bits=[16, 16], photometric=1, more=((284, 3, [2]),)), "in planes"),
         ([*picture(16, 16, bits=[8], photometric=1)[:3], (259, 3, [34712]), (262, 3, [1])], "JPEG 2000"),
         ([*picture(16, 16, bits=[8], photometric=1)[:3], (259, 3, [777]), (262, 3, [1])], "number 777"),
     ],

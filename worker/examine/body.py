@@ -31,6 +31,8 @@ _PER_MEGAPIXEL = {
     "tiff": (40.0, 10.0),
     "avif": (80.0, 16.0),
 }
+# What Pillow keeps for a row beside its pixels; an image may be one pixel wide.
+_ROW_BYTES = 16
 _DEAREST = (100.0, 20.0)
 
 
@@ -54,7 +56,7 @@ def cost(picture: Picture, *, by_dali: bool) -> Cost:
     ms, size = _PER_MEGAPIXEL.get(picture.format, _DEAREST)
     if picture.format == "jpeg" and picture.passes > 1:
         ms, size = ms + 2.5 * picture.passes, 13
-    return Cost(1 + ms * megapixels + copies / 1e5, copies + int(size * 1e6 * megapixels))
+    return Cost(1 + ms * megapixels + copies / 1e5, copies + int(size * 1e6 * megapixels) + _ROW_BYTES * picture.height)
 
 
 class Body:

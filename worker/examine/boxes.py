@@ -6,6 +6,7 @@ both become a rotation by nothing. No byte moves, and the offsets in the file st
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 AVIF_BRANDS = (b"avif", b"avis")
@@ -37,6 +38,34 @@ def plain(data: bytes) -> bytes:
         for place in _turns(data, start, end):
             changed[place : place + 5] = b"irot\0"
     return bytes(changed)
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """The largest picture that the properties speak of (`ispe`: ISO 23008-12, 6.5.3), width and height; 0, 0: none."""
+    found = [(0, 0)]
+    for meta in inside(data, b"meta", 0, len(data), 4):
+        for outer in inside(data, b"iprp", *meta, 0):
+            for inner in inside(data, b"ipco", *outer, 0):
+                for first, last in inside(data, b"ispe", *inner, 4):
+                    if last - first >= 8:
+                        width, height = struct.unpack_from(">II", data, first)
+                        found.append((width, height))
+    return max(found, key=lambda pair: pair[0] * pair[1])
+
+
+def missing(data: bytes) -> int:
+    """Bytes that the last box on the outermost level claims and the file does not have."""
+    start = 0
+    for _ in range(MAX_BOXES):
+        if start + 8 > len(data):
+            break
+        length = int.from_bytes(data[start : start + 4])
+        if length == 1:
+            length = int.from_bytes(data[start + 8 : start + 16])
+        if length < 8:
+            return 0
+        start += length
+    return max(start - len(data), 0)
 
 
 def _turns(data: bytes, start: int, end: int) -> Iterator[int]:

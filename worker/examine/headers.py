@@ -20,8 +20,8 @@ from PIL import Image
 
 from worker.contract import ImageInfo
 from worker.errors import Rejected, RejectReason
-from worker.examine import bmp, boxes, gif, jpeg, jxl, png, tiff, webp
-from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
+from worker.examine import bmp, boxes, gif, jpeg, jxl, others, png, tiff, webp
+from worker.examine.picture import Picture, corrupt, reason_of, unsupported
 from worker.settings import LimitSettings
 
 # Pillow's own guard knows one number for all and would refuse images below our limits; check_limits() stands before
@@ -35,6 +35,11 @@ logging.getLogger("PIL").propagate = False
 
 # Format -> Pillow's name of it and the package that brings it; worker[heif] installs both.
 _PLUGINS = {"heic": ("HEIF", "pillow_heif", "HEIC"), "jxl": ("JXL", "pillow_jxl", "JPEG XL")}
+
+
+# What libavif and libheif take at most.
+_MAX_SIDE_PX = 32_768
+_MAX_DECODER_PX = 16_384 * 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,9 @@ def _read(data: bytes) -> Picture:
         raise Rejected(RejectReason.EMPTY, "no bytes", stage="intake")
     name = _sniff(data)
     if name is None:
-        raise unsupported(f"begins with {data[:12]!r}: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF")
+        seen = others.name(data)
+        seems = f", which looks like {seen}" if seen else ""
+        raise unsupported(f"begins with {data[:12]!r}{seems}: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF")
     try:
         return _READERS[name](data)
     except (IndexError, ValueError, OverflowError, struct.error):
@@ -137,8 +144,21 @@ def _by_decoder(data: bytes, name: str, opener: str) -> Picture:
     except MemoryError:
         raise corrupt(f"the {name} header asks for more memory than there is") from None
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
-        raise corrupt(f"the {name} header cannot be read ({plain_reason(error)})") from None
+        return _without_decoder(hidden, name, opener, error)
     return Picture(name, opener, width, height, hidden, frames=frames)
+
+
+def _without_decoder(data: bytes, name: str, opener: str, error: Exception) -> Picture:
+    """A picture of the size that the boxes claim, where its decoder says nothing for it is too large; else Rejected."""
+    width, height = boxes.size(data)
+    if max(width, height) > _MAX_SIDE_PX or width * height > _MAX_DECODER_PX:
+        if width * height <= _MAX_DECODER_PX:
+            raise unsupported(f"{width} x {height} pixels, where the decoder of {name} takes {_MAX_SIDE_PX} a side")
+        return Picture(name, opener, width, height, data)
+    missing = boxes.missing(data)
+    if missing:
+        raise corrupt(f"the {name} is cut off: {missing} bytes are missing")
+    raise corrupt(f"the {name} header cannot be read ({reason_of(error, data, opener)})")
 
 
 def _read_avif(data: bytes) -> Picture:

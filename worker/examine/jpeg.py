@@ -36,6 +36,8 @@ _OTHER_FRAMES = {
     0xDE: "hierarchical",
     0xF7: "JPEG-LS",
 }
+# Application segments that say what the components are: their names, and their sizes in bytes at least.
+_NAMED = {_APP0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
 _KEPT = frozenset({0xC4, 0xCC, _DQT, 0xDD, _COM})
 _WITH_LENGTH = _KEPT | _FRAMES | {0xDC, *range(0xE0, 0xF0)}
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -129,13 +131,15 @@ def _take(headers: _Headers, marker: int, body: bytes) -> None:
         _take_frame(headers, marker, body)
     elif marker == _DQT:
         headers.tables |= dict(_quantisation_tables(body))
-    elif not (
-        marker in _KEPT
-        or (marker == _APP0 and body.startswith(b"JFIF\0"))
-        or (marker == _APP14 and body.startswith(b"Adobe"))
-    ):
+    elif not (marker in _KEPT or (marker in _NAMED and _is_whole(marker, body))):
         return
     headers.kept.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
+
+
+def _is_whole(marker: int, body: bytes) -> bool:
+    """Whether libjpeg heeds it: one that is cut short says nothing there, and is an error to Pillow."""
+    name, size = _NAMED[marker]
+    return body.startswith(name) and len(body) >= size
 
 
 def _take_frame(headers: _Headers, marker: int, body: bytes) -> None:

@@ -7,10 +7,11 @@ judged, and no decoder meets a size, a format or a chunk that was not checked.
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from worker.errors import Rejected, RejectReason
 
@@ -23,6 +24,7 @@ class Picture:
     of the whole image, in pixels; `box`: left, top, width, height of what `data` holds of it, None for all.
     `exact`: DALI is known to accept `data` if and only if Pillow does, with the same pixels. `passes`: how often the
     decoder walks over the pixels. `bits`: of a sample, where they are more than 8; `inverted`: 0 is white in such.
+    `by_libtiff`: a TIFF whose rows Pillow takes for others where they are not packed; libtiff reads them.
     """
 
     format: str
@@ -37,6 +39,7 @@ class Picture:
     passes: int = 1
     bits: int = 8
     inverted: bool = False
+    by_libtiff: bool = False
 
     @property
     def inner(self) -> tuple[int, int, int, int]:
@@ -61,4 +64,14 @@ def plain_reason(error: Exception) -> str:
     """What a decoder said, the same for the same bytes: without objects' addresses, at most 200 characters."""
     if isinstance(error, UnidentifiedImageError):
         return "its decoder does not know it"
-    return _ADDRESS.sub("", f"{type(error).__name__}: {error}")[:200]
+    return " ".join(_ADDRESS.sub("", f"{type(error).__name__}: {error}").split())[:200]
+
+
+def reason_of(error: Exception, data: bytes, opener: str) -> str:
+    """The same, and where Pillow says only that it does not know an image: what made its reader give up."""
+    if isinstance(error, UnidentifiedImageError) and opener in Image.OPEN:
+        try:
+            Image.OPEN[opener][0](io.BytesIO(data), "")
+        except Exception as inner:  # noqa: BLE001 - whatever its reader raises is the reason
+            return plain_reason(inner)
+    return plain_reason(error)

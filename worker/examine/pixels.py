@@ -15,12 +15,12 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from worker.crop import CROP_PX, Pixels
 from worker.errors import Rejected, RejectReason, SettingsError
-from worker.examine import rle, tiff, webp
-from worker.examine.picture import Picture, corrupt, plain_reason, unsupported
+from worker.examine import boxes, rle, tiff, webp
+from worker.examine.picture import Picture, corrupt, reason_of, unsupported
 
 Part = tuple[int, int, int, int]  # left, top, width, height
 
@@ -43,9 +43,12 @@ def decode_with_pillow(picture: Picture, part: Part | None = None) -> Pixels:
     if picture.format == "webp":
         return webp.region(picture, left, top, width, height)
     inner_left, inner_top, inner_width, inner_height = picture.inner
+    TiffImagePlugin.READ_LIBTIFF = picture.by_libtiff
     with Image.open(io.BytesIO(picture.data), formats=[picture.opener]) as image:
         if image.size != (inner_width, inner_height):
             raise corrupt(f"opens as {image.size[0]} x {image.size[1]} pixels; its header was read as other")
+        # At once: libjpeg's arithmetic decoder cannot wait in the middle for the next 64 KiB.
+        image.decodermaxblock = max(image.decodermaxblock, len(picture.data))
         x0, y0 = max(left, inner_left), max(top, inner_top)
         x1 = max(min(left + width, inner_left + inner_width), x0)
         y1 = max(min(top + height, inner_top + inner_height), y0)
@@ -62,6 +65,8 @@ def _rgb(part: Image.Image, picture: Picture) -> Pixels:
     """uint8 [H, W, 3]; grey of more than 8 bits by its upper eight, as Pillow has it for colour."""
     if part.mode in ("I", "F"):
         raise unsupported(f"{'integer' if part.mode == 'I' else 'float'} grey of 32 bits a sample")
+    if part.mode == "La":  # which Pillow converts to LA alone
+        part = part.convert("LA")
     if not part.mode.startswith("I;16"):
         return np.asarray(part.convert("RGB"))
     grey = np.asarray(part).astype(np.uint16)
@@ -133,14 +138,21 @@ def try_pillow(picture: Picture, part: Part | None = None) -> Pixels | Rejected:
     except Rejected as rejected:
         return Rejected(rejected.reason, rejected.detail, stage="decode")
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise whatever their parsing runs into
-        return _unread_tiff(picture, error) or _failed(f"cannot be decoded: {plain_reason(error)}")
+        return _unread_tiff(picture, error) or _failed(f"cannot be decoded: {_reason(picture, error)}")
+
+
+def _reason(picture: Picture, error: Exception) -> str:
+    missing = boxes.missing(picture.data) if picture.format in ("avif", "heic") else 0
+    if picture.format == "jxl":
+        return "its decoder gave up"  # in its own words: to build it anew and see
+    return f"{missing} bytes are missing" if missing else reason_of(error, picture.data, picture.opener)
 
 
 def _unread_tiff(picture: Picture, error: Exception) -> Rejected | None:
     """A TIFF that is whole, of samples or a packing that Pillow does not know: its reader found all in order."""
     if picture.format != "tiff":
         return None
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError) or any(words in str(error) for words in _NO_SUCH_MODE):
         detail = f"a TIFF of a kind that is not read: {tiff.variant(picture.data)}"
         return Rejected(RejectReason.UNSUPPORTED_FORMAT, detail, stage="decode")
     codec = tiff.optional_codec(picture.data)
@@ -148,6 +160,10 @@ def _unread_tiff(picture: Picture, error: Exception) -> Rejected | None:
         detail = f"a TIFF packed as {codec}, which this build of libtiff does not read"
         return Rejected(RejectReason.UNSUPPORTED_FORMAT, detail, stage="decode")
     return None
+
+
+# What Pillow says of samples that it can name and not unpack or convert.
+_NO_SUCH_MODE = ("unknown raw mode", "conversion from")
 
 
 @cache

@@ -24,6 +24,7 @@ class _Chunks:
     """What was found: `default` is the picture of old readers, `first` that of the animation where it is another."""
 
     palette: bytes = b""
+    palettes: int = 0
     default: list[bytes] = field(default_factory=list)
     whole: bool = True  # no piece of the picture reaches beyond the file
     animations: int = 0
@@ -47,6 +48,8 @@ def read(data: bytes) -> Picture:
     if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]):
         raise corrupt("the png header has a wrong checksum")
     chunks = _walk(data, (width, height))
+    if colour == _PALETTE:
+        _check_palette(chunks)
     body, box, size = b"".join(chunks.default), None, (width, height)
     if chunks.hidden and chunks.first:
         _, w, h, left, top = chunks.control
@@ -95,12 +98,21 @@ def _walk(data: bytes, size: tuple[int, int]) -> _Chunks:
     return found
 
 
+def _check_palette(found: _Chunks) -> None:
+    """Without one that holds no viewer shows anything (11.2.2), while a decoder may take grey in its place."""
+    if found.palettes != 1:
+        raise corrupt(f"a png with {found.palettes or 'no'} palettes, whose pixels are numbers in one")
+    if len(found.palette) % 3 or not 3 <= len(found.palette) <= 768:
+        raise corrupt(f"a png with a palette of {len(found.palette)} bytes, where 3 to 768 in threes are right")
+
+
 def _take_early(found: _Chunks, kind: bytes, body: bytes) -> None:
     """A chunk before the picture; `body` with its checksum."""
     if kind == b"PLTE":
         if zlib.crc32(kind + body[:-4]) != int.from_bytes(body[-4:]):
             raise corrupt("the png palette has a wrong checksum")
         found.palette = body[:-4]
+        found.palettes += 1
     elif kind == b"acTL" and len(body) >= 12:
         found.animations += 1
         found.hidden = found.animations == 1 and int.from_bytes(body[:4]) > 0 and not found.controls

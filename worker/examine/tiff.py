@@ -26,18 +26,44 @@ _MAX_SPARE_TILE_PX = 1 << 24
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
-_EXTRA, _SAMPLE_FORMAT = 338, 339
+_EXTRA, _SAMPLE_FORMAT, _YCBCR_SUBSAMPLING = 338, 339, 530
+_COLOURS, _JPEG_TABLES = 320, 347
+# No picture without these; a type of our own says that a value is not in the file.
+_NEEDED = (_STRIPS, _TILES, _COLOURS, _JPEG_TABLES)
+_CUT_OFF = 0
 # Beside these: fill order, fax options, predictor, colour map, JPEG tables, YCbCr, old-style JPEG.
 _FURTHER = (266, 292, 293, 317, 320, 332, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532)
 _LONG_LISTS = (_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES)
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8"}
 _BYTES_EACH = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _READ = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 50001}
-_NAMES = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"}
+_NAMES = {
+    34661: "JBIG",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
 # What libtiff reads only where it was built with it.
 OPTIONAL_COMPRESSIONS = {34925: "lzma", 50000: "zstd", 50001: "webp"}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _YCBCR = 0, 1, 6
 _JPEGS = (6, 7)
+_PHOTOMETRICS = {
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE Lab",
+    9: "ICC Lab",
+    10: "ITU Lab",
+    32803: "camera raw",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "camera raw",
+}
 _FORMATS = {1: "integer", 2: "signed integer", 3: "float", 5: "complex integer", 6: "complex float"}
 
 Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, value in the file's byte order
@@ -73,7 +99,8 @@ def read(data: bytes) -> Picture:
         raise unsupported(f"a TIFF of {bits[0]} bits a sample, {_FORMATS.get(sample_format, 'unknown format')}")
     wide = grey and bits[0] > 8
     inverted = wide and photometric == _WHITE_IS_ZERO
-    kept = {tag: tags[tag] for tag in tags if tag in _KEPT}
+    _check_whole(tags)
+    kept = {tag: tags[tag] for tag in tags if tag in _KEPT and tags[tag][0] != _CUT_OFF}
     if inverted:
         kept[_PHOTOMETRIC] = _short(form, _BLACK_IS_ZERO)
     _lay_out(data, form, kept, width, height)
@@ -86,7 +113,15 @@ def read(data: bytes) -> Picture:
         frames=pages,
         bits=bits[0] if wide else 8,
         inverted=inverted,
+        by_libtiff=_one(form, kept, _PLANAR, 1) == 2 or photometric == _YCBCR,
     )
+
+
+def _check_whole(tags: Tags) -> None:
+    """What no picture can be had without is in the file."""
+    for tag in _NEEDED:
+        if tag in tags and tags[tag][0] == _CUT_OFF:
+            raise corrupt(f"a tiff that is cut off: its tag {tag} reaches beyond the file")
 
 
 _KEPT = frozenset(
@@ -109,7 +144,9 @@ def variant(data: bytes) -> str:
     tags, _ = _choose(data, form)
     bits, sample_format, photometric = _samples(form, tags)
     each = "-".join(str(bit) for bit in bits)
-    return f"{each} bits, {_FORMATS.get(sample_format, 'unknown format')}, photometric {photometric}"
+    spoken = f" ({_PHOTOMETRICS[photometric]})" if photometric in _PHOTOMETRICS else ""
+    layout = ", in planes" if _one(form, tags, _PLANAR, 1) == 2 else ""
+    return f"{each} bits, {_FORMATS.get(sample_format, 'unknown format')}, photometric {photometric}{spoken}{layout}"
 
 
 def _form(data: bytes) -> _Form:
@@ -165,20 +202,20 @@ def _directory(data: bytes, form: _Form, position: int) -> tuple[Tags, int] | No
     for line in entries[_LOOKED_AT[entries["tag"]]][:256]:
         tag, kind, many = int(line["tag"]), int(line["type"]), int(line["count"])
         value = _value(data, form, kind, many, line["value"].tobytes())
-        if value and tag not in tags:
-            tags[tag] = (kind, many, value)
+        if tag not in tags and (value or kind in _BYTES_EACH):
+            tags[tag] = (kind, many, value) if value else (_CUT_OFF, 0, b"")
     end = start + count * entry.itemsize
     following_at = following.unpack_from(data, end)[0] if end + following.size <= len(data) else 0
     return tags, following_at
 
 
 def _value(data: bytes, form: _Form, kind: int, count: int, inline: bytes) -> bytes | None:
-    """A tag's value; None where its type is unknown or it reaches beyond the file."""
+    """A tag's value, never empty; None where its type is unknown or it reaches beyond the file."""
     size = _BYTES_EACH.get(kind, 0) * count
     if size <= len(inline):
         return inline[:size] or None
     offset = int(struct.unpack(f"{form.order}{'Q' if form.big else 'I'}", inline)[0])
-    return data[offset : offset + size] if offset + size <= len(data) else None
+    return data[offset : offset + size] if 0 < size <= len(data) - offset else None
 
 
 def _integers(form: _Form, tags: Tags, tag: int) -> Offsets:
@@ -238,12 +275,25 @@ def _check_rows(data: bytes, form: _Form, kept: Tags, block: tuple[int, int], he
     """Rows that are not packed are all there, before a buffer for all of them is made."""
     bits = _samples(form, kept)[0]
     planar = _one(form, kept, _PLANAR, 1) == 2
+    across, down = _subsampling(form, kept)
     row_bytes = (block[0] * (bits[0] if planar else sum(bits)) + 7) // 8
+    if (across, down) != (1, 1):  # so many brightnesses with two colours, or planes of two sizes
+        row_bytes = 0 if planar else -(-block[0] // across) * (across * down + 2)
     offsets = _integers(form, kept, _STRIPS)
     in_plane = np.arange(len(offsets), dtype=np.int64) % -(-height // block[1])
-    rows = np.minimum(block[1], height - in_plane * block[1])
+    rows = -(-np.minimum(block[1], height - in_plane * block[1]) // down)
     if (row_bytes * rows > len(data) - offsets).any():
         raise corrupt("a tiff whose rows reach beyond the file")
+
+
+def _subsampling(form: _Form, kept: Tags) -> tuple[int, int]:
+    """Pixels that share a colour, across and down; (1, 1) where it is not YCbCr."""
+    if _samples(form, kept)[2] != _YCBCR:
+        return 1, 1
+    found = [int(factor) for factor in _integers(form, kept, _YCBCR_SUBSAMPLING)[:2]] or [2, 2]
+    if len(found) != 2 or not all(factor in (1, 2, 4) for factor in found):
+        raise corrupt(f"the tiff header says {' x '.join(map(str, found))} pixels to a colour")
+    return found[0], found[1]
 
 
 def _shortened(form: _Form, kept: Tags, tag: int, needed: int) -> tuple[int, int, bytes]:
