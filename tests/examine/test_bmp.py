@@ -129,6 +129,8 @@ def test_a_picture_of_lines_without_end_is_done_in_steps(rows):
         (bmp(9, 9, bytes(400), bits=32, packing=3, header=56), "32 bits with the masks"[:7]),
         (bmp(9, 9, bytes(400), bits=16, packing=3, header=52), "16 bits with the masks"),
         (bmp(9, 9, bytes(400), header=200), "a header of 200 bytes"),
+        (bmp(16, 16, bytes(999), bits=24, packing=4, header=64), "OS/2, run-length in 24 bits"),
+        (bmp(16, 16, bytes(999), bits=1, packing=3, header=64), "OS/2, packed by Huffman's code"),
     ],
 )
 def test_a_variant_that_is_not_read_is_named(data, variant):
@@ -136,6 +138,19 @@ def test_a_variant_that_is_not_read_is_named(data, variant):
     if data[28] == 32 and not any(data[54:70]):
         data = data[:54] + struct.pack("<4I", 0x3FF, 0xFFC00, 0x3FF00000, 0xC0000000) + data[70:]
     assert rejected(data).startswith("unsupported_format") and variant in rejected(data)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("offset", [True, False])
+def test_more_colours_than_their_numbers_reach(bits, offset):
+    """A palette that is too long is read as far as it counts, wherever the rows are said to begin."""
+    row = np.tile(np.arange(256, dtype=np.uint8), 300 * bits // 256 + 2)[: (300 * bits + 31) // 32 * 4].tobytes()
+    data = bmp(300, 260, row * 260, bits=bits, packing=0)
+    rows_at, colours = 54 + (4 << bits), (1 << bits) + 40
+    begins = rows_at + 160 if offset else 0
+    longer = data[:10] + struct.pack("<I", begins) + data[14:46] + struct.pack("<I", colours)
+    longer += data[50:rows_at] + bytes(160) + data[rows_at:]
+    np.testing.assert_array_equal(crop_of(longer), shown(opened(data)))
 
 
 def test_rows_that_are_not_there_are_found_before_memory_is_taken():

@@ -58,3 +58,25 @@ def test_a_picture_that_is_cut_off_is_corrupt(data, cut):
     end = next(at for kind in (b"VP8 ", b"VP8L") if (at := data.rfind(kind)) > 0)
     end += 8 + struct.unpack_from("<I", data, end + 4)[0]
     assert rejected(data[: end - cut]).startswith("corrupt")
+
+
+FRAME = chunks(ANIMATED)[2][1]
+SHORT = FRAME[:34] + b"\xff" * (len(FRAME) - 34)  # its size is whole, and nothing behind it
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (
+            riff((b"VP8X", bytes(4) + b"\x7f\2\0\x2f\2\0"), chunks(LOSSY)[0]),
+            "canvas is 640 x 560 pixels, and its picture",
+        ),
+        (riff((b"VP8X", b"\2" + bytes(3) + b"\x3f\1\0\x17\1\0"), chunks(LOSSY)[0]), "without a whole picture"),
+        (riff(*[one for one in chunks(ANIMATED) if one[0] != b"ANIM"]), "chunks do not fit together"),
+        (riff(*chunks(ANIMATED)[:2], (b"ANMF", SHORT)), "first frame cannot be decoded"),
+    ],
+    ids=["canvas", "frames", "order", "frame"],
+)
+def test_what_is_wrong_with_a_file_is_said(data, why):
+    """Where its decoder only says that it does not begin, the chunks say why."""
+    assert rejected(data).startswith("corrupt") and why in rejected(data)

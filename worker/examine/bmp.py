@@ -16,6 +16,7 @@ _CORE_HEADER = 12
 _HEADERS = (_CORE_HEADER, 40, 52, 56, 64, 108, 124)
 _DEPTHS = (1, 4, 8, 16, 24, 32)
 _OTHER_PACKINGS = {4: "a JPEG", 5: "a PNG", 6: "bit fields with alpha (6)", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
+_OS2_HEADER, _OS2_PACKINGS = 64, {3: "packed by Huffman's code", 4: "run-length in 24 bits"}
 # Red, green, blue (and alpha for 32 bits): what Pillow has unpackers for.
 _MASKS_16 = ((0xF800, 0x7E0, 0x1F), (0x7C00, 0x3E0, 0x1F))
 _MASKS_24 = ((0xFF0000, 0xFF00, 0xFF),)
@@ -55,7 +56,14 @@ def read(data: bytes) -> Picture:
         # Judged before a buffer for all of them is made.
         if layout.offset + stride * (layout.height - 1) + row > len(data):
             raise corrupt(f"a bmp of {len(data)} bytes says {layout.width} x {layout.height} pixels")
+        if len(layout.palette) > layout.entry_bytes << layout.bits:
+            data = _with_fewer_colours(data, layout)
     return Picture("bmp", "" if packed else "BMP", layout.width, layout.height, data)
+
+
+def _with_fewer_colours(data: bytes, layout: Layout) -> bytes:
+    """The same rows with no more colours than their numbers reach, where the header says more."""
+    return data[:10] + struct.pack("<I", layout.offset) + data[14:46] + struct.pack("<I", 1 << layout.bits) + data[50:]
 
 
 def read_layout(data: bytes) -> Layout:
@@ -89,6 +97,8 @@ def read_layout(data: bytes) -> Layout:
 
 
 def _check_kind(data: bytes, header: int, bits: int, packing: int) -> None:
+    if header == _OS2_HEADER and packing in _OS2_PACKINGS:
+        raise unsupported(f"a BMP of OS/2, {_OS2_PACKINGS[packing]}")
     if packing in _OTHER_PACKINGS or packing > _BITFIELDS:
         raise unsupported(f"a BMP that holds {_OTHER_PACKINGS.get(packing, f'an unknown packing ({packing})')}")
     if bits not in _DEPTHS:

@@ -25,6 +25,8 @@ def read(data: bytes) -> Picture:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     head = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     position, control, plain, blocks = _to_picture(data, head, 0)
+    if blocks >= MAX_BLOCKS:
+        raise corrupt(f"a gif of more than {MAX_BLOCKS} blocks before its first picture")
     if position + 10 > len(data):
         raise corrupt("a gif without a picture")
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import _webp
 
 from worker.crop import Pixels
+from worker.errors import Rejected
 from worker.examine.picture import Picture, corrupt
 
 # 25 MB could hold three million; walking over these takes 0.1 s.
 MAX_CHUNKS = 100_000
+_HEADER_BYTES = 30  # of a file with a canvas: RIFF and VP8X
 _ALPHA, _ANIMATION = 0x10, 0x02
 _PICTURES = (b"VP8 ", b"VP8L")
 
@@ -26,13 +28,13 @@ def read(data: bytes) -> Picture:
         body = _body(data, 12)
         width, height = _size(kind, body)
         return Picture("webp", "WEBP", width, height, _riff([(kind, body)]))
-    if kind != b"VP8X" or len(data) < 30:
+    if kind != b"VP8X" or len(data) < _HEADER_BYTES:
         raise corrupt("the webp header cannot be read")
     flags, width, height = data[20], _int24(data, 24) + 1, _int24(data, 27) + 1
     chunks, frames = _first_frame(data, animated=bool(flags & _ANIMATION))
     if not chunks:
         # The size stands: an image beyond the limits is that, whatever else is wrong with it.
-        return Picture("webp", "WEBP", width, height, data[:30])
+        return Picture("webp", "WEBP", width, height, data[:_HEADER_BYTES])
     flags &= _ALPHA | _ANIMATION
     header = bytes([flags, 0, 0, 0]) + data[24:30]
     return Picture("webp", "WEBP", width, height, _riff([(b"VP8X", header), *chunks]), frames=frames)
@@ -44,15 +46,37 @@ def region(picture: Picture, left: int, top: int, width: int, height: int) -> Pi
     By Pillow's own decoder object: its image class copies the whole canvas twice more, which is 0.8 GB and five of
     seven seconds for 100 megapixels.
     """
-    decoder = _webp.WebPAnimDecoder(picture.data)
+    try:
+        decoder = _webp.WebPAnimDecoder(picture.data)
+    except OSError:  # "could not create decoder object"
+        raise _refused(picture) from None
     (canvas_width, canvas_height), *_ = decoder.get_info()
     if (canvas_width, canvas_height) != (picture.width, picture.height):
         raise corrupt(f"opens as {canvas_width} x {canvas_height} pixels; its header was read as other")
-    frame = decoder.get_next()
+    try:
+        frame = decoder.get_next()
+    except OSError:  # "failed to read next frame"
+        frame = None
     if frame is None:
         raise corrupt("a webp whose first frame cannot be decoded")
     canvas = np.frombuffer(frame[0], np.uint8).reshape(canvas_height, canvas_width, 4)
     return canvas[top : top + height, left : left + width, :3].copy()
+
+
+def _refused(picture: Picture) -> Rejected:
+    """Why its decoder does not begin."""
+    canvas = f"{picture.width} x {picture.height}"
+    kind = picture.data[_HEADER_BYTES : _HEADER_BYTES + 4]
+    if not kind:
+        return corrupt(f"a webp of {canvas} pixels without a whole picture")
+    if kind in _PICTURES:
+        try:
+            width, height = _size(kind, _body(picture.data, _HEADER_BYTES))
+        except Rejected as rejected:
+            return rejected
+        if (width, height) != (picture.width, picture.height):
+            return corrupt(f"a webp whose canvas is {canvas} pixels, and its picture {width} x {height}")
+    return corrupt(f"a webp of {canvas} pixels whose chunks do not fit together")
 
 
 def _first_frame(data: bytes, *, animated: bool) -> tuple[list[tuple[bytes, bytes]], int]:
