@@ -160,6 +160,9 @@ def test_verdict_id_changes_with_each_of_its_parts(index: int) -> None:
         {"sha256": "A" * 64},
         {"decision": "maybe"},
         {"decided_at": "now"},
+        {"decided_at": "2026-13-21T12:00:00.000Z"},
+        {"decided_at": "2026-02-30T12:00:00.000Z"},
+        {"decided_at": "0000-01-01T00:00:00.000Z"},
     ],
 )
 def test_a_wrong_verdict_cannot_be_made(changes: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ PACKAGES = ("worker", "train", "triton_models")
 # From the bottom to the top. A module may import from its own layer and from those below it (docs/decisions.md);
 # what is named nowhere is a command or what a command calls, and stands above the pipeline.
 LAYERS = (
-    ("errors", "clock", "crop", "files", "durations", "addresses", "text"),
+    ("errors", "clock", "crop", "files", "durations", "moments", "addresses", "text"),
     ("contract", "rejections", "parking", "settings", "evidence", "review"),
     ("telemetry",),
     ("admission", "queues", "offsets", "item", "inflight", "retry"),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.console.harness import verdict
 from worker import query
 from worker.errors import NotFound, SettingsError
 from worker.settings import RedisSettings
 
-DOCUMENT = '{"decision": "fake"}'
 DATA = b"the image"
 SHA = hashlib.sha256(DATA).hexdigest()
+DOCUMENT = verdict("a/b.jpg", DATA, None).to_json()
 
 
 class StoreTwin:
@@ -21,6 +24,7 @@ class StoreTwin:
 
     closed = 0
     judged = SHA
+    document = DOCUMENT
 
     def __init__(self, _settings: RedisSettings) -> None:
         pass
@@ -29,7 +33,7 @@ class StoreTwin:
         return "a/b.jpg" if sha256 == SHA else None
 
     def verdict(self, image_id: str) -> dict[str, str]:
-        return {"json": DOCUMENT, "decision": "fake", "sha256": self.judged} if image_id == "a/b.jpg" else {}
+        return {"json": self.document, "decision": "fake", "sha256": self.judged} if image_id == "a/b.jpg" else {}
 
     def close(self) -> None:
         StoreTwin.closed += 1
@@ -58,6 +62,39 @@ def test_an_id_judged_on_other_bytes_since_is_no_answer(monkeypatch: pytest.Monk
     monkeypatch.setattr(StoreTwin, "judged", "0" * 64)
     with pytest.raises(NotFound, match=r"a/b\.jpg has been judged on other bytes"):
         ask(sha256=SHA)
+    assert ask("a/b.jpg") == DOCUMENT
+
+
+FOREIGN = [
+    "",
+    "[]",
+    "null",
+    "{}",
+    "not json",
+    "[" * 100_000,
+    '{"schema": "assay.verdict/1"}',
+    DOCUMENT.replace('"linear":0.61', '"linear":NaN'),
+    DOCUMENT.replace('"total":5.0', '"total":Infinity'),
+    DOCUMENT.replace('"image":{', '"image":[],"x":{'),
+    DOCUMENT.replace("a/b.jpg", "\\ud800"),
+    re.sub(r'"decided_at":"....-..', '"decided_at":"2026-13', DOCUMENT),
+]
+
+
+@pytest.mark.parametrize("document", FOREIGN)
+def test_what_somebody_else_stored_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, document: str) -> None:
+    """A value of ours that another program wrote over is no verdict, whatever it is: not found, and why."""
+    monkeypatch.setattr(StoreTwin, "document", document)
+    with pytest.raises(NotFound, match="not written by Assay"):
+        ask("a/b.jpg")
+
+
+def test_a_document_is_on_one_line_and_keeps_what_we_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version's fields are shown as they are; line ends between fields are taken out."""
+    later = DOCUMENT[:-1] + ',"later":1}'
+    monkeypatch.setattr(StoreTwin, "document", later)
+    assert ask("a/b.jpg") == later
+    monkeypatch.setattr(StoreTwin, "document", json.dumps(json.loads(DOCUMENT), indent=2))
     assert ask("a/b.jpg") == DOCUMENT
 
 

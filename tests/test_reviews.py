@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from worker.contract import ModelRef, PolicyRef, Scores
 from worker.review import Review, ReviewedVerdict, review_id
 from worker.reviews import cases, interval, kappa, report
-from worker.reviews_export import groups_of
+from worker.reviews_export import _written, groups_of
+from worker.settings import load
 
 _CLOCK = iter(range(10**6))
 
@@ -127,3 +129,15 @@ def test_groups_of_an_export_are_those_that_belong_together() -> None:
     assert len({names[hashes[name]] for name in "abc"}) == 1
     assert len({names[hashes[name]] for name in "axy"}) == 3
     assert names == groups_of(cases(reversed(found)))
+
+
+@pytest.mark.parametrize("stored", ["[]", "{}", "not json", '{"schema": "assay.verdict/1"}', "[" * 100_000])
+def test_an_image_whose_stored_verdict_is_somebody_else_s_is_left_out(stored: str, tmp_path: Path) -> None:
+    """One odd value in Redis is told like an image that is gone; the export goes on."""
+
+    class Store:
+        def verdict(self, image_id: str) -> dict[str, str]:
+            return {"json": stored}
+
+    told = _written(load(environ={}), Store(), review("one", "fake"), tmp_path, {})  # type: ignore[arg-type]
+    assert isinstance(told, str) and "not written by Assay" in told

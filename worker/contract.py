@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from worker.errors import Rejected, RejectReason
 from worker.evidence import Evidence
+from worker.moments import Moment
 
 VERDICT_TYPE = "assay.verdict.v1"
 REFERENCE_CONTENT_TYPE = "application/vnd.assay.image-ref+json"
@@ -193,6 +194,8 @@ class Timings(BaseModel):
     for a stage that a cache hit skipped.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     queued: float | None = Field(ge=0)
     decode: float | None
     infer: float | None
@@ -246,11 +249,7 @@ class Verdict(BaseModel):
     policy: PolicyRef
     image: ImageInfo
     source: Literal["model", "cache"]
-    decided_at: str = Field(
-        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
-        description="UTC, milliseconds",
-        json_schema_extra={"format": "date-time"},
-    )
+    decided_at: Moment
     timings_ms: Timings
     origin: Origin | None = None
     detectors: dict[str, DetectorScores] = Field(default={}, description="the detectors beside `code` that were asked")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from worker.clients.redis import Store
+from worker.contract import Verdict
 from worker.errors import NotFound, SettingsError
 from worker.settings import RedisSettings
 
 
 def stored_verdict(settings: RedisSettings, *, image_id: str | None, sha256: str | None, file: Path | None) -> str:
-    """The verdict as JSON. Raises SettingsError unless exactly one is given, NotFound, Unavailable."""
+    """The verdict as JSON, on one line. Raises SettingsError unless exactly one is given, NotFound, Unavailable."""
     if sum(given is not None for given in (image_id, sha256, file)) != 1:
         raise SettingsError(["query: exactly one of ID, --sha256 and --file is expected"])
     if file is not None:
@@ -37,8 +39,17 @@ def stored_verdict(settings: RedisSettings, *, image_id: str | None, sha256: str
             f"no verdict on {sha256}: its latest id {image_id} has been judged on other bytes since "
             f"(query {image_id} shows it)"
         )
+    verdict = read_stored(stored["json"], image_id)
+    return stored["json"] if "\n" not in stored["json"] else verdict.to_json()
+
+
+def read_stored(document: str, image_id: str | None) -> Verdict:
+    """A verdict as it was stored. Raises NotFound for what is none: others may write to the same Redis."""
     try:
-        json.loads(stored["json"])
-    except ValueError:
-        raise NotFound(f"the stored verdict on {image_id} is not readable: it was not written by Assay") from None
-    return stored["json"]
+        return Verdict.model_validate_json(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise NotFound(
+            f"the stored verdict on {image_id} is not readable: it was not written by Assay ({where}: {first['msg']})"
+        ) from None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.contract import Decision, Headers, ModelRef, PolicyRef, Scores, Sha256Hex, Verdict
+from worker.moments import Moment
 
 REVIEW_TYPE = "assay.review.v1"
 MAX_NOTE_CHARACTERS = 2000
@@ -64,11 +65,7 @@ class Review(BaseModel):
         default=None, description="the same for images that look alike; null where none was known to"
     )
     together: int = Field(default=1, ge=1, description="images of the group that this act decided, this one included")
-    decided_at: str = Field(
-        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
-        description="UTC, milliseconds",
-        json_schema_extra={"format": "date-time"},
-    )
+    decided_at: Moment
     seconds: float = Field(ge=0, description="from the image on the screen to the decision, shared out over `together`")
 
     def to_json(self) -> str:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from worker.clients.redis import Store
-from worker.contract import Verdict
-from worker.errors import SettingsError
+from worker.errors import NotFound, SettingsError
 from worker.explain.gone import Gone
 from worker.explain.origin import read_again
+from worker.query import read_stored
 from worker.review import Review
 from worker.reviews import Case, cases
 from worker.settings import Settings
@@ -124,7 +124,10 @@ def _written(settings: Settings, store: Store, review: Review, folder: Path, wri
     stored = store.verdict(review.image_id)
     if not stored.get("json"):
         return "its verdict is not in Redis any more, so nothing says where its bytes are"
-    verdict = Verdict.model_validate_json(stored["json"])
+    try:
+        verdict = read_stored(stored["json"], review.image_id)
+    except NotFound as none:
+        return str(none)
     if verdict.sha256 != review.sha256:
         return "its id has been judged on other bytes since"
     try:

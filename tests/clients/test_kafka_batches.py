@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from tests.clients.record_batches import CODECS, Raw, batch_bytes
+from tests.clients.record_batches import CODECS, Raw, batch_bytes, sized, varint
 from worker.clients import kafka_unpack
 from worker.clients.kafka_batches import Place, aborts, batch_records, read_batch, split
 from worker.contract import Record
@@ -123,6 +123,14 @@ def test_a_fetch_in_the_middle_of_a_batch_begins_there() -> None:
 def test_no_timestamp_is_minus_one(timestamp_ms: int) -> None:
     """-1 is none in the protocol; what else is below zero is none either."""
     assert read(batch_bytes([Raw(b"v"), Raw(b"v")], timestamp_ms=timestamp_ms))[1].timestamp_ms == -1
+
+
+@pytest.mark.parametrize(("first_ms", "delta"), [(2**62, 2**62), (5, -(2**40)), (2**63 - 1, 1)])
+def test_a_timestamp_that_is_beyond_the_protocol_s_is_none(first_ms: int, delta: int) -> None:
+    """A record's distance from its batch's time may lead where no field of the protocol does."""
+    record = b"\0" + varint(delta) + varint(0) + sized(None) + sized(b"v") + varint(0)
+    only = read(batch_bytes([varint(len(record)) + record], timestamp_ms=first_ms))[0]
+    assert (only.timestamp_ms, only.value, only.unreadable) == (-1, b"v", "")
 
 
 @pytest.mark.parametrize("packed", ["gzip", "lz4", "zstd"])

@@ -6,9 +6,10 @@ import pytest
 
 from tests.twins import scores
 from worker.clients.redis import _IMAGE_FIELDS, ScoredImage, Store, _image_hash
+from worker.clients.redis_connect import connect
 from worker.contract import ImageInfo
 from worker.evidence import C2pa, Evidence, FileMetadata, Nearest, Neighbour
-from worker.settings import RedisSettings
+from worker.settings import RedisSettings, load
 
 VERSION = "0123456789ab"
 INFO = ImageInfo(format="jpeg", width=640, height=480, bytes=1000, jpeg_quality=85, frames=1)
@@ -54,3 +55,19 @@ def test_neighbours_are_those_of_the_model_that_found_them():
     entry = read_back(written, "ba9876543210")
     assert entry.scores == scores(0.4)
     assert entry.evidence == EVIDENCE.model_copy(update={"nearest": Nearest()})
+
+
+@pytest.mark.integration
+def test_a_key_that_somebody_else_has_taken_holds_nothing(worker_env):
+    """A string or a list where a verdict or a cached image should stand is no outage of Redis."""
+    settings = load(environ={name: value for name, value in worker_env.items() if name.startswith("ASSAY_")}).redis
+    store = Store(settings)
+    client = connect(settings, settings.timeout_ms)
+    client.set(store.verdict_key("text"), "x")
+    client.rpush(store.verdict_key("list"), "x")
+    client.hset(store.verdict_key("ours"), "json", "{}")
+    client.set(store.image_key("a" * 64), "x")
+    assert store.verdict("text") == store.verdict("list") == store.verdict("nothing") == {}
+    assert store.verdicts(["text", "ours", "list"]) == [{}, {"json": "{}"}, {}]
+    assert store.latest_id("a" * 64) is None
+    store.close()

@@ -217,6 +217,8 @@ class _Found:
             timestamp_ms = batch.last_timestamp_ms
         else:  # -1 is "none" in the protocol, and has no deltas
             timestamp_ms = batch.first_timestamp_ms + self._timestamp_delta_ms if batch.first_timestamp_ms >= 0 else -1
+        if not -1 <= timestamp_ms < 1 << 63:  # a delta may lead anywhere, also where no header field does
+            timestamp_ms = -1
         return Record(
             place.topic,
             place.partition,

@@ -121,12 +121,12 @@ class Store:
                 pipeline.hget(self.image_key(sha256), version)
             rows = pipeline.execute(raise_on_error=False)
         for row in rows:
-            if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
+            if isinstance(row, Exception) and not _is_no_hash(row):
                 raise Unavailable("redis", str(row)) from row
         return [parse_detector_scores(version, row) if isinstance(row, str) else None for row in rows]
 
     def _entry(self, row: Any) -> CacheEntry | None:
-        if isinstance(row, ResponseError) and str(row).startswith("WRONGTYPE"):
+        if _is_no_hash(row):
             return None  # somebody else's key: `save` will replace it
         if isinstance(row, Exception):
             raise Unavailable("redis", str(row)) from row
@@ -209,7 +209,7 @@ class Store:
             try:
                 self._connected().transaction(write, key)
             except ResponseError as error:
-                if not str(error).startswith("WRONGTYPE"):
+                if not _is_no_hash(error):
                     raise
                 return False
         return True
@@ -243,24 +243,30 @@ class Store:
             pipeline.execute()
 
     def verdict(self, image_id: str) -> dict[str, str]:
-        """The stored hash of a verdict; empty where there is none."""
-        with self._unavailable():
-            stored: dict[str, str] = self._connected().hgetall(self.verdict_key(image_id))
-            return stored
+        """The stored hash of a verdict; empty where there is none, or something else stands there."""
+        return self.verdicts([image_id])[0]
 
     def verdicts(self, image_ids: Sequence[str]) -> list[dict[str, str]]:
-        """The stored hashes of many verdicts, in the order asked; empty where there is none."""
+        """The stored hashes of many verdicts, in the order asked; empty where there is none, or something else."""
         with self._unavailable():
             pipeline = self._connected().pipeline(transaction=False)
             for image_id in image_ids:
                 pipeline.hgetall(self.verdict_key(image_id))
-            stored: list[dict[str, str]] = pipeline.execute()
-            return stored
+            answers = pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not _is_no_hash(answer):
+                    raise answer
+            return [{} if _is_no_hash(answer) else answer for answer in answers]
 
     def latest_id(self, sha256: str) -> str | None:
         """The latest image id with these bytes, as far as the cache remembers."""
         with self._unavailable():
-            image_id: str | None = self._connected().hget(self.image_key(sha256), "image_id")
+            try:
+                image_id: str | None = self._connected().hget(self.image_key(sha256), "image_id")
+            except ResponseError as error:
+                if not _is_no_hash(error):
+                    raise
+                return None
             return image_id
 
     @contextlib.contextmanager
@@ -287,6 +293,11 @@ class Store:
             self._client.close()
 
 
+def _is_no_hash(answer: object) -> bool:
+    """Does a key hold something that we have not written?"""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
 def _write(pipeline: Any, writes: Sequence[_Write], *, replace: bool = False) -> set[str]:
     """Returns the keys that hold another type than a hash. Raises WatchError, Unavailable."""
     if not writes:
@@ -301,7 +312,7 @@ def _write(pipeline: Any, writes: Sequence[_Write], *, replace: bool = False) ->
         owners += [key, key]
     foreign = set()
     for key, result in zip(owners, pipeline.execute(raise_on_error=False), strict=True):
-        if isinstance(result, ResponseError) and str(result).startswith("WRONGTYPE"):
+        if _is_no_hash(result):
             foreign.add(key)
         elif isinstance(result, Exception):
             raise Unavailable("redis", str(result)) from result

@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 from worker.clients.redis_scripts import Scripts
@@ -325,8 +324,3 @@ class Board:
 def mark_of(note: str) -> str:
     """Tells one note from another; nothing for none."""
     return hashlib.sha256(note.encode()).hexdigest()[:8] if note else ""
-
-
-def milliseconds(timestamp: str) -> int:
-    """Of a time as verdicts and reviews have it."""
-    return int(datetime.fromisoformat(timestamp).timestamp() * 1000)

@@ -16,10 +16,11 @@ from kafka import ConsumerRebalanceListener, TopicPartition
 from worker.clients.kafka import as_unavailable, consumer_options, missing_topic
 from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clock import SYSTEM_CLOCK, Clock
-from worker.console.board import Board, milliseconds
+from worker.console.board import Board
 from worker.console.feed_places import Places
 from worker.contract import Record, Verdict
 from worker.errors import AssayError, Unavailable
+from worker.moments import milliseconds
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
