@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import strategies as st
@@ -67,3 +70,23 @@ def test_json_means_the_same_and_is_printable(document: object) -> None:
     text = printed(lambda: print_json(json.dumps(document, ensure_ascii=False, indent=1)))
     assert json.loads(text) == document
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+POSIX = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "encoding"),
+    [(POSIX, "ascii"), *(({"PYTHONIOENCODING": name}, name) for name in ("ascii", "latin-1", "utf-8"))],
+)
+def test_a_locale_without_utf_8_ends_no_command(environment: dict[str, str], encoding: str) -> None:
+    """What it cannot write is escaped; JSON stays the JSON it was, and text without such characters is as ever."""
+    text = "\u4e2d\xb2\U0001f600"
+    code = (
+        "from worker.terminal import out, print_json, take_any_text; take_any_text(); "
+        f"out.say({text!a}); print_json({json.dumps({'a': text}, ensure_ascii=False)!a}); out.print('x\\u2026')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, check=True)
+    said, document, _ = run.stdout.decode(encoding).splitlines()
+    assert json.loads(document) == {"a": text}
+    assert (said == text) == (encoding == "utf-8") and said

@@ -5,6 +5,7 @@ Use:  out.say(f"{image_id}: done"); out.print(table); print_json(document)
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 
@@ -12,15 +13,26 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from worker.text import escape, escape_json, escape_lines
+from worker.text import ascii_json, escape, escape_json, escape_lines
 
 COLOURS = {"fake": "red", "real": "green", "review": "yellow", "rejected": "magenta"}
 
 
 def print_json(document: str) -> None:
     """A JSON document on stdout. What a terminal would obey stands escaped in it: it means the same to a reader."""
-    sys.stdout.write(escape_json(document.rstrip("\n")) + "\n")
+    text = escape_json(document.rstrip("\n"))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a locale without UTF-8
+        text = ascii_json(text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def take_any_text() -> None:
+    """What a locale without UTF-8 cannot write is escaped on stdout, as Python does on stderr, and ends no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Terminal(Console):

@@ -28,5 +28,10 @@ def escape_json(document: str) -> str:
     return _SPECIAL.sub(lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], spaced)
 
 
+def ascii_json(document: str) -> str:
+    """The same document in ASCII."""
+    return _SPECIAL.sub(lambda match: match[0] if match[0].isspace() else json.dumps(match[0])[1:-1], document)
+
+
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
