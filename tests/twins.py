@@ -196,7 +196,7 @@ class ExaminerTwin:
         self._done: list[Examined[Any]] = []
         self._woken = False
         self._changed = threading.Condition()
-        self.has_room = True
+        self.may_submit = True
         self.trouble = ""
         self.largest = 0
 

@@ -56,7 +56,7 @@ class Item:
         admission.release_fetched(size_bytes)
 
     def set_aside(self, admission: Admission) -> None:
-        """From now on it keeps nobody out but by its bytes, where there is room for more of the kind."""
+        """From now on it keeps nobody out but by its bytes, where more of the kind may be aside."""
         if not self.aside:
             self.aside = admission.set_aside()
 

@@ -303,7 +303,7 @@ class ExaminerTwin(Twin):
         self._tell_slow: Callable[[Any], None] = lambda _token: None
 
     @property
-    def has_room(self) -> bool:
+    def may_submit(self) -> bool:
         """May another batch be submitted now?"""
         return self._under_way < MOST_EXAMINED
 

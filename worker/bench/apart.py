@@ -48,7 +48,7 @@ class Apart:
         batches = iter(range(0, len(images), self._rows))
         start: int | None = next(batches, None)
         while left:
-            while start is not None and self._pool.has_room:
+            while start is not None and self._pool.may_submit:
                 self._pool.submit(list(enumerate(images))[start : start + self._rows])
                 start = next(batches, None)
             for examined in self._pool.wait(_WAIT_S):

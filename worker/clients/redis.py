@@ -8,16 +8,15 @@ not a cluster, so that a key never stays without its lifetime.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisClusterException, RedisError, ResponseError, WatchError
+from redis.exceptions import ResponseError, WatchError
 
-from worker.clients.redis_connect import connect, explain
+from worker.clients.redis_connect import Connection
 from worker.contract import (
     DetectorScores,
     ImageInfo,
@@ -84,12 +83,11 @@ class ScoredImage:
     detectors: Sequence[DetectorScores] = ()
 
 
-class Store:
+class Store(Connection):
     """Verdicts and cache entries. Thread-safe: each call takes a connection of its own from the pool."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._settings = settings
-        self._client: Any = None
+        super().__init__(settings)
         self._atomic = settings.mode != "cluster"  # a transaction cannot span the slots of a cluster
 
     def verdict_key(self, image_id: str) -> str:
@@ -268,29 +266,6 @@ class Store:
                     raise
                 return None
             return image_id
-
-    @contextlib.contextmanager
-    def _unavailable(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisError, RedisClusterException, OSError) as error:
-            raise Unavailable("redis", f"{self._address()}: {explain(self._settings, error)}") from error
-
-    def _connected(self) -> Any:
-        if self._client is None:  # a cluster's client already talks to the servers when it is made
-            self._client = connect(self._settings, self._settings.timeout_ms)
-        return self._client
-
-    def _address(self) -> str:
-        """Where we connect to, without user, password and options (ssl_password is one)."""
-        if self._settings.mode == "sentinel":
-            return f"sentinels {', '.join(self._settings.sentinels)}"
-        scheme, _, rest = self._settings.url.get_secret_value().partition("?")[0].partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
-
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
 
 
 def _is_no_hash(answer: object) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
+from worker.errors import Unavailable
 from worker.settings import RedisSettings, variable
 
 # What a refusal says of the settings, the more telling first: OpenSSL's words and the server's.
@@ -103,3 +106,35 @@ def explain(settings: RedisSettings, error: BaseException) -> str:
         if sign in text:
             return f"{text} Check {', '.join(names[field] for field in fields)}"
     return text
+
+
+class Connection:
+    """A client that is made when it is first needed. Whatever keeps the server from answering is Unavailable."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+        self._client: Any = None
+
+    @contextlib.contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise Unavailable("redis", f"{self._address()}: {explain(self._settings, error)}") from error
+
+    def _connected(self) -> Any:
+        if self._client is None:  # a cluster's client already talks to the servers when it is made
+            self._client = connect(self._settings, self._settings.timeout_ms)
+        return self._client
+
+    def _address(self) -> str:
+        """Where we connect to, without user, password and options (ssl_password is one)."""
+        if self._settings.mode == "sentinel":
+            return f"sentinels {', '.join(self._settings.sentinels)}"
+        scheme, _, rest = self._settings.url.get_secret_value().partition("?")[0].partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    def close(self) -> None:
+        """Let go of the server."""
+        if self._client is not None:
+            self._client.close()

@@ -5,25 +5,20 @@ All keys of a `Scripts` share a hash tag, so that a cluster keeps them on one no
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from redis.exceptions import RedisClusterException, RedisError
-
-from worker.clients.redis_connect import connect, explain
-from worker.errors import Unavailable
+from worker.clients.redis_connect import Connection
 from worker.settings import RedisSettings
 
 
-class Scripts:
+class Scripts(Connection):
     """Calls scripts with the prefix of our keys. Thread-safe. Raises Unavailable where the server does not answer."""
 
     def __init__(self, settings: RedisSettings, tag: str, sources: Mapping[str, str]) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self.base = f"{settings.key_prefix}{{{tag}}}:"
         self._sources = sources
-        self._client: Any = None
         self._scripts: dict[str, Any] = {}
 
     def call(self, name: str, *arguments: str | float, key: str | None = None) -> Any:
@@ -65,19 +60,3 @@ class Scripts:
                     batch.clear()
             if batch:
                 client.unlink(*batch)
-
-    @contextlib.contextmanager
-    def _unavailable(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisError, RedisClusterException, OSError) as error:
-            raise Unavailable("redis", explain(self._settings, error)) from error
-
-    def _connected(self) -> Any:
-        if self._client is None:
-            self._client = connect(self._settings, self._settings.timeout_ms)
-        return self._client
-
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()

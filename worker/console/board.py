@@ -289,7 +289,7 @@ class Board:
 
     # What can be said about it.
 
-    def room(self, queue: str) -> int:
+    def free_places(self, queue: str) -> int:
         """How many images more the queue takes."""
         return max(0, self._settings.max_queued - int(self.scripts.do("zcard", f"age:{queue}")))
 

@@ -1,8 +1,8 @@
 """Verdicts into queues: one thread of each console, all of them one consumer group on the verdicts topic.
 
 An offset is committed once its verdict waits in Redis (or need not). What finds its queue full waits in Kafka: reading
-goes on for the other queues, offsets are committed up to there, and once the queue has room again, reading goes back to
-it. Where Redis was started anew or knows nothing, verdicts are read again (feed_places.py): adding is idempotent.
+goes on for the other queues, offsets are committed up to there, and once the queue takes more again, reading goes back
+to it. Where Redis was started anew or knows nothing, verdicts are read again (feed_places.py): adding is idempotent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 _AGAIN_S = 1.0
 _AT_ONCE = 100
 _LOOK_AT_REDIS_S = 1.0
-_ROOM_PARTS = 20  # a queue is filled again once a twentieth of it is free: going back reads everything in between again
+_FREE_PARTS = 20  # a queue is filled again once a twentieth of it is free: going back reads everything in between again
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -52,7 +52,7 @@ class Feed:
         self._consumer: RecordConsumer | None = None
         self._places = Places(settings.kafka, board, clock)
         self._looked_at = 0.0
-        self._looked_for_room_at = 0.0
+        self._looked_at_full_at = 0.0
         self._left: dict[TopicPartition, dict[str, int]] = {}  # by queue, the first offset that found it full
         self.problem = "it has not read yet"
         self.added = 0
@@ -83,7 +83,7 @@ class Feed:
 
     def _round(self) -> None:
         consumer = self._connected()
-        self._look_for_room(consumer)
+        self._look_at_full(consumer)
         with as_unavailable(self._settings.kafka):
             records = consumer.poll_records(500, _AT_ONCE, self._settings.kafka.fetch_max_bytes)
         again = self._look_at_redis(consumer, records)
@@ -101,19 +101,19 @@ class Feed:
         self.problem = f"full: {', '.join(sorted(full))}" if full else ""
 
     def _full(self) -> set[str]:
-        """Queues that had no room when they were last looked at."""
+        """Queues that took no more when they were last looked at."""
         return {queue for left in self._left.values() for queue in left}
 
-    def _look_for_room(self, consumer: RecordConsumer) -> None:
-        """Go back to what was left for a queue that has room again."""
+    def _look_at_full(self, consumer: RecordConsumer) -> None:
+        """Go back to what was left for a queue that takes more again."""
         now = self._clock.monotonic()
-        if not self._left or now - self._looked_for_room_at < _AGAIN_S:
+        if not self._left or now - self._looked_at_full_at < _AGAIN_S:
             return
-        self._looked_for_room_at = now
+        self._looked_at_full_at = now
         for place in self._left.keys() - consumer.assignment():
             del self._left[place]  # another console's now, which reads it from what was committed
-        enough = max(1, self._settings.console.max_queued // _ROOM_PARTS)
-        for queue in [queue for queue in self._full() if self._board.room(queue) >= enough]:
+        enough = max(1, self._settings.console.max_queued // _FREE_PARTS)
+        for queue in [queue for queue in self._full() if self._board.free_places(queue) >= enough]:
             for place, left in list(self._left.items()):
                 offset = left.pop(queue, None)
                 if not left:
@@ -123,7 +123,7 @@ class Feed:
                         consumer.seek(place, offset)
 
     def _take(self, record: Record) -> str:
-        """The name of the queue where there is no room for it, else nothing."""
+        """The name of the queue that is full for it, else nothing."""
         try:
             as_json = (record.value or b"").decode("utf-8")
             verdict = Verdict.model_validate_json(as_json)

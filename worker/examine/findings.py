@@ -61,7 +61,7 @@ class Examiner(Protocol[T]):
         """Why nothing can be examined; empty while something can. Any thread may ask."""
 
     @property
-    def has_room(self) -> bool:
+    def may_submit(self) -> bool:
         """May another batch be submitted now?"""
 
     def submit(self, batch: Sequence[tuple[T, bytes]]) -> None:

@@ -53,7 +53,7 @@ class _Work(Generic[T]):
 class Pool(Generic[T]):
     """Child processes that examine images. Start it before anything that holds secrets in descriptors.
 
-    `regions` hold the pixels of batches; there is one free for every batch that `has_room` allows. `trust_path`:
+    `regions` hold the pixels of batches; there is one free for every batch that `may_submit` allows. `trust_path`:
     authorities whose signers' manifests count (provenance/trust.py). `view`: make this of images, and look at nothing
     else in them; None: the crop of `code`, and evidence.
     """
@@ -97,7 +97,7 @@ class Pool(Generic[T]):
         self._tell_slow: Callable[[T], None] = lambda _token: None
 
     @property
-    def has_room(self) -> bool:
+    def may_submit(self) -> bool:
         return len(self._batches) < BATCHES and self._regions.free > 0
 
     def submit(self, batch: Sequence[tuple[T, bytes]]) -> None:

@@ -212,7 +212,7 @@ class Consult(Stage):
         return self._eyes
 
     def _fits(self, wanted: Description) -> bool:
-        """Are the eyes made for this view, with room for its batches? Their memory holds those they were made for."""
+        """Are the eyes made for this view, large enough for its batches? Their memory holds what they were made for."""
         made_for = self._made_for
         if made_for is None or _differs(made_for, wanted):
             return False
@@ -244,7 +244,7 @@ class Consult(Stage):
             left_s = self._waiting[0].at + self._intake.batch_max_wait_ms / 1000 - self._tools.clock.monotonic()
             if len(self._waiting) < most and left_s > 0:
                 return left_s
-            if not eyes.examiner.has_room:
+            if not eyes.examiner.may_submit:
                 break
             batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
             self._line.looked_at.add(len(batch))

@@ -46,7 +46,7 @@ class Decode(Stage):
 
     def step(self, wait_s: float) -> None:
         """Hand over what waits, as far as there is place; hand on what is done."""
-        while self._examiner.has_room and (batch := self._inbox.get(0)):
+        while self._examiner.may_submit and (batch := self._inbox.get(0)):
             now = self._tools.clock.monotonic()
             self._examiner.submit([(Handed(encoded, now), encoded.data) for encoded in batch])
         for examined in self._examiner.wait(wait_s):
