@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.examine.provenance import made
-from tests.integration.harness import samples, wait_until
+from tests.integration.harness import REPO, SAMPLES, samples, wait_until
 
 pytestmark = pytest.mark.integration
+WEIGHTS = REPO / "triton_models" / "weights" / "demo"
 
 RULES = """
 name = "uploads"
@@ -82,3 +85,45 @@ def test_a_policy_from_the_first_image_to_its_backtest(outside, start_worker, ru
     assert limited.stdout.startswith("2 images judged")
     assert worker.process.poll() is None
     assert worker.terminate() == 0
+
+
+def test_a_calibrated_policy_decides_as_its_page_says(outside, start_worker, run_cli, tmp_path: Path):
+    """From `train.main calibrate` on labelled images to the worker: its thresholds, the rules before them, and the
+    gauge that says the served model is the one that was calibrated.
+    """
+    pytest.importorskip("torch", reason="calibrate is in the train extra: make setup-all")
+    policy = tmp_path / "policy.toml"
+    arguments = ["--weights", str(WEIGHTS), "--data", str(SAMPLES), "--out", str(policy), "--json"]
+    afforded = ["--target-fpr", "0.2", "--confidence", "0.8"]  # what sixty images carry
+    done = subprocess.run(
+        [sys.executable, "-m", "train.main", "calibrate", *arguments, *afforded],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["slices"].values()
+    worker = start_worker(ASSAY_POLICY__PATH=str(policy))
+    assert worker.metric("assay_policy_calibrated") == 1
+    images = samples()
+    outside.send_all(images)
+    verdicts = outside.wait_verdicts(images)
+    for name, verdict in verdicts.items():
+        score, image = verdict["scores"]["linear"], verdict["image"]
+        if verdict["evidence"]["declared"] == "generated":
+            expected = "fake"
+        elif min(image["width"], image["height"]) <= 128:
+            expected = "review"
+        else:
+            expected = "fake" if score >= entry["fake_from"] else "review"
+            if entry.get("real_below") is not None and score < entry["real_below"]:
+                expected = "real"
+        assert verdict["decision"] == expected, (name, verdict["reasons"])
+    photographs = [verdict for name, verdict in verdicts.items() if name.startswith("real/")]
+    called_fake = sum(verdict["decision"] == "fake" for verdict in photographs)
+    assert called_fake / len(photographs) <= 0.2
+    assert called_fake < sum(verdict["decision"] == "fake" for verdict in verdicts.values())
+    backtest = run_cli("policy", "backtest", str(policy), "--labels", str(SAMPLES), "--json", env=worker.env)
+    assert backtest.returncode == 0, backtest.stderr
+    assert json.loads(backtest.stdout)["changed"] == 0
