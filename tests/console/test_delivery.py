@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -240,12 +241,19 @@ def test_two_people_while_everything_is_killed(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     services = ("kafka", "redis")
     try:
-        _reviewed_under_kills(directory, services, tmp_path)
+        events, acknowledged = _reviewed_under_kills(directory, services, tmp_path)
     finally:
         local_stack.down(directory, purge=True)
+    assert Counter(one["review_id"] for one in events).most_common(1)[0][1] == 1
+    assert Counter(one["image_id"] for one in events).most_common(1)[0][1] == 1
+    assert acknowledged <= {one["review_id"] for one in events}
+    assert {one["reviewer"] for one in events} == {"anna", "ben"}
 
 
-def _reviewed_under_kills(directory: Path, services: tuple[str, str], folder: Path) -> None:
+def _reviewed_under_kills(
+    directory: Path, services: tuple[str, str], folder: Path
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """The reviews on Kafka once every image has one, and the ids that people were told to be done."""
     env = environment(local_stack.up(directory, services=services).env, "kills")
     names = [value for name, value in env.items() if name.endswith("_TOPIC")]
     kafka_topics.create_topics(KafkaSettings(bootstrap_servers=[env["ASSAY_KAFKA__BOOTSTRAP_SERVERS"]]), names, 3)
@@ -274,14 +282,10 @@ def _reviewed_under_kills(directory: Path, services: tuple[str, str], folder: Pa
     for person in people:
         person.stop()
     events = outside.reviews()
-    assert Counter(one["review_id"] for one in events).most_common(1)[0][1] == 1
-    assert Counter(one["image_id"] for one in events).most_common(1)[0][1] == 1
-    acknowledged = set().union(*(person.done for person in people))
-    assert acknowledged <= {one["review_id"] for one in events}
-    assert {one["reviewer"] for one in events} == {"anna", "ben"}
     for console in consoles:
         console.kill()
     outside.close()
+    return events, set().union(*(person.done for person in people))
 
 
 class Person(threading.Thread):

@@ -346,4 +346,5 @@ def test_an_idle_detector_is_followed_too() -> None:
     one = Consulting(when="false")
     one.twin.config = configuration("abcdefabcdef")
     with one.bench.driving(*one.stages):
-        wait_for(lambda: one.panel.versions() == {"clip": "abcdefabcdef"}, "the new version is seen")
+        wait_for(lambda: one.panel.versions() != {"clip": VERSION}, "another version is seen")
+    assert one.panel.versions() == {"clip": "abcdefabcdef"}

@@ -39,15 +39,15 @@ def asked(demo: Weights) -> np.ndarray:
     return np.concatenate([near, rng.normal(0, 1, (50, bank.shape[1]))]).astype(np.float32)
 
 
+def told(demo: Weights, asked: np.ndarray) -> dict[str, np.ndarray]:
+    """What the heads' graph says of these embeddings."""
+    names = ["nearest", "distances"]
+    return dict(zip(names, session(graph.heads(demo)).run(names, {"embedding": asked}), strict=True))
+
+
 def test_the_rows_are_the_nearest_of_each_side(demo: Weights, asked: np.ndarray) -> None:
     """By cosine distances in float64, counted here; with the groups that the rows have."""
-    found = dict(
-        zip(
-            ("nearest", "distances"),
-            session(graph.heads(demo)).run(["nearest", "distances"], {"embedding": asked}),
-            strict=True,
-        )
-    )
+    found = told(demo, asked)
     bank, labels = demo.head("knn.bank"), demo.heads["knn.labels"]
     cosine = (asked.astype(float) @ bank.T) / np.outer(
         np.linalg.norm(asked.astype(float), axis=1), np.linalg.norm(bank, axis=1)
@@ -81,13 +81,7 @@ def faults(good: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
 
 def test_each_planted_fault_is_told(demo: Weights, asked: np.ndarray) -> None:
     """What the graph gives passes; each fault does not."""
-    good = dict(
-        zip(
-            ("nearest", "distances"),
-            session(graph.heads(demo)).run(["nearest", "distances"], {"embedding": asked}),
-            strict=True,
-        )
-    )
+    good = told(demo, asked)
     compare = Neighbours(demo, asked.astype(np.float64))
     allowed = np.full(len(asked), 1e-4)
     assert compare.problem(good, allowed) == ""
