@@ -135,6 +135,7 @@ def test_invalid_settings_are_exit_2(command: list[str]) -> None:
     assert "hunter2" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "dependency"),
     [
@@ -156,6 +157,7 @@ def test_a_dependency_that_is_not_there_is_exit_3(command: list[str], dependency
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_check_tells_of_everything_and_exits_3() -> None:
     """One JSON document: each server with what was found and what to do; the policy is well."""
     done = process("check", "--json")
@@ -217,6 +219,7 @@ def test_check_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "set ASSAY_TRITON__URL" in done.stdout
 
 
+@pytest.mark.slow
 def test_run_waits_for_dependencies_and_gives_up_with_exit_3() -> None:
     """At start it says whom it waits for; past the limit it names the setting that allows more."""
     done = process("run", ASSAY_RUN__STARTUP_TIMEOUT_S="1", ASSAY_HTTP__PORT="0", ASSAY_LOG__FORMAT="json")
@@ -251,6 +254,7 @@ def empty_redis() -> Iterator[str]:
         thread.join(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "question", [["unknown"], ["unknown", "--json"], ["--sha256", "0" * 64], ["--file", "README.md"]], ids=" ".join
 )
@@ -273,6 +277,7 @@ def test_schema_prints_json_and_nothing_else(name: str) -> None:
     assert json.loads(invoke("schema").stdout)[name] == json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["schema", "verdict"], 0), (["schema", "nonsense"], 2), (["query"], 2), (["query", "a"], 3)],
@@ -283,6 +288,7 @@ def test_a_process_ends_with_the_same_codes(arguments: list[str], code: int) -> 
     assert process(*arguments).code == code
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_4_where_there_is_no_verdict(empty_redis: str) -> None:
     """And prints nothing on stdout."""
     done = process("query", "unknown", ASSAY_REDIS__URL=empty_redis)
@@ -307,6 +313,7 @@ def test_stack_down_where_nothing_runs(tmp_path: Path) -> None:
     assert invoke("stack", "down", ASSAY_STACK__DIR=str(tmp_path / "none")).code == 0
 
 
+@pytest.mark.slow
 def test_the_worker_needs_no_torch() -> None:
     """Neither importing the command line nor the whole pipeline loads torch or scikit-learn."""
     script = (

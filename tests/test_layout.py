@@ -76,6 +76,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef]:
     yield from (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef))
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_in_a_circle() -> None:
     """Neither inside a package nor between the packages."""
     arrows = {name: imported(path) - {name} for name, path in MODULES.items()}
@@ -107,6 +108,7 @@ def test_no_arrow_runs_back_up_inside_the_worker() -> None:
     assert not back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(READ))
 def test_a_module_is_read_in_one_sitting(name: str) -> None:
     """Files, functions and constructors keep their bounds, or have a reason above."""

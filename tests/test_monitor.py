@@ -97,6 +97,7 @@ def test_ready_once_everything_answers(monitor: Monitor) -> None:
     assert monitor.readyz()[1]["triton"] == "model version answers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kafka", "redis", "triton"])
 @pytest.mark.parametrize("error", [Unavailable("x", "away"), RuntimeError("broken"), KeyError("scores")], ids=repr)
 def test_whatever_a_look_does_it_is_told_and_looked_again(

@@ -150,6 +150,7 @@ def test_a_failed_start_leaves_nothing_open(opened: Opened, refuses: str) -> Non
     assert stage_threads() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breaks", ["consumer", "producer", "store", "triton", "fetcher"])
 def test_a_close_that_breaks_does_not_keep_the_others_open(opened: Opened, breaks: str) -> None:
     """An unexpected error of one client is told, and the rest is closed all the same."""
@@ -171,6 +172,7 @@ def test_a_stage_that_breaks_ends_the_worker_with_its_error(opened: Opened, monk
     assert opened.names == []
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_up_is_named(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """The start ends at its limit with the server's name and the setting that waits for longer."""
     one = worker(run={"startup_timeout_s": 1})

@@ -62,6 +62,7 @@ def offences(tree: ast.AST, name: str) -> Iterator[str]:
                 yield f"{keyword.arg}=True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_becomes_code_at_run_time(path: Path) -> None:
     """No module unpickles, evaluates, starts a shell or loads a module by a name from data."""

@@ -199,6 +199,7 @@ def test_a_ca_file_that_cannot_be_read_stops_the_start(make: Make, tmp_path: Pat
             make(https_ca_path=path)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text(max_size=80))
 def test_any_path_gives_bytes_or_a_clean_error(server: Server, make: Make, path: str) -> None:

@@ -223,6 +223,7 @@ class Dripping:
         self._socket.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lead", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Slow: ", b""]
 )

@@ -156,6 +156,7 @@ def test_wrong_values_are_refused(case: str) -> None:
         chart.template(values=values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installation", ["external-hpa", "gpu-service", "keda-tls-sasl", "training"])
 def test_names_stay_text(installation: str) -> None:
     """A release, namespace, claim, Secret or class whose name YAML reads as a number, a truth, nothing or a day is
@@ -228,6 +229,7 @@ MODES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", MODES, ids=",".join)
 def test_large_numbers_are_written_out(values: dict[str, Any]) -> None:
     """A number of millions in a values file is rendered with all its digits: 3.06e+06 is no lagThreshold and no

@@ -25,7 +25,7 @@ from worker.local import paths
 
 Tool = Callable[[str], Path]
 # The first test on an image waits for its build, which takes minutes on a busy machine.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from worker.local.server import free_port
 from worker.telemetry.console_metrics import CONSOLE_DOCS
 from worker.telemetry.metrics import metric_docs
 
+pytestmark = pytest.mark.slow
+
 PROMETHEUS = paths.CHECKOUT / "deploy" / "prometheus"
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]

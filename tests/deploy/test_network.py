@@ -27,6 +27,7 @@ def _buckets(endpoint: str | None, peers: list[Any]) -> dict[str, Any]:
     return {"settings": {"references": references}, "networkPolicy": {"s3": peers}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endpoint", "port"),
     [

@@ -328,6 +328,7 @@ def _keys(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
             yield from _keys(body, (*path, name))
 
 
+@pytest.mark.slow
 def test_an_empty_key_is_refused_or_means_none() -> None:
     """A key of values.yaml that is left empty takes its default away: the message names it, or what is rendered has no
     trace of it.

@@ -66,6 +66,7 @@ def test_bytes_that_are_missing_are_counted():
     assert "Missing or empty image item" in rejected(data.replace(b"pitm", b"xxxx"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     "form",
@@ -87,6 +88,7 @@ def test_the_formats_of_the_extra_are_read(form, name, near):
     assert np.abs(crop_of(data).astype(int) - shown(PHOTO)).mean() < near
 
 
+@pytest.mark.slow
 @has_heif
 @pytest.mark.parametrize("size", [(1, 1), (8, 512), (640, 480), (1920, 1080), (5000, 4), (300, 260), (1200, 1000)])
 def test_the_size_of_a_jxl_is_read_without_decoding(size):

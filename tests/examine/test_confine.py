@@ -121,6 +121,7 @@ def test_a_measure_that_the_kernel_lacks_is_named_and_the_others_hold():
     assert json.loads(said.removesuffix(f"refused {EPERM}")) == {"landlock": "[Errno 38] Function not implemented"}
 
 
+@pytest.mark.slow
 def test_every_format_is_still_read():
     """Headers and pixels of all formats come out of a confined process, libraries loaded before or after."""
     attempt = "run()"

@@ -222,6 +222,7 @@ def test_without_dali_pillow_decodes_everything(monkeypatch):
     np.testing.assert_array_equal(pixels[[0, 2, 3]], np.stack([reference(data[i]) for i in (0, 2, 3)]))
 
 
+@pytest.mark.slow
 def test_a_decoder_brings_no_torch_along():
     """Torch stays out of the worker's process also where it is installed, and can be imported there afterwards."""
     script = "import sys; from worker.examine.body import Body; print(Body('cpu').decoder, 'torch' in sys.modules)"

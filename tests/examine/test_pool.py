@@ -23,6 +23,8 @@ from worker.examine.pool import Pool
 from worker.settings import DecodeSettings, LimitSettings
 from worker.telemetry.metrics import Metrics
 
+pytestmark = pytest.mark.slow
+
 PLANTED = Path(__file__).parent / "planted"
 MEMORY_BYTES = 192 << 20
 PATIENCE_S = 60.0

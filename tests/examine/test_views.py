@@ -65,6 +65,7 @@ def made(data: bytes, wanted: View) -> np.ndarray | Rejected:
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_of_the_samples_are_pillow_s(name: str) -> None:
     """To the bit where nothing is resized; within one grey level on average where something is. Both are printed."""
@@ -84,6 +85,7 @@ def test_views_of_the_samples_are_pillow_s(name: str) -> None:
         assert max(means) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["native 224", "shorter 256, crop 224, bicubic", "384 x 384, lanczos"])
 def test_views_of_odd_images_are_pillow_s(name: str) -> None:
     """Palettes, alpha, 16 bits, animations, one row of pixels: as Pillow has them, and never an exception."""
@@ -143,6 +145,7 @@ CROPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CROPS)
 def test_several_crops_are_those_of_who_fitted_the_heads(name: str) -> None:
     """To the bit what `triton_models.detector.View` makes, on pictures larger and smaller than a crop."""

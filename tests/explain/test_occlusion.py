@@ -16,6 +16,8 @@ from PIL import Image
 from triton_models import graph, weights
 from worker.explain.occlusion import STRIDE_PX, WINDOW_PX, attribute
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "tests" / "data" / "images"
 REAL = "real/clothing-dataset-small/05f8087f3a9ae904.jpg"

@@ -35,6 +35,7 @@ def histogram(scores: Floats, like: ScoreDistribution) -> Floats:
     return np.bincount(bins, minlength=len(like.real)).astype(np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated_on", [600, 4000, 40_000])
 def test_unshifted_traffic_raises_no_alarm(calibrated_on: int) -> None:
     """Of 100 runs of 100,000 images at most one alarm; the shares of fakes are other ones than in the sample, and small

@@ -10,6 +10,7 @@ from tests.simulation.planted import PLANTED, SEEN_IN
 MOST = 1500  # histories: a few hundred at most are needed, as `python -m tests.simulation --planted` says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_it_is_found(name: str) -> None:
     """By some history, whatever its rule says."""

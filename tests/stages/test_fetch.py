@@ -148,6 +148,7 @@ def away(bench: Workbench, *records: Record) -> list[Ended]:
 QUICKLY = {"wait_ms": 500, "retry_delay_s": 60, "give_up_s": 3600}
 
 
+@pytest.mark.slow
 def test_a_storage_that_stays_away_parks_its_references() -> None:
     """Until the delay has passed, with why and how often."""
     bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))
@@ -175,6 +176,7 @@ def test_a_storage_that_is_back_is_asked_even_where_nothing_waits_for_it() -> No
     assert (found.image.item.record.offset, found.data) == (1, image(1))
 
 
+@pytest.mark.slow
 def test_a_parked_reference_is_given_up_in_the_end() -> None:
     """Rejected with the number of attempts, counted from when it first came."""
     bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))
@@ -191,6 +193,7 @@ def test_a_parked_reference_is_given_up_in_the_end() -> None:
     assert (outcomes[1].attempt, outcomes[1].since_ms) == (3, young.parked.since_ms if young.parked else 0)
 
 
+@pytest.mark.slow
 def test_without_a_retry_topic_a_reference_still_has_an_end() -> None:
     """It is rejected, and the setting is named."""
     bench = Workbench(settings(references=QUICKLY), fetcher=FetcherTwin(image(1), failures=10_000))

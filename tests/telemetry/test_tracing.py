@@ -170,6 +170,7 @@ def test_without_the_extra_the_start_stops(monkeypatch: pytest.MonkeyPatch) -> N
         Tracing(TracingSettings(enabled=True), "1")
 
 
+@pytest.mark.slow
 def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
     """`close` returns although the exporter does not: the grace period is for the images."""
     asked, release = threading.Event(), threading.Event()

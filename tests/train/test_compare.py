@@ -15,6 +15,8 @@ from train.data.images import DataError
 from train.main import app
 from train.metrics import Ranked, summarise
 
+pytestmark = pytest.mark.slow
+
 
 def write(folder: Path, deviates: np.ndarray, labels: np.ndarray, first: int = 0) -> Path:
     """A scores.csv as `evaluate` writes it, of images numbered from `first`."""

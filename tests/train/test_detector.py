@@ -17,6 +17,8 @@ from train.model import Backbone
 from train.recipe import HeadFit
 from triton_models import build, detector, detector_verify, verify, weights
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[2] / "triton_models" / "weights" / "demo"
 SPEC = """
 name = "mine"

@@ -29,6 +29,8 @@ from train.robustness import CHAINS, RESHARED, worst_first
 from triton_models import weights
 from triton_models.weights import WeightsError
 
+pytestmark = pytest.mark.slow
+
 
 class Means(nn.Module):
     """A stand-in backbone: the differences between neighbouring pixels, which is where the synthetic fakes differ."""

@@ -30,6 +30,7 @@ def fitted() -> tuple[Heads, np.ndarray, np.ndarray]:
     return Heads.fit(x, y), x, y
 
 
+@pytest.mark.slow
 def test_labels_are_scikit_learns_on_ten_thousand_embeddings(fitted: tuple[Heads, np.ndarray, np.ndarray]) -> None:
     """score >= 0.5 is each estimator's own predict, and the linear score its predict_proba; near ties of the 1-NN
     aside.

@@ -14,6 +14,8 @@ from train.model import create_encoder, save_encoder
 from train.recipe import RECIPES
 from triton_models import weights
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = [
     "fit",
     "heads",

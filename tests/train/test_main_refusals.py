@@ -88,6 +88,7 @@ def test_what_the_user_can_put_right_is_exit_2(arguments: str, named: str, runne
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_one_class_alone_is_refused_before_the_work(
     runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_one_class_alone_is_refused_before_the_work(
             assert result.exit_code == 2 and missing in result.output, result.output
 
 
+@pytest.mark.slow
 def test_a_job_that_starts_again_goes_on(runner: CliRunner, tmp_path: Path) -> None:
     """With --restartable the same command begins a run and goes on with it, and refuses a folder with a run of another
     recipe.
@@ -204,6 +206,7 @@ def test_a_stopped_command_says_one_line(number: signal.Signals, capsys: pytest.
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["heads", "evaluate"])
 def test_a_stopped_embedding_goes_on(
     command: str, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,8 @@ from train.measure import Subject, measure
 from train.paper_page import write_paper
 from train.recipe import HeadFit
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"a-1": ("spectral", 1), "a-2": ("spectral", 2), "b-1": ("timm", 1)}
 
 

@@ -81,6 +81,7 @@ def published(estimators: dict[str, object], tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_import_gives_the_encoder_and_heads_that_were_published(
     published: Path, estimators: dict[str, object], tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ KINDS = [
 KINDS += ["other_estimator", "garbage", "empty", "truncated"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pickle_that_is_more_than_data_is_refused(
     kind: str, published: Path, estimators: dict[str, object], tmp_path: Path
@@ -214,6 +216,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", list(HEAVY))
 def test_a_small_file_cannot_hang_or_crash_the_reader(kind: str, tmp_path: Path) -> None:

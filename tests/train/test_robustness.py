@@ -12,6 +12,8 @@ from train.degrade import PROFILES, chain
 from train.robustness import CHAINS, LONGEST_CHAIN, tiers, worst_first
 from train.temporal import read_releases, release_of, table
 
+pytestmark = pytest.mark.slow
+
 NOISE = Image.effect_noise((300, 240), 60).convert("RGB")
 
 

@@ -20,6 +20,8 @@ from triton_models.plan import PlanError
 from triton_models.repository import MANIFEST, SHADOW, WEIGHTS_FOLDER, BuildError, check
 from triton_models.weights import ENCODER_FILE, HEADS_FILE, WeightsError
 
+pytestmark = pytest.mark.slow
+
 
 def contents(repository: Path) -> dict[str, bytes]:
     return {

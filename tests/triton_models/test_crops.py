@@ -25,6 +25,8 @@ from triton_models import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 SIDE = 224
 WANTED = {"grid:4": "median", "texture:3": "max"}
 

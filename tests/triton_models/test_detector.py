@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from triton_models import build, detector, detector_build, detector_graph, detector_verify, graph, verify, weights
 from triton_models.repository import BuildError
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[2] / "triton_models" / "weights" / "demo"
 CLIP = Path(__file__).parents[2] / "triton_models" / "detectors" / "clip"
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

@@ -13,6 +13,8 @@ from tests.triton_models.heads import predicted, tie_distance
 from triton_models import graph, weights
 from triton_models.weights import WIDTH, Weights, WeightsError
 
+pytestmark = pytest.mark.slow
+
 
 def session(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()

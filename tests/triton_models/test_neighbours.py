@@ -89,6 +89,7 @@ def test_each_planted_fault_is_told(demo: Weights, asked: np.ndarray) -> None:
     assert not unseen
 
 
+@pytest.mark.slow
 def test_verify_refuses_a_repository_that_names_other_rows(
     demo: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def trusting_nobody(expiring):
     return ManifestReader(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_a_sound_manifest_is_valid_by_the_trust_list_and_untrusted_without(
     authority, trusting, trusting_nobody, image_format
@@ -96,6 +97,7 @@ def test_a_stripped_file_has_no_manifest(trusting):
     assert trusting.read(made.encoded(), "jpeg") == C2pa()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embed", [False, True])
 def test_a_remote_manifest_is_never_fetched(authority, embed):
     """A link leads nowhere, alone or beside an embedded manifest: a server of the test waits for a request in vain."""
@@ -152,6 +154,7 @@ def test_a_manifest_with_many_ingredients_is_read(authority, trusting):
     assert trusting.read(data, "jpeg").state is not None
 
 
+@pytest.mark.slow
 def test_an_expired_certificate_is_invalid(expiring, trusting):
     """Without a trusted time stamp nobody knows that the file was signed in time."""
     data, expired_at = expiring
@@ -159,6 +162,7 @@ def test_an_expired_certificate_is_invalid(expiring, trusting):
     assert trusting.read(data, "jpeg").state == "invalid"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signers", "stampers", "state"),
     [(True, True, "valid"), (True, False, "invalid"), (False, True, "untrusted"), (False, False, "invalid")],

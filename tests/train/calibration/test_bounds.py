@@ -35,6 +35,7 @@ def mostly_one_value(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.where(rng.random(count) < 0.97, 0.25, rng.random(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "count", "rate"),
     [(smooth, 350, 0.01), (smooth, 2000, 0.01), (tied, 1000, 0.02), (heavy, 1500, 0.01), (mostly_one_value, 800, 0.01)],

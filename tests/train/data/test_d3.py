@@ -111,6 +111,7 @@ def test_a_failure_noted_after_a_cut_line_is_read_again(tmp_path: Path) -> None:
     assert d3._read_failures(tmp_path) == {"b": "dead link 404", "c": "dead link 410"}
 
 
+@pytest.mark.slow
 def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: Server, tmp_path: Path) -> None:
     """So many failures in a row as no links have: the run says that the network is down, and ends with the same shards
     when it is up again.
@@ -130,6 +131,7 @@ def test_a_network_outage_stops_the_run_and_costs_no_record(rows: Path, server: 
     assert resumed["failures"] == whole["failures"]
 
 
+@pytest.mark.slow
 def test_failures_amid_successes_can_be_tried_again(rows: Path, server: Server, tmp_path: Path) -> None:
     """--retry-failed asks again for what did not answer, for nothing else, and ends with the shards of a day without
     trouble.

@@ -42,6 +42,7 @@ def test_placeholders_are_no_images(server: Server) -> None:
     assert download_all([f"{server.url}/pixel/1"], LIMITS) == ["tiny: 8x8"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_a_timeout(server: Server) -> None:
     """Each try has its time; after the last one the reason is `timeout`."""
     assert download_all([f"{server.url}/slow/1"], replace(LIMITS, timeout_s=1)) == ["timeout"]

@@ -13,6 +13,8 @@ from train.data.images import DataError
 from train.data.loader import Batch, PairDataset, StepSampler, collate_drawn, made_on_device, make_batches
 from train.recipe import RecipeError, Views, load_recipe
 
+pytestmark = pytest.mark.slow
+
 RECORDS, STEPS = 3, 4
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])

@@ -44,6 +44,7 @@ def test_resampling_repeats_some_shards_and_leaves_out_others() -> None:
     assert 0.57 < len(np.unique(order // 5)) / 400 < 0.69
 
 
+@pytest.mark.slow
 def test_side_by_side_a_batch_has_many_sources_and_files_are_read_forwards() -> None:
     """Of 60 shards of 5,000 records a batch of 1,024 has the records of as many shards as are read together, where one
     after the other it has one or two; within each shard the places go up, but for the window.

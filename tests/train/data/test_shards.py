@@ -51,6 +51,7 @@ def test_foreign_shards_are_indexed_by_their_headers(shards: Path) -> None:
     assert len(list(shards.glob("*.npz"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 7, 200])
 def test_a_damaged_index_is_made_anew(kept: int, shards: Path) -> None:
     """An index that was cut off is read from the tar again and replaced."""

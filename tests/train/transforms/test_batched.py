@@ -76,6 +76,7 @@ def test_op_gives_each_image_of_a_batch_its_own_parameters(name: str, device: st
             )
 
 
+@pytest.mark.slow
 @DEVICES
 @pytest.mark.parametrize("tail", ["resize248", "native_crop"])
 @pytest.mark.parametrize("local_size", [96, 224])

@@ -89,6 +89,7 @@ def test_fast_ops_are_the_same_nineteen() -> None:
     assert list(fast.FAST_OPS) == list(OPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(512, 384), (150, 200), (224, 224), (37, 301), (224, 9000)])
 def test_crops_equal_the_reference(size: tuple[int, int]) -> None:
     """Tail, central crop and resized crop agree with the PIL ones."""
