@@ -214,23 +214,34 @@ def test_cancelled_requests_are_not_computed(folder: Path, tmp_path: Path, serve
             )
             at_work.set_shared_memory("cancelled", many.nbytes)
             waiting.set_shared_memory("cancelled", many[:count].nbytes)
-            answered = threading.Event()
-            running.client.async_infer("code", [at_work], callback=lambda **_: answered.set())
-            calls = [running.client.async_infer("code", [waiting], callback=lambda **_: None) for _ in range(30)]
-            deadline = time.monotonic() + 60
-            while pending(running.server.ports["triton_metrics"]) < len(calls) // 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            for call in calls:
-                call.cancel()
-            assert answered.wait(60)
-            running.infer(pixels(1))
-            merged = {size: took for size, took in compute_ms_per_image(running.client).items() if size % count == 0}
+            merged: dict[int, float] = {}
+            for _ in range(6):  # a slow machine may merge none before all are cancelled: nothing was tried then
+                cancel_behind(running, at_work, waiting)
+                running.infer(pixels(1))
+                found = compute_ms_per_image(running.client)
+                merged = {size: took for size, took in found.items() if size % count == 0}
+                if merged:
+                    break
             assert merged, "no batch was merged behind the one at work"
             # Seen: 0.1 ms where the model skips them, 26 ms where it does not.
             assert max(merged.values()) < compute_ms_per_image(running.client)[len(many)] / 10
     finally:
         shared_memory.destroy_shared_memory_region(handle)
+
+
+def cancel_behind(running: Any, at_work: Any, waiting: Any) -> None:
+    """Cancel thirty requests while the model computes another; Triton has had time to merge some of them for it."""
+    answered = threading.Event()
+    running.client.async_infer("code", [at_work], callback=lambda **_: answered.set())
+    calls = [running.client.async_infer("code", [waiting], callback=lambda **_: None) for _ in range(30)]
+    deadline = time.monotonic() + 60
+    while pending(running.server.ports["triton_metrics"]) < len(calls) // 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    for call in calls:
+        call.cancel()
+    assert answered.wait(60)
 
 
 def compute_ms_per_image(client: grpc.InferenceServerClient) -> dict[int, float]:
