@@ -18,7 +18,7 @@ import numpy as np
 from worker.admission import Admission
 from worker.clients.fetch import Fetcher
 from worker.clients.kafka_producer import Outgoing
-from worker.clients.redis import CacheEntry, ScoredImage
+from worker.clients.redis import CacheEntry, ScoredImage, VerdictWrite
 from worker.clients.triton import Inference, InferenceFailed
 from worker.clock import SYSTEM_CLOCK, Clock, StopFlag
 from worker.contract import Headers, ImageInfo, Partition, Record, Scores, Verdict, overtakes, was_replaced
@@ -96,14 +96,14 @@ class StoreTwin:
 
     def save(
         self,
-        verdicts: Sequence[tuple[Verdict, str]],
+        verdicts: Sequence[VerdictWrite],
         images: Sequence[ScoredImage],
-        late: Sequence[tuple[Verdict, str]] = (),
+        late: Sequence[VerdictWrite] = (),
     ) -> None:
         self._answer()
         stored = {image_id: verdict.to_json() for image_id, verdict in self.verdicts.items()}
-        for verdict, as_json in [
-            *[one for one in verdicts if not was_replaced(stored.get(one[0].image_id), one[0])],
+        for verdict, as_json, _ in [
+            *[one for one in verdicts if not was_replaced(stored.get(one[0].image_id), one[0], one.recorded_at)],
             *[one for one in late if not overtakes(stored.get(one[0].image_id), one[0])],
         ]:
             assert Verdict.model_validate_json(as_json) == verdict

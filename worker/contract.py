@@ -294,13 +294,13 @@ def overtakes(stored_json: object, verdict: Verdict) -> bool:
     return stored.offset > own.offset
 
 
-def was_replaced(stored_json: object, verdict: Verdict) -> bool:
-    """Is the stored verdict on a later record, and made later? Then the partition has become another worker's. (Made
-    before: the record is judged again, and the later one will be; or the topic was made anew.)
+def was_replaced(stored_json: object, verdict: Verdict, recorded_at: str) -> bool:
+    """Is the stored verdict on a later record, and made since ours was recorded? Then ours is judged again, or late.
+    (Made before there was our record: the topic was made anew, and its offsets began again.)
     """
     if not overtakes(stored_json, verdict):
         return False
-    return Verdict.model_validate_json(str(stored_json)).decided_at > verdict.decided_at
+    return Verdict.model_validate_json(str(stored_json)).decided_at > recorded_at
 
 
 def verdict_headers(verdict: Verdict, group_id: str, traceparent: bytes | None) -> Headers:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.console.harness import Console, Outside, Visitor, picture
 from tests.integration.harness import REPO, wait_until
-from worker.clients.redis import Store
+from worker.clients.redis import Store, VerdictWrite
 from worker.contract import Verdict
 from worker.settings import load
 
@@ -30,7 +30,7 @@ def _run(console: Console, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _store(console: Console, verdicts: dict[str, Verdict]) -> None:
     own = {name: value for name, value in console.env.items() if name.startswith("ASSAY_") and "__" in name}
     store = Store(load(None, own).redis)
-    store.save([(one, one.to_json()) for one in verdicts.values()], [])
+    store.save([VerdictWrite(one, one.to_json(), one.decided_at) for one in verdicts.values()], [])
     store.close()
 
 

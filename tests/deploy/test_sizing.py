@@ -15,7 +15,7 @@ import redis
 
 from tests.integration.harness import wait_until
 from worker import contract
-from worker.clients.redis import ScoredImage, Store
+from worker.clients.redis import ScoredImage, Store, VerdictWrite
 from worker.evidence import Evidence, Nearest, Neighbour
 from worker.local import paths
 from worker.local.redis_server import RedisServer
@@ -82,7 +82,10 @@ def test_redis_takes_what_the_docs_say(server: RedisServer) -> None:
     verdicts = [_verdict(number, rng) for number in range(IMAGES)]
     used = [_used(client)]
     for start in range(0, IMAGES, 500):
-        store.save([(verdict, verdict.to_json()) for verdict in verdicts[start : start + 500]], [])
+        store.save(
+            [VerdictWrite(verdict, verdict.to_json(), verdict.decided_at) for verdict in verdicts[start : start + 500]],
+            [],
+        )
     used.append(_used(client))
     for start in range(0, IMAGES, 500):
         part = verdicts[start : start + 500]

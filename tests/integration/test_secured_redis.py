@@ -28,7 +28,7 @@ from tests.integration.secured import (
 )
 from tests.twins import scores
 from worker.clients import redis as redis_client
-from worker.clients.redis import ScoredImage, Store
+from worker.clients.redis import ScoredImage, Store, VerdictWrite
 from worker.clients.redis_connect import connect
 from worker.clients.redis_scripts import Scripts
 from worker.contract import ImageInfo, ModelRef, Origin, PolicyRef, Timings, Verdict, overtakes
@@ -70,7 +70,7 @@ def image(number: int) -> ScoredImage:
     return ScoredImage(f"{number:064x}", f"id/{number}", "v1", scores(0.5), IMAGE)
 
 
-def parked_verdict(offset: int, minute: int = 0) -> tuple[Verdict, str]:
+def parked_verdict(offset: int, minute: int = 0, recorded: int | None = None) -> VerdictWrite:
     made = Verdict(
         verdict_id=uuid.uuid4(),
         image_id="parked",
@@ -86,7 +86,8 @@ def parked_verdict(offset: int, minute: int = 0) -> tuple[Verdict, str]:
         timings_ms=Timings(queued=None, decode=None, infer=None, total=1.0),
         origin=Origin(topic="images.incoming", partition=0, offset=offset, uri=None),
     )
-    return made, made.to_json()
+    recorded_at = f"2026-11-21T12:{minute if recorded is None else recorded:02}:00.000Z"
+    return VerdictWrite(made, made.to_json(), recorded_at)
 
 
 def test_the_documented_user_may_do_what_the_worker_does(locked):
@@ -146,12 +147,13 @@ def offset_of(store: Store) -> int:
 
 
 def test_a_call_that_hung_does_not_overwrite_what_the_next_owner_wrote(locked):
-    """A later record's verdict that was made later stays. Made before, it is replaced: records are judged again after a
-    rebalance, and a topic may be made anew. Others of the same call are written either way.
+    """A later record's verdict stays where it was made since our record was there: also where ours is judged again, by
+    a worker that may be ended before it comes to the later one. Made before our record was, it is replaced: the topic
+    was made anew. Others of the same call are written either way.
     """
     with closing(Store(by_tls(locked))) as store:
         store.save([parked_verdict(5, minute=5)], [])
-        for own, stays in (((3, 4), 5), ((3, 5), 3), ((2, 9), 2), ((4, 1), 4)):
+        for own, stays in (((3, 4), 5), ((3, 5), 3), ((2, 9), 2), ((4, 1), 4), ((3, 9, 4), 4), ((5, 9, 4), 5)):
             store.save([parked_verdict(*own)], [image(own[0])])
             assert offset_of(store) == stays
             assert store.latest_id(image(own[0]).sha256) is not None

@@ -18,9 +18,9 @@ from tests.simulation.hub import NEVER, Process, Signal
 from tests.simulation.plan import HOSTS, image_bytes
 from tests.simulation.world import Twin, World
 from tests.twins import cache_entry
-from worker.clients.redis import CacheEntry, ScoredImage
+from worker.clients.redis import CacheEntry, ScoredImage, VerdictWrite
 from worker.clients.triton import Inference, InferenceFailed
-from worker.contract import ImageInfo, ImageReference, Verdict
+from worker.contract import ImageInfo, ImageReference
 from worker.crop import Pixels
 from worker.errors import Rejected, RejectReason, Unavailable
 from worker.examine.findings import Examined, Findings
@@ -96,13 +96,13 @@ class StoreTwin(Twin):
 
     def save(
         self,
-        verdicts: Sequence[tuple[Verdict, str]],
+        verdicts: Sequence[VerdictWrite],
         images: Sequence[ScoredImage],
-        late: Sequence[tuple[Verdict, str]] = (),
+        late: Sequence[VerdictWrite] = (),
     ) -> None:
         """Write verdicts and cache entries; of `late` those that no later record has overtaken."""
         self._enter()
-        self._world.note("saving", self._process.name, [verdict.image_id for verdict, _ in verdicts])
+        self._world.note("saving", self._process.name, [one.verdict.image_id for one in verdicts])
         trouble = self._trouble()
         if trouble == "glitch":
             trouble = ("away", "lost", "late", "half")[int(self._random() * 4)]
@@ -111,7 +111,7 @@ class StoreTwin(Twin):
             stored = self._redis.verdicts
             held = [one for one in verdicts if not was_replaced(one, stored.get(one[0].image_id))]
             held += [one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]
-            for verdict, as_json in held[: int(len(held) * share + 0.5)]:
+            for verdict, as_json, _ in held[: int(len(held) * share + 0.5)]:
                 self._redis.put(self._process.name, verdict.image_id, as_json)
             for image in images:
                 self._redis.images[image.sha256, image.model_version] = image
@@ -130,21 +130,21 @@ class StoreTwin(Twin):
         """Nothing is held."""
 
 
-def is_overtaken(late: tuple[Verdict, str], stored: str | None) -> bool:
+def is_overtaken(late: VerdictWrite, stored: str | None) -> bool:
     """Is what is stored about a later record? In the simulation an id has one partition."""
-    return stored is not None and _offset(stored) > _offset(late[1])
+    return stored is not None and _offset(stored) > _offset(late.as_json)
 
 
-def was_replaced(own: tuple[Verdict, str], stored: str | None) -> bool:
-    """Is what is stored about a later record of its partition, decided later too? Then the partition is another's."""
+def was_replaced(own: VerdictWrite, stored: str | None) -> bool:
+    """Is what is stored about a later record of its partition, decided since ours was there?"""
     if stored is None:
         return False
-    there, origin = json.loads(stored), own[0].origin
+    there, origin = json.loads(stored), own.verdict.origin
     return (
         origin is not None
         and there["origin"]["partition"] == origin.partition
         and there["origin"]["offset"] > origin.offset
-        and there["decided_at"] > own[0].decided_at
+        and there["decided_at"] > own.recorded_at
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
@@ -250,6 +251,22 @@ def test_a_parked_record_does_not_overwrite_a_later_one(parked_offset: int, wins
     assert bench.store.verdicts["a"].scores.linear == wins
     assert len(bench.producer.to("images.verdicts")) == 2
     assert bench.tracker.committable() == {P0: 6, P1: 1}
+
+
+@pytest.mark.parametrize(("recorded", "wins"), [("before", 0.0), ("after", 0.1), ("never", 0.1)])
+def test_a_record_that_is_judged_again_does_not_overwrite_a_later_one(recorded: str, wins: float) -> None:
+    """A rewound worker may be ended before it comes to the later one again. What was judged before our record was there
+    is of another topic by that name; a record without a time may be so too.
+    """
+    before, bench = Workbench(), Workbench()
+    end(before, items(before, record(7), ids="a"), ended=1)
+    bench.store.verdicts |= before.store.verdicts
+    decided_ms = int(datetime.fromisoformat(before.store.verdicts["a"].decided_at).timestamp() * 1000)
+    at_ms = {"before": decided_ms - 1000, "after": decided_ms + 1000, "never": -1}[recorded]
+    [again] = images(bench, replace(record(5), timestamp_ms=at_ms), ids="a")
+    end(bench, [judged(again, 0.1)], ended=1)
+    assert bench.store.verdicts["a"].scores.linear == wins
+    assert len(bench.producer.to("images.verdicts")) == 1
 
 
 def test_a_parked_record_goes_to_the_retry_topic() -> None:

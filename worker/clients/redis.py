@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from redis.exceptions import ResponseError, WatchError
@@ -83,6 +83,14 @@ class ScoredImage:
     detectors: Sequence[DetectorScores] = ()
 
 
+class VerdictWrite(NamedTuple):
+    """A verdict to write, its JSON, and when Kafka recorded what it is about, as `decided_at`."""
+
+    verdict: Verdict
+    as_json: str
+    recorded_at: str
+
+
 class Store(Connection):
     """Verdicts and cache entries. Thread-safe: each call takes a connection of its own from the pool."""
 
@@ -151,20 +159,21 @@ class Store(Connection):
 
     def save(
         self,
-        verdicts: Sequence[tuple[Verdict, str]],
+        verdicts: Sequence[VerdictWrite],
         images: Sequence[ScoredImage],
-        late: Sequence[tuple[Verdict, str]] = (),
+        late: Sequence[VerdictWrite] = (),
     ) -> None:
-        """Write verdicts (each with its JSON) and cache entries, with their lifetimes.
+        """Write verdicts and cache entries, with their lifetimes.
 
-        A verdict on a later record of the same id that was made after ours stays: a call that hung may arrive when its
-        partition has been another worker's for a while. (Not in a cluster, where a transaction cannot span slots.)
+        A verdict on a later record of the same id that was made since our record was there stays: a call that hung may
+        arrive when its partition has been another worker's for a while, and who judges a record again may be ended
+        before the later one. (Not in a cluster, where a transaction cannot span slots.)
         `late`: verdicts on records that were parked; where a later record of the same id has been judged meanwhile,
         its verdict stays.
         """
         writes = [(self.image_key(image.sha256), _image_hash(image), self._settings.hash_ttl) for image in images]
         for left in reversed(range(_TRIES)):
-            ours = [self._verdict_write(verdict, as_json) for verdict, as_json in verdicts]
+            ours = [self._verdict_write(one) for one in verdicts]
             with self._unavailable(), self._connected().pipeline(transaction=self._atomic) as pipeline:
                 if ours and self._atomic:
                     pipeline.watch(*[key for key, _, _ in ours])
@@ -178,28 +187,29 @@ class Store(Connection):
                     if not left:
                         raise
         writes += ours
-        for verdict, as_json in late:
-            if not self._write_unless_overtaken(verdict, as_json):
-                writes.append(self._verdict_write(verdict, as_json))
+        for one in late:
+            if not self._write_unless_overtaken(one):
+                writes.append(self._verdict_write(one))
                 foreign.add(writes[-1][0])
         if foreign:
             log.warning("redis_key_replaced", keys=foreign, reason="a key under our prefix had another type")
             with self._unavailable(), self._connected().pipeline(transaction=self._atomic) as pipeline:
                 _write(pipeline, [write for write in writes if write[0] in foreign], replace=True)
 
-    def _verdict_write(self, verdict: Verdict, as_json: str) -> _Write:
-        return self.verdict_key(verdict.image_id), verdict_hash(verdict, as_json), self._settings.verdict_ttl
+    def _verdict_write(self, one: VerdictWrite) -> _Write:
+        key = self.verdict_key(one.verdict.image_id)
+        return key, verdict_hash(one.verdict, one.as_json), self._settings.verdict_ttl
 
-    def _write_unless_overtaken(self, verdict: Verdict, as_json: str) -> bool:
+    def _write_unless_overtaken(self, one: VerdictWrite) -> bool:
         """Write it where its id has no verdict on a later record of the same partition: one step, because another
         worker may judge that record now. Returns False, and writes nothing, where the key is of another type.
         """
-        key, mapping, ttl_s = self._verdict_write(verdict, as_json)
+        key, mapping, ttl_s = self._verdict_write(one)
 
         def write(pipeline: Any) -> None:
             stored_json = pipeline.hget(key, "json")
             pipeline.multi()
-            if not overtakes(stored_json, verdict):
+            if not overtakes(stored_json, one.verdict):
                 pipeline.hset(key, mapping=mapping)
                 pipeline.expire(key, ttl_s) if ttl_s else pipeline.persist(key)
 
@@ -212,14 +222,15 @@ class Store(Connection):
                 return False
         return True
 
-    def _replaced(self, verdicts: Sequence[tuple[Verdict, str]]) -> set[str]:
-        """Keys of those that are about an earlier record than what is stored, and older. What is stored is read whole
-        only where it is younger, which is rare.
+    def _replaced(self, verdicts: Sequence[VerdictWrite]) -> set[str]:
+        """Keys of those that are about an earlier record than what is stored. What is stored is read whole only where
+        it was made since our record was there, which is rare.
         """
-        own = {self.verdict_key(verdict.image_id): verdict for verdict, _ in verdicts}
+        own = {self.verdict_key(one.verdict.image_id): one for one in verdicts}
         decided = self._fields(list(own), "decided_at")
-        younger = [key for key, at in decided.items() if isinstance(at, str) and at > own[key].decided_at]
-        return {key for key, text in self._fields(younger, "json").items() if was_replaced(text, own[key])}
+        since = [key for key, at in decided.items() if isinstance(at, str) and at > own[key].recorded_at]
+        texts = self._fields(since, "json").items()
+        return {key for key, text in texts if was_replaced(text, own[key].verdict, own[key].recorded_at)}
 
     def _fields(self, keys: Sequence[str], name: str) -> dict[str, object]:
         """A field of each hash; what is no hash answers with an error, which is handed on."""

@@ -15,7 +15,7 @@ import structlog
 
 from worker import __version__
 from worker.clients.kafka_producer import Outgoing, Producer
-from worker.clients.redis import ScoredImage, Store
+from worker.clients.redis import ScoredImage, Store, VerdictWrite
 from worker.contract import MAX_IMAGE_ID_BYTES, Record, Verdict, verdict_headers
 from worker.errors import Rejected, RejectReason
 from worker.evidence import found
@@ -26,7 +26,7 @@ from worker.queues import StageQueue
 from worker.rejections import rejection_headers, without_rejection_headers
 from worker.retry import Guarded
 from worker.settings import Settings
-from worker.stages.decide import facts_of, make_verdict
+from worker.stages.decide import facts_of, make_verdict, timestamp
 from worker.stages.policy_watch import PolicyWatch
 from worker.stages.stage import Stage, Tools
 
@@ -35,11 +35,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """An ended item and, where it was judged, its verdict and the verdict's JSON."""
+    """An ended item and, where it was judged, what is stored of it."""
 
     ended: Ended
-    verdict: Verdict | None = None
-    text: str = ""
+    write: VerdictWrite | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What is published, where it was judged."""
+        return self.write.verdict if self.write else None
 
     @property
     def was_parked(self) -> bool:
@@ -112,7 +116,9 @@ class Publish(Stage):
         total_ms = (item.queued_ms or 0.0) + (now - item.touched_at) * 1000
         name, now_s = self._settings.triton.model_name, self._tools.clock.time()
         verdict = make_verdict(ended, judgement, self._policies.policy, name, now_s=now_s, total_ms=total_ms)
-        return _Draft(ended, verdict, verdict.to_json())
+        # A time that cannot be the record's says nothing: then it is as old as its verdict.
+        age_s = (item.record.age_ms(now_s * 1000) or 0.0) / 1000
+        return _Draft(ended, VerdictWrite(verdict, verdict.to_json(), timestamp(now_s - age_s)))
 
     def _is_current(self, item: Item) -> bool:
         return self._under_way.tracker.is_current(item.record.place, item.epoch)
@@ -123,8 +129,8 @@ class Publish(Stage):
 
         def save(store: Store) -> None:
             ours = [draft for draft in drafts if draft.verdict and self._is_current(draft.ended.item)]
-            in_turn = [(draft.verdict, draft.text) for draft in ours if draft.verdict and not draft.was_parked]
-            late = [(draft.verdict, draft.text) for draft in ours if draft.verdict and draft.was_parked]
+            in_turn = [draft.write for draft in ours if draft.write and not draft.was_parked]
+            late = [draft.write for draft in ours if draft.write and draft.was_parked]
             if ours or images:
                 store.save(in_turn, images, late)
 
@@ -145,9 +151,10 @@ class Publish(Stage):
     def _outgoing(self, draft: _Draft) -> Outgoing:
         ended, kafka = draft.ended, self._settings.kafka
         record = ended.item.record
-        if draft.verdict is not None:
-            headers = verdict_headers(draft.verdict, kafka.group_id, ended.item.trace.traceparent)
-            return Outgoing(kafka.verdicts_topic, draft.verdict.image_id.encode(), draft.text.encode(), headers)
+        if draft.write is not None:
+            verdict, as_json = draft.write.verdict, draft.write.as_json
+            headers = verdict_headers(verdict, kafka.group_id, ended.item.trace.traceparent)
+            return Outgoing(kafka.verdicts_topic, verdict.image_id.encode(), as_json.encode(), headers)
         if isinstance(ended.outcome, Parking):
             parking = ended.outcome
             detail = f"{parking.detail} (it cannot be parked: {kafka.retry_topic} refuses it, or is not there)"
