@@ -151,7 +151,7 @@ class Auditor:
         expected_scores = (score, score / 2, score / 4)
         if any(abs(is_ - should) > ROUNDING for is_, should in zip(scores, expected_scores, strict=True)):
             self._find("scores", f"{where}: {scores} by model {version}, expected {score} and its parts", where)
-        was_overtaken = one in self._parked.values() and self._last_saved.get(one.image_id, -1) > one.offset
+        was_overtaken = self._last_saved.get(one.image_id, -1) > one.offset  # parked, or judged again
         if verdict["verdict_id"] not in self._saved and not was_overtaken:
             self._find("redis first", f"the verdict on {where} is on the topic and was never in Redis", where)
 

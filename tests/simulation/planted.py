@@ -145,8 +145,8 @@ def never_releases_fetched_bytes(self: Any, size_bytes: int) -> None:
 
 
 @plant_around(Admission, "release")
-def releases_a_byte_too_few(real: Any, self: Any, size_bytes: int) -> None:
-    real(self, max(0, size_bytes - 1))
+def releases_a_byte_too_few(real: Any, self: Any, size_bytes: int, *, aside: bool) -> None:
+    real(self, max(0, size_bytes - 1), aside=aside)
 
 
 @plant(Admission, "set_aside")
@@ -256,7 +256,7 @@ PLANTED["lets_a_parked_record_overwrite_a_later_one"] = lambda: mock.patch.objec
 @plant_around(StoreTwin, "save")
 def looks_for_a_later_verdict_before_it_writes(real: Any, self: Any, ours: Any, images: Any, late: Any = ()) -> None:
     stored = self._redis.verdicts
-    late = [one for one in late if not is_overtaken(one, stored.get(one[0].image_id))]
+    late = [one._replace(recorded_at="9") for one in late if not is_overtaken(one, stored.get(one.verdict.image_id))]
     real(self, [*ours, *late], images)
 
 
@@ -357,7 +357,7 @@ def ends_an_item_before_it_is_produced(self: Any, batch: Any) -> Any:
 
 @plant(Publish, "_save")
 def asks_once_whether_the_partition_is_ours(self: Any, drafts: Any) -> None:
-    ours = [(one.verdict, one.text) for one in drafts if one.verdict]
+    ours = [one.write for one in drafts if one.write]
     self._store.call(lambda store: store.save(ours, []), self._tools.stop)
 
 

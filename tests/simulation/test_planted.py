@@ -13,6 +13,9 @@ MOST = 1500  # histories: a few hundred at most are needed, as `python -m tests.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_it_is_found(name: str) -> None:
-    """By some history, whatever its rule says."""
+    """By some history, whatever its rule says; but not because the bug no longer fits what it is planted into."""
     with PLANTED[name]():
-        assert any(run(seed, SEEN_IN.get(name)).findings for seed in range(MOST)), f"not found in {MOST} histories"
+        histories = (run(seed, SEEN_IN.get(name)).findings for seed in range(MOST))
+        found = [str(one) for one in next((findings for findings in histories if findings), [])]
+    assert found, f"not found in {MOST} histories"
+    assert not [one for one in found if "TypeError" in one or "AttributeError" in one]

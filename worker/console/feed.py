@@ -7,7 +7,6 @@ to it. Where Redis was started anew or knows nothing, verdicts are read again (f
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
 import structlog
@@ -18,8 +17,9 @@ from worker.clients.kafka_fetcher import RecordConsumer
 from worker.clock import SYSTEM_CLOCK, Clock
 from worker.console.board import Board
 from worker.console.feed_places import Places
+from worker.console.rounds import Rounds
 from worker.contract import Record, Verdict
-from worker.errors import AssayError, Unavailable
+from worker.errors import Unavailable
 from worker.moments import milliseconds
 from worker.settings import Settings
 
@@ -40,48 +40,24 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         """
 
 
-class Feed:
-    """`start`, `stop`; `problem` says why it waits, empty where it does not. `added` counts, `full` names queues."""
+class Feed(Rounds):
+    """`added` counts; a queue that is full is the `problem`."""
 
     def __init__(self, settings: Settings, board: Board, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__("feed", problem="it has not read yet")
         self._settings = settings
         self._board = board
         self._clock = clock
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._consumer: RecordConsumer | None = None
         self._places = Places(settings.kafka, board, clock)
         self._looked_at = 0.0
         self._looked_at_full_at = 0.0
         self._left: dict[TopicPartition, dict[str, int]] = {}  # by queue, the first offset that found it full
-        self.problem = "it has not read yet"
         self.added = 0
         self.unreadable = 0
 
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join(timeout=15)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._round()
-            except AssayError as error:
-                if str(error) != self.problem:
-                    log.warning("feed_waits", error=str(error))
-                self.problem = str(error)
-                self._close()
-                self._stopping.wait(_AGAIN_S)
-        self._close()
-
-    def _round(self) -> None:
+    def round(self) -> str:
+        """Add what is new, commit. Raises Unavailable."""
         consumer = self._connected()
         self._look_at_full(consumer)
         with as_unavailable(self._settings.kafka):
@@ -98,7 +74,7 @@ class Feed:
         if offsets:
             self._places.commit(consumer, offsets)
         full = self._full()
-        self.problem = f"full: {', '.join(sorted(full))}" if full else ""
+        return f"full: {', '.join(sorted(full))}" if full else ""
 
     def _full(self) -> set[str]:
         """Queues that took no more when they were last looked at."""
@@ -171,7 +147,7 @@ class Feed:
             self._left.pop(place, None)  # found again on the way
         return again
 
-    def _close(self) -> None:
+    def let_go(self) -> None:
         self._left.clear()
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None

@@ -7,7 +7,6 @@ is not written by its taker after half of that: a process that was stopped in be
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -17,7 +16,8 @@ from worker.clients.kafka_producer import Outgoing, Producer
 from worker.clients.kafka_topics import Reader
 from worker.clock import SYSTEM_CLOCK, Clock
 from worker.console.board import Board, Due
-from worker.errors import AssayError, Unavailable
+from worker.console.rounds import Rounds
+from worker.errors import Unavailable
 from worker.review import Review, review_headers
 from worker.settings import Settings
 
@@ -26,11 +26,10 @@ _LEASE_MS = 60_000
 _LOOK_BACK_MS = 15 * 60 * 1000
 _REMEMBERED = 200_000
 _IDLE_S = 0.25
-_AGAIN_S = 1.0
 
 
-class Outbox:
-    """`start`, `stop`; `healthy` says whether the last round went well. `heard` is told of every review it sees."""
+class Outbox(Rounds):
+    """`heard` is told of every review it sees."""
 
     def __init__(
         self,
@@ -39,56 +38,21 @@ class Outbox:
         heard: Callable[[Review, str], None] = lambda *_: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        super().__init__("outbox", problem="it has not looked yet", pause_s=_IDLE_S)
         self._settings = settings
         self._board = board
         self._heard = heard
         self._clock = clock
-        self._stopping = threading.Event()
-        self._wanted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._run_id = ""
         self._seen: OrderedDict[str, tuple[int, int] | None] = OrderedDict()
-        self.problem = "it has not looked yet"
 
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._wanted.set()
-        self._thread.join(timeout=15)
-
-    def hurry(self) -> None:
-        """Something may be due now."""
-        self._wanted.set()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.round()
-                self.problem = ""
-                pause_s = _IDLE_S
-            except AssayError as error:
-                if str(error) != self.problem:
-                    log.warning("outbox_waits", error=str(error))
-                self.problem = str(error)
-                self._forget_kafka()
-                pause_s = _AGAIN_S
-            self._wanted.wait(pause_s)
-            self._wanted.clear()
-        self._forget_kafka()
-
-    def round(self) -> None:
+    def round(self) -> str:
         """Apply what is new on the topic, write what is due. Raises Unavailable."""
         run_id = self._board.scripts.run_id()
         if run_id != self._run_id or not self._board.is_born():  # at the start, and where Redis lost something
-            self._forget_kafka()
+            self.let_go()
         if self._reader is None:
             self._reader = Reader(self._settings.kafka, self._settings.kafka.reviews_topic, self._since_ms())
         self._catch_up(self._reader)
@@ -103,6 +67,7 @@ class Outbox:
             for one in due:
                 if one.review_id in self._seen:  # it is there, and was not applied, or not to the Redis of now
                     self._applied(one.event)
+        return ""
 
     def _since_ms(self) -> int | None:
         """From where the topic has to be known: all of it where Redis knows nothing."""
@@ -160,7 +125,7 @@ class Outbox:
             headers=review_headers(review, self._settings.console.group_id),
         )
 
-    def _forget_kafka(self) -> None:
+    def let_go(self) -> None:
         """Connections, and what was seen on the topic: it is looked at again from a while ago."""
         for connection in (self._reader, self._producer):
             if connection is not None:
