@@ -189,7 +189,7 @@ class Auditor:
             if place is None:
                 self._acknowledged.add(one.trace_id)
             else:
-                self._last_parked[one.trace_id] = place
+                self._last_parked[one.trace_id] = max(place, self._last_parked.get(one.trace_id, -1))
 
     def _on_committed(self, by: str, partition: Any, offset: int, before: int | None, is_anothers: bool) -> None:
         self._committed[partition] = offset
