@@ -99,7 +99,7 @@ def fit(
         progress = Progress() if state is None else trainer.restore(state)
         folder.forget_after(progress.step)
         if group.is_main:
-            fitted.save(run, fitted.fitted_on([*source.labelled(), *validation]))
+            fitted.save(run, fitted.of_training(source, validation))
         steps = steps_per_epoch(recipe, len(source.order(0, recipe.training.seed)), group.world)
         total = recipe.optimisation.epochs * steps
         try:

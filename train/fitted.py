@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from train.data.records import Labelled, photograph
+from train.data.records import Labelled, Source, photograph
+from train.data.shards import ShardSource
 from triton_models.files import replacing
 
 FITTED_ON = "fitted_on.json"
@@ -40,6 +41,18 @@ def fitted_on(images: Sequence[Labelled]) -> dict[str, Any]:
         "generators": sorted({image.generator for image in images if image.label == 1}),
         "unlisted": len(unnamed),
     }
+
+
+def of_training(source: Source, validation: Sequence[Labelled]) -> dict[str, Any]:
+    """What `fitted_on` says of all that a run is trained on and probed with; shards of more than HASHED images are
+    counted without listing them, which at D3's size would take gigabytes.
+    """
+    if not isinstance(source, ShardSource) or source.images <= HASHED:
+        return fitted_on([*source.labelled(), *validation])
+    facts = fitted_on(validation)
+    facts["unlisted"] += source.images
+    facts["generators"] = sorted({*facts["generators"], *source.generators})
+    return facts
 
 
 def _hash_of_bytes(image: Labelled) -> str | None:

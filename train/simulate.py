@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import active_children, get_context
@@ -28,6 +29,7 @@ from train.data.loader import DrawnBatch, PairDataset, StepSampler, drawn_batche
 from train.data.reading import effective_sources
 from train.data.records import Key
 from train.data.shards import SLOTS, Mixing, ShardSource, open_shards, save_index
+from train.preflight import SHARED_MEMORY
 from train.recipe import Recipe, load_recipe
 from train.transforms.views import Picture
 
@@ -67,9 +69,11 @@ class NoiseDataset(PairDataset):
 
 
 def simulate(plan: Simulated) -> dict[str, Any]:
-    """Figures of all ranks: `memory_mib` (proportional set sizes at the last batch, all processes together),
-    `descriptors` (of the process with the most), `sources_a_batch` (effective number of shards in a step of all ranks),
-    `restart_is_exact`, and seconds. Raises DataError where a rank dies.
+    """Figures of all ranks: `memory_mib` (proportional set sizes while all data processes are at work, all processes
+    together), of it `batches_mib` in shared memory; `worker_mib` (what the largest data process shares with none),
+    `rank_mib` (resident in the largest rank, most of it shared with its data processes), `descriptors` (of the process
+    with the most), `sources_a_batch` (effective number of shards in a step of all ranks), `restart_is_exact`, and
+    seconds. Raises DataError where a rank dies.
     """
     with TemporaryDirectory(prefix="assay-simulate-") as scratch:
         began = time.perf_counter()
@@ -96,6 +100,9 @@ def simulate(plan: Simulated) -> dict[str, Any]:
         "records": len(order),
         "shards": len(source.shards),
         "memory_mib": round(sum(one["memory_mib"] for one in found)),
+        "batches_mib": round(sum(one["batches_mib"] for one in found)),
+        "worker_mib": round(max(one["worker_mib"] for one in found)),
+        "rank_mib": round(max(one["rank_mib"] for one in found)),
         "descriptors": max(one["descriptors"] for one in found),
         "sources_a_batch": round(float(np.mean([effective_sources(shards[at : at + step]) for at in starts])), 1),
         "records_a_second": round(sum(one["records_a_second"] for one in found)),
@@ -165,7 +172,7 @@ def _rank(plan: Simulated, folder: Path, rank: int, answers: Any) -> None:
 def _batches(
     plan: Simulated, folder: Path, source: ShardSource, rank: int, *, first: int
 ) -> tuple[list[str], float, float, dict[str, float]]:
-    """(a digest of each batch from `first` on, seconds to the first, seconds of the rest, usage at the last)."""
+    """(a digest of each batch from `first` on, seconds to the first, seconds of the rest, usage on the way)."""
     recipe = plan.recipe(folder)
     sampler = StepSampler(plan.batch_size, 1, plan.batches, 1, rank, plan.ranks, first_step=first)
     data = NoiseDataset(source, recipe.views, recipe.loss.terms, recipe.training.seed, draw_only=True)
@@ -175,7 +182,7 @@ def _batches(
     for number, batch in enumerate(islice(drawn_batches(data, recipe, sampler), plan.batches - first)):
         digests.append(_digest(batch))
         first_s = first_s or time.perf_counter() - began
-        if number == plan.batches - first - 1:
+        if number == (plan.batches - first) // 3:
             usage = _usage()
     return digests, first_s, time.perf_counter() - began - first_s, usage
 
@@ -188,9 +195,32 @@ def _digest(batch: DrawnBatch) -> str:
 def _usage() -> dict[str, float]:
     """Of this process and its data processes, as Linux counts them."""
     processes = [Path("/proc/self"), *(Path(f"/proc/{child.pid}") for child in active_children())]
-    rolled = "".join((process / "smaps_rollup").read_text() for process in processes)
-    kib = sum(int(line.split()[1]) for line in rolled.splitlines() if line.startswith("Pss:"))
+    rolled = [_memory(process / "smaps_rollup") for process in processes]
+    own = [one["Private_Clean"] + one["Private_Dirty"] for one in rolled]
+    batches = _batches_mib(processes)
     return {
-        "memory_mib": kib / 1024,
+        "memory_mib": sum(one["Pss"] - one["Pss_Shmem"] for one in rolled) + batches,
+        "batches_mib": batches,
+        "worker_mib": max(own[1:], default=0.0),
+        "rank_mib": rolled[0]["Rss"],
         "descriptors": max(len(list((process / "fd").iterdir())) for process in processes),
     }
+
+
+def _memory(rollup: Path) -> dict[str, float]:
+    """MiB by kind."""
+    lines = (line.split() for line in rollup.read_text().splitlines() if line.endswith(" kB"))
+    return {kind.rstrip(":"): int(kib) / 1024 for kind, kib, _ in lines}
+
+
+def _batches_mib(processes: Sequence[Path]) -> float:
+    """Of shared memory that these processes have open, each piece once: batches on their way are mapped by nobody, so
+    that they are in no process's set.
+    """
+    found: dict[int, int] = {}
+    for entry in (entry for process in processes for entry in (process / "fd").iterdir()):
+        with suppress(OSError):  # closed meanwhile
+            if entry.readlink().is_relative_to(SHARED_MEMORY):
+                piece = entry.stat()
+                found[piece.st_ino] = piece.st_blocks * 512
+    return sum(found.values()) / 2**20

@@ -9,9 +9,10 @@ import pytest
 from train.data.folder import scan_folder
 from train.data.look import look_at
 from train.data.records import Key, Labelled
-from train.data.synthetic import write_synthetic_folder
+from train.data.shards import ShardSource, open_shards, write_shard
+from train.data.synthetic import synthetic_record, write_synthetic_folder
 from train.evaluate import among, leaks, names_of_photographs
-from train.fitted import fitted_on, hashes_on, unlisted_on
+from train.fitted import fitted_on, hashes_on, of_training, unlisted_on
 
 
 def as_of_shards(folder: Path) -> list[Labelled]:
@@ -66,3 +67,16 @@ def test_what_cannot_be_checked_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert unlisted_on(card) == 8 and unlisted_on({}) == 0
     assert unlisted_on({"fitted_on": {"encoder": {"unlisted": "D3's train split"}}}) == "D3's train split"
     assert leaks({"not_checked": 8}) == ["not checked against the images of the fit that have no hash: 8"]
+
+
+def test_large_shards_are_counted_without_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At D3's size a list of 11.5 million images would take gigabytes: they are counted, those of the probe hashed."""
+    write_shard(tmp_path, 0, [synthetic_record(index) for index in range(3)])
+    source, probed = open_shards(tmp_path), open_shards(tmp_path).labelled()[:4]
+    whole = of_training(source, probed)
+    assert (whole["unlisted"], len(whole["photographs"])) == (0, 15)
+    monkeypatch.setattr("train.fitted.HASHED", 14)
+    monkeypatch.setattr(ShardSource, "labelled", None)
+    facts = of_training(source, probed)
+    assert (facts["unlisted"], len(facts["photographs"])) == (15, 4)
+    assert facts["generators"] == whole["generators"] == ["gen_0", "gen_1", "gen_2", "gen_3"]

@@ -20,7 +20,8 @@ def test_a_small_simulation_of_a_full_run() -> None:
     assert found["restart_is_exact"] and found["ranks_read_others"]
     assert 10 < found["sources_a_batch"] <= 30
     assert 0 < found["descriptors"] < 1024
-    assert found["memory_mib"] > 0
+    assert found["worker_mib"] < found["rank_mib"] / 3, "data processes share libraries and index with their rank"
+    assert 0 < found["batches_mib"] < found["memory_mib"]
 
 
 def test_a_rank_that_dies_ends_the_simulation() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from train.data.images import BadImage, DataError, decode_image, decode_pixels
 from train.data.reading import OpenShards
-from train.data.records import EpochOrder, Key, Source
+from train.data.records import EpochOrder, Key, Pair, Source
 from train.losses import Terms
 from train.recipe import Recipe, RecipeError, Views
 from train.transforms import batched
@@ -34,6 +35,15 @@ from train.transforms.views import Picture, Plan, make_views, plan_views, view_r
 Position = tuple[int, int]  # epoch, position in it
 MAX_REPLACEMENTS = 50
 PREFETCHED = 2  # batches that each data process has ready
+
+
+@dataclass(frozen=True)
+class Place:
+    """The record at a position, and the how manieth time it comes in this epoch."""
+
+    position: Position
+    pair: Pair
+    occurrence: int
 
 
 @dataclass
@@ -83,9 +93,10 @@ Sample = tuple[dict[str, Tensor] | Drawn, list[str]]
 
 
 class PairDataset(Dataset[Sample]):
-    """Maps (epoch, position) to the views of one record, or (`draw_only`) to its images and the draw of its views.
+    """Maps a position to the views of its record, or (`draw_only`) to its images and the draw of its views.
 
-    Positions beyond the epoch's records go round again with other views.
+    Positions beyond the epoch's records go round again with other views. Data processes are told places, so that none
+    of them has to keep the order of an epoch; one that cannot read a record computes it, to find the next.
     """
 
     def __init__(
@@ -104,15 +115,21 @@ class PairDataset(Dataset[Sample]):
         self._cached_bytes = 0
         self._shards = OpenShards()
 
-    def __getitem__(self, position: Position) -> Sample:
+    def place(self, position: Position) -> Place:
+        """What is at a position, by the order of its epoch."""
         epoch, index = position
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.source.order(epoch, self.seed))
-        order = self._order[1]
+        occurrence, record = divmod(index, len(self._order[1]))
+        return Place(position, self._order[1][record], occurrence)
+
+    def __getitem__(self, asked: Position | Place) -> Sample:
+        given = asked if isinstance(asked, Place) else self.place(asked)
+        epoch, index = given.position
         failed: list[str] = []
         for step in range(MAX_REPLACEMENTS):
-            occurrence, place = divmod(index + step, len(order))
-            pair = order[place]
+            here = self.place((epoch, index + step)) if step else given
+            pair, occurrence = here.pair, here.occurrence
             try:
                 real, fake = self._image(pair.real), self._image(pair.fake)
             except (OSError, BadImage) as error:
@@ -183,6 +200,20 @@ class StepSampler(Sampler[list[Position]]):
                 yield [(epoch, first + index) for index in range(self.batch)]
 
 
+@dataclass(frozen=True)
+class _Places(Sampler[list[Place]]):
+    """The batches of `sampler` with what is at each position."""
+
+    sampler: StepSampler
+    data: PairDataset
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return ([self.data.place(position) for position in batch] for batch in self.sampler)
+
+
 def collate(samples: list[tuple[dict[str, Tensor], list[str]]]) -> Batch:
     """Stack samples view by view, channels last as they are: any other layout costs more time than a view's crop."""
     views = {
@@ -238,8 +269,10 @@ def _loader(data: PairDataset, recipe: Recipe, sampler: StepSampler, *, pin: boo
     workers = recipe.data.workers
     return DataLoader(
         data,
-        batch_sampler=sampler,
+        batch_sampler=_Places(sampler, data),
         num_workers=workers,
+        # Forked, they share the source with this process; they never use its GPU.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate_drawn if data.draw_only else collate,
         pin_memory=pin,
         worker_init_fn=_begin_data_process if workers else None,

@@ -29,7 +29,7 @@ def open_source(
     source: ShardSource | FolderSource
     if shards_in(path):
         source = open_shards(path, mixing, min_side_px)
-        found = f"{len(source.ids)} records"
+        found = f"{len(source)} records"
     else:
         source, _ = scan_folder(path, min_side_px, console=console)
         fakes = sum(image.label for image in source.images)

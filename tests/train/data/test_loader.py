@@ -1,6 +1,7 @@
 """Batches: the same draw of views whoever makes them, failures reported, the views of the next batch made ahead."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.data.folder import FolderSource, scan_folder
+from train.data.folder import FolderOrder, FolderSource, scan_folder
 from train.data.images import DataError
 from train.data.loader import Batch, PairDataset, StepSampler, collate_drawn, made_on_device, make_batches
 from train.recipe import RecipeError, Views, load_recipe
@@ -118,3 +119,15 @@ def test_images_travel_to_the_device_as_one_tensor(source: FolderSource) -> None
     batch = collate_drawn([data[(0, index)] for index in range(4)])
     assert sum(isinstance(value, torch.Tensor) for value in vars(batch).values()) == 1
     assert batch.pixels.numel() == sum(math.prod(size) for sizes in batch.sizes for size in sizes.values())
+
+
+def test_data_processes_are_told_the_order(source: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them computes it: at D3's size that takes each of them hundreds of megabytes."""
+    here, order = os.getpid(), source.order
+
+    def asked(epoch: int, seed: int) -> FolderOrder:
+        assert os.getpid() == here, "a data process computed the order"
+        return order(epoch, seed)
+
+    monkeypatch.setattr(source, "order", asked)
+    assert len(batches(source, "workers", "cpu", workers=2)) == STEPS
