@@ -186,3 +186,55 @@ def test_very_many_rules() -> None:
     assert policy.decide(Facts(scores(0.5), image())).reasons == (
         "rule 200: scores.linear > 0.1 (scores.linear = 0.5)",
     )
+
+
+SAID = """
+[[rules]]
+when = '''
+  image.width < 128
+    && headers["x-tenant"] == "kids"
+'''
+decision = "review"
+label = "small"
+[[rules]]
+when = 'true'
+decision = "real"
+[otherwise]
+decision = "fake"
+label = "rest"
+"""
+
+
+def test_what_policy_check_shows() -> None:
+    """Each rule in one line, with its label and what it reads; what is left for otherwise."""
+    rules = parse_policy(SAID, "test").form
+    assert rules.explain() == [
+        (
+            "rule 1",
+            'review with label small when image.width < 128 && headers["x-tenant"] == "kids"',
+            'image.width, headers["x-tenant"]',
+        ),
+        ("rule 2", "real when true", ""),
+        ("otherwise", "fake with label rest", ""),
+    ]
+    assert rules.summary() == "2 rules, otherwise fake with label rest"
+
+
+def test_a_reason_that_reads_nothing_shows_no_values() -> None:
+    """And one over several lines is one line."""
+    policy = parse_policy(SAID, "test")
+    assert policy.decide(Facts(scores(0.5), image())).reasons == ("rule 2: true",)
+    kids = Facts(scores(0.5), image(width=64), headers={"x-tenant": "kids"})
+    assert policy.decide(kids).reasons == (
+        'rule 1: image.width < 128 && headers["x-tenant"] == "kids" (image.width = 64, headers["x-tenant"] = "kids")',
+    )
+
+
+def test_rules_that_together_are_too_deep_for_the_library() -> None:
+    """Each compiles, eight in one expression do not: they are gone through one by one."""
+    deep = "(" * 28 + "scores.linear > 2.0" + ")" * 28
+    rules = (*[Rule(when=deep, decision="fake")] * 7, Rule(when="scores.linear > 0.4", decision="real"))
+    policy = Rules(RuleText(rules=rules))
+    assert [group.program for group in policy._groups] == [None]
+    assert policy.decide(Facts(scores(0.5), image())).decision == "real"
+    assert policy.decide(Facts(scores(0.1), image())) == ("review", ("otherwise",), ())

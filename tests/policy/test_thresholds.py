@@ -105,3 +105,13 @@ def test_ordinary_scores_are_shown_short() -> None:
     """A reason is for people: four digits where they suffice."""
     assert decide(scores(0.97123456), Thresholds())[1] == ("linear 0.9712 >= 0.65",)
     assert decide(scores(0.649999), Thresholds())[1] == ("0.35 <= linear 0.649999 < 0.65",)
+
+
+def test_what_policy_check_shows() -> None:
+    """Both thresholds as they stand in the file, whole numbers without a point, and what each reads."""
+    policy = Thresholds(head="knn", fake_from=1.0, real_below=0.1234564)
+    assert policy.explain() == [
+        ("fake", "scores.knn >= 1", "scores.knn"),
+        ("real", "scores.knn < 0.1234564", "scores.knn"),
+        ("otherwise", "review", ""),
+    ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
-from tests.twins import P0, P1, TOPIC, VERSION, Workbench, judged, record, scores, wait_for
+from tests.twins import P0, P1, TOPIC, VERSION, Workbench, judged, record, scores, settings, wait_for
 from worker import __version__
 from worker.contract import Headers, ImageInfo, Parked, Record, Source, Verdict
 from worker.errors import Rejected, RejectReason
-from worker.item import Encoded, Ended
+from worker.evidence import Evidence, FileMetadata
+from worker.item import Encoded, Ended, Judgement
 from worker.parking import Parking
 from worker.rejections import REJECTION_HEADERS
 
@@ -206,6 +208,59 @@ def test_metrics_tell_what_ended() -> None:
     assert bench.metric("assay_rejections_total", reason="too_large", stage="intake") == 1
     assert bench.metric("assay_scores_count", head="knn") == 1
     assert bench.metric("assay_last_progress_timestamp_seconds") > 0
+
+
+def test_metrics_tell_how_long_it_took_and_what_was_found() -> None:
+    """Seconds by stage, of what was decoded and asked for this image; evidence by kind and value."""
+    bench = Workbench()
+    first, second = items(bench, record(0), record(1))
+    assert isinstance(first.outcome, Judgement)
+    evidence = Evidence(declared="generated", metadata=FileMetadata(tool="comfyui"))
+    outcome = replace(first.outcome, decode_ms=250.0, infer_ms=4000.0, evidence=evidence)
+    end(bench, [replace(first, outcome=outcome), second], ended=2)
+    for stage, took_s in (("decode", 0.25), ("infer", 4.0)):
+        assert bench.metric("assay_stage_seconds_sum", stage=stage) == took_s
+        assert bench.metric("assay_stage_seconds_count", stage=stage) == 1
+    for kind, value in (("declared", "generated"), ("tool", "comfyui")):
+        assert bench.metric("assay_evidence_total", kind=kind, value=value) == 1
+
+
+def test_what_the_shadow_policy_would_have_decided_is_counted(tmp_path: Path) -> None:
+    """By both decisions, on all that the shadow names: the header of the record, too."""
+    shadow = tmp_path / "shadow.toml"
+    shadow.write_text("[[rules]]\nwhen = 'headers.tenant == \"kids\" && scores.linear < 0.05'\ndecision = 'fake'")
+    bench = Workbench(settings(policy={"shadow_path": shadow}))
+    kids, others = items(bench, record(0, headers=[("tenant", b"kids")]), record(1))
+    end(bench, [kids, others], ended=2)
+    for would_be, count in (("fake", 1), ("review", 1), ("real", 0)):
+        assert bench.metric("assay_policy_shadow_decisions_total", decision="real", shadow=would_be) == count
+
+
+def test_what_is_published_is_watched_for_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each verdict once."""
+    bench, seen = Workbench(), []
+    monkeypatch.setattr(bench.policies, "observe", seen.append)
+    end(bench, items(bench, record(0), record(1)), ended=2)
+    assert [verdict.image_id for verdict in seen] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "shown"),
+    [
+        (b"key", [("ce_id", b"bad\x00id")], "bad\x00id"),
+        (b"key", [], "key"),
+        (None, [], ""),
+        (b"key", [("ce_id", b"\xff")], "\ufffd"),
+        (b"k" * 300, [], "k" * 256),
+    ],
+)
+def test_a_rejection_without_an_id_shows_what_there_was(key: bytes | None, headers: Headers, shown: str) -> None:
+    """Who looks for the record finds it by what stood where the id should."""
+    bench = Workbench()
+    [item] = bench.admit(record(0, key=key, headers=headers))
+    end(bench, [Ended(item, None, None, Rejected(RejectReason.BAD_IMAGE_ID, "no id", stage="intake"))], ended=1)
+    [sent] = bench.producer.sent
+    assert dict(sent.headers)["image_id"] == shown.encode()
 
 
 def test_a_partition_lost_while_redis_is_away_is_not_written() -> None:
