@@ -55,7 +55,7 @@ def demo(images: Sequence[Path], *, keep: bool) -> None:
     finally:
         if not keep and not ran_before:
             stack.down(directory)
-    _what_next(kept=keep or ran_before, log_path=log_path)
+    _what_next(kept=keep or ran_before, log_path=log_path, models=models, asking=_asking(beside))
 
 
 def _is_default() -> bool:
@@ -118,17 +118,21 @@ def stop_worker(worker: subprocess.Popen[bytes]) -> None:
         worker.wait()
 
 
-def _what_next(*, kept: bool, log_path: Path) -> None:
-    out.say("")
-    out.say(f"The worker's log: {log_path}")
-    if not kept:
-        out.print("The servers are stopped, their data is kept. Next: [bold]make stack-up[/bold], then in one terminal")
-    else:
-        out.print("The servers go on running. Next, in one terminal")
-    out.print(
-        "  .venv/bin/python -m worker run\nand in another\n  .venv/bin/python -m worker send YOUR_PHOTOS/ --wait",
-        highlight=False,
-    )
-    out.print(
-        "  .venv/bin/python -m worker query --file YOUR_PHOTOS/one.jpg\nWhat it all means: README.md", highlight=False
-    )
+def _what_next(*, kept: bool, log_path: Path, models: Path | None, asking: Mapping[str, str]) -> None:
+    """Commands that go on with the same models and the same policy."""
+    up = f".venv/bin/python -m worker stack up --models {models}" if models else "make stack-up"
+    servers = "The servers go on running" if kept else "The servers are stopped, their data is kept"
+    lines = [
+        "",
+        f"The worker's log: {log_path}",
+        f"{servers}. Next, in one terminal",
+        *([] if kept else [f"  {up}"]),
+        *[f"  export {name}={value}" for name, value in asking.items()],
+        "  .venv/bin/python -m worker run",
+        *(["and in another, with the same variables" if asking else "and in another"]),
+        "  .venv/bin/python -m worker send YOUR_PHOTOS/ --wait",
+        "  .venv/bin/python -m worker explain --file YOUR_PHOTOS/one.jpg",
+        "What it all means: README.md",
+    ]
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from triton_models import graph, weights
-from worker.explain.occlusion import STRIDE_PX, WINDOW_PX, attribute
+from worker.explain.occlusion import attribute
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +68,9 @@ def test_a_planted_trace_is_found_in_its_quadrant(quadrant):
     found = attribute(pixels, texture)
     assert int(np.argmax(by_quadrant(found.weights))) == quadrant
     x0, y0, x1, y1 = found.strongest(fake=True)
-    assert left - WINDOW_PX // 2 <= x0 < x1 <= left + 112 + WINDOW_PX // 2
-    assert top - WINDOW_PX // 2 <= y0 < y1 <= top + 112 + WINDOW_PX // 2
+    half = found.window_px // 2
+    assert left - half <= x0 < x1 <= left + 112 + half
+    assert top - half <= y0 < y1 <= top + 112 + half
 
 
 def test_a_generated_quadrant_is_found_by_code(demo):
@@ -98,7 +99,7 @@ def test_a_detector_that_looks_at_nothing_has_an_empty_map():
     assert found.score == pytest.approx(0.7)
     assert not found.weights.any()
     assert found.weights.shape == (224, 224)
-    assert found.grid.shape == ((224 - WINDOW_PX) // STRIDE_PX + 1,) * 2
+    assert (found.window_px, found.stride_px, found.grid.shape) == (56, 28, (7, 7))
 
 
 def test_a_sure_score_is_no_infinite_change():

@@ -13,11 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from tests.twins import VERSION, TritonTwin, scores
-from worker.contract import ImageInfo, ModelRef, Origin, Timings, Verdict, verdict_id
+from worker.contract import DetectorScores, ImageInfo, ModelRef, Origin, Timings, Verdict, verdict_id
+from worker.crop import View
 from worker.evidence import C2pa, Evidence, FileMetadata, Nearest, Neighbour
-from worker.explain import decode, origin, page, panel, report
+from worker.explain import decode, origin, page, panel, report, subject
 from worker.explain.gone import Gone
-from worker.policy import load_policy
+from worker.policy import load_policy, parse_policy
 from worker.settings import Settings
 
 POLICY = load_policy(None)
@@ -59,10 +60,10 @@ def model(monkeypatch):
     """The served model's twin, whose score is the first pixel's red."""
     twin = TritonTwin()
     twin.close = lambda: None
-    monkeypatch.setattr(report, "Triton", lambda *_: twin)
+    monkeypatch.setattr(subject, "Triton", lambda *_, **__: twin)
     with Image.open(io.BytesIO(encoded())) as image:
         pixels = np.asarray(image)[38:262, 38:262]
-    monkeypatch.setattr(decode.Decoder, "crop", lambda _self, _data: pixels)
+    monkeypatch.setattr(decode.Decoder, "look", lambda _self, _data, view: pixels[: view.size[0], : view.size[1]])
     return twin
 
 
@@ -87,7 +88,7 @@ def test_with_the_bytes_everything_is_there(model, tmp_path):
     assert explanation.missing == []
     assert explanation.attribution.model_version == VERSION
     text = shown(explanation)
-    for part in ("because of it", "comfyui", "untrusted", "sdxl, cosine distance 0.0800", "linear of the crop"):
+    for part in ("because of it", "comfyui", "untrusted", "sdxl, cosine distance 0.0800", "code: linear 0."):
         assert part in text
     files = {path.name for path in page.write(explained, tmp_path / "why")}
     assert files == {"explanation.json", "index.html", "crop.png", "map.png"}
@@ -142,9 +143,9 @@ def test_what_would_change_is_told_in_words(model):
 def test_an_image_is_decoded_in_a_process_that_can_do_nothing_else():
     """The same central crop as the worker's; what is no image is told in a line."""
     with Image.open(io.BytesIO(encoded())) as image, decode.Decoder() as decoder:
-        assert np.array_equal(decoder.crop(encoded()), np.asarray(image)[38:262, 38:262])
+        assert np.array_equal(decoder.look(encoded(), View()), np.asarray(image)[38:262, 38:262])
     with pytest.raises(Gone, match="cannot be decoded"), decode.Decoder() as decoder:
-        decoder.crop(b"no image")
+        decoder.look(b"no image", View())
 
 
 def test_the_decoding_process_imports_little():
@@ -158,3 +159,79 @@ def test_the_decoding_process_imports_little():
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "worker.crop" in modules
     assert modules & {"kafka", "redis", "httpx", "tritonclient", "structlog", "typer"} == set()
+
+
+class TexturedTwin:
+    """A detector beside `code` that reacts to fine texture, by its second head; it looks at 96 x 96 px."""
+
+    asked = 0
+
+    def configuration(self):
+        view = '{"resize": {"shorter": 96}, "interpolation": "bicubic", "crop": 96}'
+        parameters = {"model_version": "abcdef012345", "heads": "knn,linear", "view": view}
+        return {
+            "parameters": {name: {"string_value": value} for name, value in parameters.items()},
+            "max_batch_size": 8,
+            "input": [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["96", "96", "3"]}],
+            "output": [{"name": "scores", "data_type": "TYPE_FP32", "dims": ["2"]}],
+        }
+
+    def score(self, pixels, heads):
+        assert heads == 2 and len(pixels) <= 8 and pixels.shape[1:] == (96, 96, 3)
+        self.asked += len(pixels)
+        found = 1 / (1 + np.exp(4 - np.abs(np.diff(pixels.astype(float), axis=2)).mean(axis=(1, 2, 3))))
+        return np.stack([np.full(len(pixels), 0.5), found], axis=1).astype(np.float32)
+
+    def close(self):
+        pass
+
+
+def with_a_trace(left, top):
+    """A smooth picture of 192 x 192 px with noise in one quadrant of its side 96."""
+    slopes = np.broadcast_to(np.linspace(60, 160, 192)[None, :, None], (192, 192, 3)).copy()
+    slopes[top : top + 96, left : left + 96] += np.random.default_rng(0).integers(-60, 60, (96, 96, 3))
+    out = io.BytesIO()
+    Image.fromarray(slopes.clip(0, 255).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+DETECTORS = parse_policy("[[rules]]\nwhen = 'detectors.clip.linear >= 0.7'\ndecision = 'fake'", "test")
+
+
+def judged_by_two(**scores_of_clip):
+    clip = DetectorScores(version="abcdef012345", scores=scores_of_clip)
+    return verdict(evidence=Evidence(), policy=DETECTORS.ref).model_copy(update={"detectors": {"clip": clip}})
+
+
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (96, 0), (0, 96), (96, 96)])
+def test_the_map_is_of_the_detector_that_decided(left, top, monkeypatch):
+    """Over what that one looks at, by the head that decided: a planted trace is found in its quadrant."""
+    twin = TexturedTwin()
+    monkeypatch.setattr(subject, "Triton", lambda *_, **__: twin)
+    explained = report.explain(Settings(), DETECTORS, judged_by_two(knn=0.5, linear=0.8), with_a_trace(left, top))
+    found = explained.explanation.attribution
+    assert (found.detector, found.head, found.model_version) == ("clip", "linear", "abcdef012345")
+    assert (found.width, found.height, found.window_px, found.stride_px) == (96, 96, 24, 18)
+    assert explained.explanation.missing == ["nearest neighbours: the model that judged the image does not say them"]
+    assert (
+        left / 2 <= found.strongest.left + 12 <= left / 2 + 48 and top / 2 <= found.strongest.top + 12 <= top / 2 + 48
+    )
+    assert twin.asked == 1 + 5 * 5
+    assert "clip: linear " in shown(explained.explanation)
+
+
+def test_a_map_of_another_detector_can_be_asked_for(model, monkeypatch):
+    """`code` has one, too; of a detector that was not asked about the image nothing is compared; and a name that the
+    server does not know is told.
+    """
+    both = judged_by_two(knn=0.5, linear=0.8)
+    found = report.explain(Settings(), DETECTORS, both, encoded(), "code").explanation.attribution
+    assert (found.detector, found.head) == ("code", "linear")
+    monkeypatch.undo()
+    monkeypatch.setattr(subject, "Triton", lambda *_, **__: TexturedTwin())
+    found = report.explain(Settings(), POLICY, verdict(), with_a_trace(0, 0), "other").explanation
+    assert (found.attribution.detector, found.attribution.head) == ("other", "knn")
+    assert not any("is served now" in line for line in found.missing)
+    gone = report.explain(Settings(), DETECTORS, judged_by_two(svm=0.8), with_a_trace(0, 0), "clip").explanation
+    assert gone.attribution is None
+    assert any("clip has no head 'svm' now: it has knn, linear" in line for line in gone.missing)

@@ -16,6 +16,7 @@ from worker.terminal import err, out, print_json
     examples="""
     python -m worker explain real/mflux-dog-photos/5f0c.jpg
     python -m worker explain --file photo.jpg --out why/
+    python -m worker explain --file photo.jpg --detector clip
     """
 )
 def explain(
@@ -23,6 +24,12 @@ def explain(
     file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="By a file with the same bytes.")] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write a page with its pictures there.")
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose map: `code` or one beside it. By default that of the score that decided."
+        ),
     ] = None,
     as_json: AsJson = False,
     config: Config = None,
@@ -40,7 +47,7 @@ def explain(
     document = stored_verdict(settings.redis, image_id=image_id, sha256=None, file=file)
     policy = load_policy(settings.policy.path, variable("policy", "path"), also_decides(settings))
     data = file.read_bytes() if file else None
-    explained = report.explain(settings, policy, Verdict.model_validate_json(document), data)
+    explained = report.explain(settings, policy, Verdict.model_validate_json(document), data, detector)
     if folder is not None:
         try:
             written = page.write(explained, folder)

@@ -15,7 +15,7 @@ from worker.contract import Verdict
 from worker.errors import Unavailable
 from worker.explain.margins import margins
 from worker.explain.page import overlay
-from worker.explain.report import attribute, deciding_head
+from worker.explain.subject import CODE, deciding, served
 from worker.policy import Facts, Policy
 from worker.settings import Settings
 
@@ -37,9 +37,10 @@ class Maps:
             if name in self._kept:
                 return self._kept[name]
             pixels = np.asarray(Image.open(io.BytesIO(found.crop)).convert("RGB"))
-            head = deciding_head(margins(policy, Facts.of(verdict)))
+            about = deciding(margins(policy, Facts.of(verdict)), CODE)  # the picture is the crop that `code` looks at
             try:
-                attribution, _ = attribute(self._settings, pixels, head)
+                with served(self._settings, about) as model:
+                    attribution = model.attribute(pixels)
             except (Unavailable, InferenceFailed) as error:
                 raise NoImage(f"the model does not answer: {error}") from None
             out = io.BytesIO()

@@ -1,7 +1,8 @@
-"""The crop of one image, decoded in a process of its own that has given up files, connections and programs.
+"""One view of one image, made in a process of its own that has given up files, connections and programs.
 
-`python -m worker.explain.decode` takes the image on stdin and writes the crop's pixels, or a line that says what is
-wrong. `explain` runs where an operator sits: the bytes of strangers are no more welcome there than in the worker.
+`python -m worker.explain.decode` takes the view (a line of JSON) and the image on stdin, and writes the pixels or a
+line that says what is wrong. `explain` runs where an operator sits: the bytes of strangers are no more welcome there
+than in the worker.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Self
 import numpy as np
 
 import worker
-from worker.crop import CROP_BYTES, CROP_PX, Pixels
+from worker.crop import Pixels, View
 from worker.errors import Rejected
 from worker.explain.gone import Gone
 from worker.settings import LimitSettings
@@ -45,36 +46,36 @@ class Decoder:
         self._process.kill()
         self._process.communicate()
 
-    def crop(self, data: bytes) -> Pixels:
-        """uint8 [224, 224, 3]. Raises Gone where it cannot be decoded."""
+    def look(self, data: bytes, view: View) -> Pixels:
+        """What a detector of this view sees, uint8 [H, W, 3]. Raises Gone where it cannot be decoded."""
+        height, width = view.size
         try:
-            answer, _ = self._process.communicate(data, _TIMEOUT_S)
+            answer, _ = self._process.communicate(view.to_json().encode() + b"\n" + data, _TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise Gone("decoding it takes too long") from None
-        if len(answer) != CROP_BYTES:
+        if len(answer) != height * width * 3:
             raise Gone(f"it cannot be decoded here: {answer.decode('utf-8', 'replace')[:200] or 'the decoder died'}")
-        return np.frombuffer(answer, np.uint8).reshape(CROP_PX, CROP_PX, 3)
+        return np.frombuffer(answer, np.uint8).reshape(height, width, 3)
 
 
 def _main() -> None:
-    from worker.examine import headers  # noqa: PLC0415 - what is imported is imported before it is confined
+    from worker.examine import headers, views  # noqa: PLC0415 - what is imported is imported before it is confined
     from worker.examine.confine import confine  # noqa: PLC0415
-    from worker.examine.pixels import place, try_pillow  # noqa: PLC0415
 
+    view = View.parse(sys.stdin.buffer.readline().decode())
     data, output = sys.stdin.buffer.read(), os.dup(1)
     headers.load_plugins()
     confine(keep_files=[output])
     try:
         header = headers.read(data)
         headers.check_limits(header.info, LimitSettings(max_image_bytes=len(data), max_image_pixels=_MAX_PIXELS))
-        region = try_pillow(header.picture)
+        pixels = np.zeros((*view.size, 3), np.uint8)
+        views.make(header.picture, view, pixels)
+        answer = pixels.tobytes()
     except Rejected as rejected:
-        region = rejected
-    pixels = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-    if not isinstance(region, Rejected):
-        place(region, pixels)
+        answer = rejected.detail.encode()
     with os.fdopen(output, "wb") as out:
-        out.write(region.detail.encode() if isinstance(region, Rejected) else pixels.tobytes())
+        out.write(answer)
 
 
 if __name__ == "__main__":

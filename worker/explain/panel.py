@@ -95,5 +95,5 @@ def _map_lines(explanation: Explanation) -> list[str]:
         "".join(marks[min(4, int(5 * max(0.0, value if side == "fake" else -value) / largest))] * 2 for value in row)
         for row in found.grid
     ]
-    where = f"x {part.left}-{part.right}, y {part.top}-{part.bottom} of 224 x 224"
-    return [f"{found.head} of the crop {found.score:.4f}; most for {side}: {where}", *drawing]
+    where = f"x {part.left}-{part.right}, y {part.top}-{part.bottom} of {found.width} x {found.height}"
+    return [f"{found.detector}: {found.head} {found.score:.4f}; most for {side}: {where}", *drawing]

@@ -10,14 +10,15 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.clients.triton import InferenceFailed, Triton
+from worker.clients.triton import InferenceFailed
 from worker.contract import Decision, PolicyRef, Scores, Verdict
 from worker.crop import Pixels
 from worker.errors import Unavailable
 from worker.evidence import Evidence
-from worker.explain import decode, occlusion, origin
+from worker.explain import decode, occlusion, origin, subject
 from worker.explain.gone import Gone
 from worker.explain.margins import Margin, margins, without_evidence
+from worker.explain.subject import Subject
 from worker.policy import Facts, Policy
 from worker.settings import Settings
 
@@ -36,11 +37,14 @@ class Window(BaseModel):
 
 
 class AttributionMap(BaseModel):
-    """What covering each part of the crop takes from a head's logit: above 0 it speaks for fake, below 0 for real."""
+    """What covering each part takes from a head's logit: above 0 it speaks for fake, below 0 for real."""
 
     model_config = ConfigDict(frozen=True)
 
+    detector: str = Field(description="whose map it is: `code`, or a detector beside it")
     head: str
+    width: int = Field(description="of what that detector looks at, in pixels")
+    height: int
     score: float = Field(description="of the whole crop by the model served now")
     model_version: str
     window_px: int
@@ -79,8 +83,13 @@ class Explained:
     attribution: occlusion.Attribution | None = None
 
 
-def explain(settings: Settings, policy: Policy, verdict: Verdict, data: bytes | None = None) -> Explained:
-    """`data`: the image's bytes where they are at hand; else they are read again from where the verdict says."""
+def explain(
+    settings: Settings, policy: Policy, verdict: Verdict, data: bytes | None = None, detector: str | None = None
+) -> Explained:
+    """`data`: the image's bytes where they are at hand; else they are read again from where the verdict says.
+
+    `detector`: whose map is drawn; without it that of the score which decided.
+    """
     missing: list[str] = []
     took_ms: dict[str, float] = {}
     if policy.ref.version != verdict.policy.version:
@@ -94,16 +103,18 @@ def explain(settings: Settings, policy: Policy, verdict: Verdict, data: bytes | 
     pixels = attribution = drawn = None
     with decode.Decoder() as decoder:
         found = _timed(took_ms, "margins", lambda: margins(policy, facts))
-        head = deciding_head(found)
+        about = subject.deciding(found, detector)
         try:
             if data is None:
                 data = _timed(took_ms, "bytes", lambda: origin.read_again(settings, verdict.origin, verdict.sha256))
             encoded = data
-            pixels = crop = _timed(took_ms, "decode", lambda: decoder.crop(encoded))
-            attribution, version = _timed(took_ms, "map", lambda: attribute(settings, crop, head))
-            drawn = _map(attribution, head, version, fake=verdict.decision != "real")
-            if version != verdict.model.version:
-                missing.append(f"a map of the model that judged ({verdict.model.version}): {version} is served now")
+            with subject.served(settings, about) as served:
+                pixels = seen = _timed(took_ms, "decode", lambda: decoder.look(encoded, served.view))
+                attribution = _timed(took_ms, "map", lambda: served.attribute(seen))
+            drawn = _map(attribution, seen, served.about, served.version, fake=verdict.decision != "real")
+            judged_by = subject.version_that_judged(verdict, about)
+            if judged_by not in (None, served.version):
+                missing.append(f"a map of the model that judged ({judged_by}): {served.version} is served now")
         except Gone as gone:
             missing.append(f"the image's bytes, and with them the map: {gone}")
         except (Unavailable, InferenceFailed) as error:
@@ -127,34 +138,19 @@ def explain(settings: Settings, policy: Policy, verdict: Verdict, data: bytes | 
     return Explained(explanation, pixels, attribution)
 
 
-def deciding_head(found: list[Margin]) -> str:
-    """The head of `code` whose own change would turn the decision, the nearest of them; else the linear one."""
-    heads = [one for one in found if one.fact.startswith("scores.") and one.turns_at is not None]
-    nearest = min(heads, key=lambda one: abs((one.turns_at or 0.0) - one.value), default=None)
-    return nearest.fact.removeprefix("scores.") if nearest else "linear"
-
-
-def attribute(settings: Settings, pixels: Pixels, head: str) -> tuple[occlusion.Attribution, str]:
-    """The map of a head over one crop, and the version of the model that was asked. Raises Unavailable,
-    InferenceFailed.
-    """
-    triton = Triton(settings.triton.model_copy(update={"shared_memory": "off"}), occlusion.BATCH)
-    column = list(Scores.model_fields).index(head)
-    try:
-        version = triton.model_version()
-        return occlusion.attribute(pixels, lambda batch: triton.infer(batch).scores[:, column]), version
-    finally:
-        triton.close()
-
-
-def _map(attribution: occlusion.Attribution, head: str, version: str, *, fake: bool) -> AttributionMap:
+def _map(
+    attribution: occlusion.Attribution, pixels: Pixels, about: Subject, version: str, *, fake: bool
+) -> AttributionMap:
     left, top, right, bottom = attribution.strongest(fake=fake)
     return AttributionMap(
-        head=head,
+        detector=about.detector,
+        head=about.head,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
         score=attribution.score,
         model_version=version,
-        window_px=occlusion.WINDOW_PX,
-        stride_px=occlusion.STRIDE_PX,
+        window_px=attribution.window_px,
+        stride_px=attribution.stride_px,
         grid=np.round(attribution.grid, 4).tolist(),
         strongest=Window(left=left, top=top, right=right, bottom=bottom),
     )
