@@ -18,6 +18,7 @@ from worker.crop import View
 from worker.evidence import C2pa, Evidence, FileMetadata, Nearest, Neighbour
 from worker.explain import decode, origin, page, panel, report, subject
 from worker.explain.gone import Gone
+from worker.explain.margins import Margin
 from worker.policy import load_policy, parse_policy
 from worker.settings import Settings
 
@@ -218,6 +219,29 @@ def test_the_map_is_of_the_detector_that_decided(left, top, monkeypatch):
     )
     assert twin.asked == 1 + 5 * 5
     assert "clip: linear " in shown(explained.explanation)
+
+
+@pytest.mark.parametrize(
+    ("decision", "asked", "of"),
+    [
+        ("fake", None, "detectors.clip.linear"),  # the highest of those that would turn it
+        ("real", None, "scores.linear"),  # the lowest
+        ("review", None, "scores.svm"),  # the nearest
+        ("fake", "code", "scores.svm"),
+        ("fake", "other", ""),
+    ],
+)
+def test_whose_map_is_drawn(decision, asked, of):
+    """Of what would turn the decision, what speaks most for it."""
+    found = [
+        Margin(fact="scores.linear", value=0.2, turns_at=0.1, into="review"),
+        Margin(fact="scores.knn", value=1.0),
+        Margin(fact="scores.svm", value=0.3, turns_at=0.29, into="review"),
+        Margin(fact="detectors.clip.linear", value=0.98, turns_at=0.9, into="review"),
+    ]
+    about = subject.deciding(found, decision, asked)
+    assert about == (subject.Subject.of(of) if of else subject.Subject("other", ""))
+    assert subject.deciding(found[1:2], decision) == subject.Subject("code", "knn")
 
 
 def test_a_map_of_another_detector_can_be_asked_for(model, monkeypatch):

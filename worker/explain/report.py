@@ -103,7 +103,7 @@ def explain(
     pixels = attribution = drawn = None
     with decode.Decoder() as decoder:
         found = _timed(took_ms, "margins", lambda: margins(policy, facts))
-        about = subject.deciding(found, detector)
+        about = subject.deciding(found, verdict.decision, detector)
         try:
             if data is None:
                 data = _timed(took_ms, "bytes", lambda: origin.read_again(settings, verdict.origin, verdict.sha256))

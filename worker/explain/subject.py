@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from worker.clients.triton import InferenceFailed, Triton
-from worker.contract import Scores, Verdict
+from worker.contract import Decision, Scores, Verdict
 from worker.crop import Pixels, View
 from worker.detectors import Description
 from worker.errors import Unavailable
@@ -34,13 +34,21 @@ class Subject:
         return cls(CODE if owner == "scores" else owner.removeprefix("detectors."), head)
 
 
-def deciding(found: list[Margin], detector: str | None = None) -> Subject:
-    """The head whose own change would turn the decision, the nearest of them; of `detector` alone where it is given.
-    Where no head would, the first of that detector, of `code` without one.
+def deciding(found: list[Margin], decision: Decision, detector: str | None = None) -> Subject:
+    """Of the heads whose own change would turn the decision the one that speaks most for it, of a review the nearest
+    to another decision; of `detector` alone where it is given. Where no head would, the first of that detector, of
+    `code` without one.
     """
     wanted = [(Subject.of(one.fact), one) for one in found]
     wanted = [(about, one) for about, one in wanted if detector in (None, about.detector)]
-    turning = [(abs(one.turns_at - one.value), at) for at, (_, one) in enumerate(wanted) if one.turns_at is not None]
+
+    def far(one: Margin) -> float:
+        """The least is the one."""
+        if decision == "review":
+            return abs((one.turns_at or 0.0) - one.value)
+        return one.value if decision == "real" else -one.value
+
+    turning = [(far(one), at) for at, (_, one) in enumerate(wanted) if one.turns_at is not None]
     if turning:
         return wanted[min(turning)[1]][0]
     return wanted[0][0] if wanted else Subject(detector or CODE, "")
