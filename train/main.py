@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -102,6 +103,7 @@ def fit(
     from train.recipe import RecipeError, load_recipe
     from train.run_folder import CHECKPOINT, RunFolder
 
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it speaks for all
     with clear_errors():
         if resume and overrides:
             raise RecipeError(["--resume continues with the recipe of the run: leave --set out, or start a new run"])
@@ -123,9 +125,11 @@ def fit(
         try:
             result = train_encoder(chosen, run, resume=resume, adapt=adapt_ranks, console=console)
         except TrainingDiverged as error:
-            say(str(error))
+            if is_first:
+                say(str(error))
             raise typer.Exit(1) from error
-    _tell(result, chosen, run)
+    if is_first:
+        _tell(result, chosen, run)
 
 
 def _tell(result: FitResult, chosen: Recipe, run: Path) -> None:

@@ -40,16 +40,24 @@ class RunFolder:
         self._tensorboard: Any = None
 
     def begin(self, recipe: Recipe) -> None:
-        """Write recipe and environment of a new run. Raises RecipeError if the folder holds a run already."""
+        """Write recipe and environment of a new run. Raises RecipeError if the folder holds a run already, or cannot be
+        written.
+        """
         if (self.path / CHECKPOINT).exists():
             raise RecipeError(
                 [f"{self.path} holds a run already: continue it with --resume, or name another folder with --run"]
             )
-        if self.writes:
+        if not self.writes:
+            return
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / RECIPE).write_text(recipe_to_toml(recipe))
             (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             (self.path / METRICS).write_text("")
+        except OSError as error:
+            raise RecipeError(
+                [f"run folder: {self.path}: {error.strerror or error}: name another folder with --run"]
+            ) from error
 
     def recipe(self) -> Recipe:
         """The recipe that the run was begun with. Raises RecipeError."""

@@ -51,7 +51,7 @@ from train.terminal import GOES_ON, clear_errors
         ("fit --recipe {tmp}/bad.toml", "bad.toml"),
         ("fit --recipe smoke --set data.source={tmp}/real --run {tmp}/run", "real/"),
         ("fit --recipe smoke --set data.source={tmp}/bad.toml --run {tmp}/run", "no folder"),
-        ("fit --recipe smoke --run {tmp}/bad.toml/run --set data.source={tmp}", "bad.toml"),
+        ("fit --recipe smoke --run {tmp}/bad.toml/run --set data.source={tmp}", "another folder with --run"),
         ("fit --run {tmp}/run --resume --set training.seed=1", "--set"),
         ("heads --encoder {tmp} --data {tmp} --out {tmp}", "not empty"),
         ("heads --encoder {tmp}/bad.toml --data {tmp} --out {tmp}/w", "encoder.safetensors"),

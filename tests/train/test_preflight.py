@@ -131,6 +131,7 @@ def test_four_ranks_on_shards_without_an_index(shards: Path, tmp_path: Path) -> 
     done = fit_with(data, tmp_path / "run", ranks=4)
     assert done.returncode == 0 and "finished after 2 steps" in done.stderr, done.stderr[-3000:]
     assert len(list(data.glob("*.index.npz"))) == 2
+    assert done.stderr.count("finished after 2 steps") == 1, "the first rank speaks for all"
 
 
 def test_shared_memory_of_64_mib(images: Path, tmp_path: Path) -> None:
