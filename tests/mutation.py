@@ -83,7 +83,9 @@ def main(
 ) -> None:
     """Plant faults in the core, and see that the tests notice each."""
     command = [MUTMUT, "run", "--max-children", str(children), *(names or [])]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "HYPOTHESIS_PROFILE": "mutants"})
+    subprocess.run(
+        command, cwd=ROOT, check=True, env={**os.environ, "HYPOTHESIS_PROFILE": "mutants", "ASSAY_TEST_PATIENCE_S": "4"}
+    )
     left = [change(name, _mutmut("show", name)) for name in survivors()]
     told = verdict(left, explained(), whole=not names)
     print("\n\n".join(told) or f"every mutant is noticed, but for {len(left)} that are explained")

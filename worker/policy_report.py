@@ -23,6 +23,7 @@ def policy_document(policy: Policy) -> dict[str, Any]:
         **policy.ref.model_dump(),
         "also_decides": dict(policy.also_decides),
         "parts": parts,
+        "doubts": policy.form.doubts(),
         "headers": sorted(policy.headers),
         "calibration": calibration,
     }

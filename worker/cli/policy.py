@@ -31,6 +31,7 @@ def overview(context: typer.Context) -> None:
 def check(file: File, as_json: AsJson = False, config: Config = None) -> None:
     """Compile a policy and say what each rule reads. Exit 2, with rule and column, where it is wrong.
 
+    What a rule hardly means (a format that there is not, a score above 1) is said on stderr, and is no error.
     The version is that of the verdicts of a worker with the same settings: the trust list is part of it.
     """
     from worker import settings as settings_module
@@ -43,6 +44,8 @@ def check(file: File, as_json: AsJson = False, config: Config = None) -> None:
         print_json(json.dumps(policy_document(policy)))
     else:
         out.print(policy_table(policy))
+        for doubt in policy.form.doubts():
+            err.say(f"{file}: {doubt}")
 
 
 @command(

@@ -37,9 +37,8 @@ class Maps:
             if name in self._kept:
                 return self._kept[name]
             pixels = np.asarray(Image.open(io.BytesIO(found.crop)).convert("RGB"))
-            about = deciding(
-                margins(policy, Facts.of(verdict)), verdict.decision, CODE
-            )  # the picture is the crop that `code` looks at
+            found_margins = margins(policy, Facts.of(verdict))
+            about = deciding(found_margins, verdict.decision, CODE)  # the picture is the crop that `code` looks at
             try:
                 with served(self._settings, about) as model:
                     attribution = model.attribute(pixels)

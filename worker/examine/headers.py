@@ -200,3 +200,4 @@ _READERS: dict[str, Callable[[bytes], Picture]] = {
     "heic": lambda data: _read_plugin(data, "heic"),
     "jxl": lambda data: _read_plugin(data, "jxl"),
 }
+FORMATS = tuple(_READERS)

@@ -15,6 +15,7 @@ from typing import Any
 from cel_expr_python import cel
 
 from worker.policy import extremes
+from worker.policy.doubts import doubts
 from worker.policy.names import FACTS, FUNCTIONS, checking, fields_of, running
 from worker.policy.syntax import Node, read_checked
 
@@ -34,16 +35,20 @@ class ExpressionError(ValueError):
     """What is wrong and where: `str` reads `column 8: unknown name …`."""
 
     def __init__(self, text: str, at: int, problem: str) -> None:
-        before = text[:at].split("\n")
-        line = f"line {len(before)}, " if "\n" in text.strip() else ""
-        super().__init__(f"{line}column {len(before[-1]) + 1}: {problem}")
+        super().__init__(f"{_place(text, at)}: {problem}")
+
+
+def _place(text: str, at: int) -> str:
+    before = text[:at].split("\n")
+    line = f"line {len(before)}, " if "\n" in text.strip() else ""
+    return f"{line}column {len(before[-1]) + 1}"
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
     """A condition. `reads`: the paths of facts in it, in the order of the text; `constants`: the numbers in it.
 
-    `evaluated`: the text as the library evaluates it.
+    `evaluated`: the text as the library evaluates it. `doubts`: what it hardly means, each `column 8: …`.
     """
 
     text: str
@@ -51,6 +56,7 @@ class Expression:
     constants: tuple[float, ...]
     evaluated: str
     program: cel.Expression
+    doubts: tuple[str, ...] = ()
 
     @property
     def headers(self) -> frozenset[str]:
@@ -83,7 +89,9 @@ def compile_expression(text: str, facts: tuple[str, ...] = FACTS) -> Expression:
         float(node.value) for node in tree.walk() if isinstance(node.value, int | float) and node.value is not True
     )
     evaluated = extremes.replaced(text, tree)
-    return Expression(text, _reads(tree), constants, evaluated, running().compile(evaluated, disable_check=True))
+    program = running().compile(evaluated, disable_check=True)
+    found = tuple(f"{_place(text, at)}: {doubt}" for at, doubt in doubts(tree))
+    return Expression(text, _reads(tree), constants, evaluated, program, found)
 
 
 def activation(facts: dict[str, Any]) -> cel.Activation:

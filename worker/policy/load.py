@@ -34,7 +34,7 @@ def load_policy(path: Path | None, variable: str = "", also_decides: Mapping[str
         return Policy(also_decides=also_decides or {})
     where = f"{variable}={path}" if variable else str(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # as some editors write it
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError([f"{where}: {error}"]) from None
     return parse_policy(text, where, also_decides)

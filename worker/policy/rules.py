@@ -108,6 +108,12 @@ class Rules:
         ]
         return [*lines, ("otherwise", _said(self.text.otherwise), "")]
 
+    def doubts(self) -> list[str]:
+        """What its rules hardly mean, a line each with rule and column."""
+        return [
+            f"rule {number}, {doubt}" for number, (_, when) in enumerate(self._compiled, 1) for doubt in when.doubts
+        ]
+
     def meaning(self) -> dict[str, object]:
         """What its version hashes: another name, rule or order is another policy, a comment is not."""
         rules = [{**rule.model_dump(), "when": rule.when.strip()} for rule in self.text.rules]

@@ -55,6 +55,10 @@ class Thresholds(BaseModel):
             ("otherwise", "review", ""),
         ]
 
+    def doubts(self) -> list[str]:
+        """There is nothing to be doubted."""
+        return []
+
     def meaning(self) -> dict[str, object]:
         """What its version hashes."""
         return self.model_dump()

@@ -101,6 +101,7 @@ NAMES: Sequence[tuple[str, str]] = (
     ("recraft", r"recraft(?: ai)?"),
     ("seedream", r"seedream|jimeng|即梦"),
 )
+SLUGS = tuple(dict.fromkeys([form[0] for form in FORMS] + [slug for slug, _ in NAMES]))
 _NAMES = [(slug, re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE)) for slug, pattern in NAMES]
 
 _NAMING_CHUNKS = frozenset({"Software", "software", "Source", "CreatorTool"})
