@@ -132,6 +132,19 @@ def test_those_that_wait_for_a_slow_image_keep_nobody_out_either() -> None:
     assert (admission.items, admission.aside) == (1, 3)
 
 
+def test_only_who_leads_sets_others_aside() -> None:
+    """An image whose flight is over, or that another leads, is slow by itself."""
+    flights, admission = SingleFlight(), Admission(FlowSettings())
+    leader, follower, over = image("a"), image("b"), image("c", sha256="z")
+    for _ in range(3):
+        admission.admit(1)
+    assert [flights.join(one, admission) for one in (leader, follower)] == [True, False]
+    flights.set_aside(over, admission)
+    assert [one.item.aside for one in (leader, follower, over)] == [False, False, True]
+    flights.set_aside(image("d"), admission)
+    assert [one.item.aside for one in (leader, follower)] == [False, False]
+
+
 def test_the_next_with_the_same_bytes_leads_anew() -> None:
     """After landing the cache knows the scores; the flight is over."""
     flights, admission = SingleFlight(), Admission(FlowSettings())

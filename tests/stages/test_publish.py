@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.twins import P0, P1, TOPIC, VERSION, Workbench, judged, record, scores, settings, wait_for
 from worker import __version__
+from worker.clock import Clock
 from worker.contract import Headers, ImageInfo, Parked, Record, Source, Verdict
 from worker.errors import Rejected, RejectReason
 from worker.evidence import Evidence, FileMetadata
@@ -210,6 +214,63 @@ def test_metrics_tell_what_ended() -> None:
     assert bench.metric("assay_last_progress_timestamp_seconds") > 0
 
 
+class Still(Clock):
+    """A clock that stands."""
+
+    def monotonic(self) -> float:
+        return 100.0
+
+    def time(self) -> float:
+        return 1_795_262_500.0
+
+
+def test_a_verdict_tells_how_long_the_image_was_on_its_way() -> None:
+    """From Kafka's timestamp, or from when the worker had it; and Redis is told when Kafka recorded it, or, where it
+    does not say, when it was judged.
+    """
+    bench, saved = Workbench(), []
+    publish: Any = bench.driven("publish").stage
+    publish._tools = replace(bench.tools, clock=Still())
+    bench.store.save = lambda verdicts, images, late=(): saved.extend(verdicts)  # type: ignore[method-assign]
+    at_ms = [1_795_262_400_000, -1]
+    encoded = images(bench, *(replace(record(number), timestamp_ms=ms) for number, ms in enumerate(at_ms)))
+    for one, queued_ms in zip(encoded, (2_000.0, None), strict=True):
+        one.image.item.queued_ms, one.image.item.touched_at = queued_ms, 97.0
+    end(bench, verdicts(encoded), ended=2)
+    assert [one.verdict.timings_ms.total for one in saved] == [5_000.0, 3_000.0]
+    decided = datetime.fromisoformat(saved[0].verdict.decided_at)
+    assert decided - datetime.fromisoformat(saved[0].recorded_at) == timedelta(seconds=100)
+    assert saved[1].recorded_at == saved[1].verdict.decided_at
+
+
+def test_each_round_is_measured_and_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's own seconds, and one span with the traces of its images."""
+    bench, traced = Workbench(), []
+
+    @contextmanager
+    def batch(stage: str, traces: Sequence[Any]) -> Iterator[None]:
+        traced.append((stage, list(traces)))
+        yield
+
+    monkeypatch.setattr(bench.tools.tracing, "batch", batch)
+    both = items(bench, record(0), record(1))
+    end(bench, both, ended=2)
+    assert traced == [("publish", [one.item.trace for one in both])]
+    assert bench.metric("assay_stage_seconds_count", stage="publish") == 1
+    assert 0 <= bench.metric("assay_stage_seconds_sum", stage="publish") < 300
+
+
+def test_a_lost_partition_alone_asks_kafka_for_nothing() -> None:
+    """Its scores go into the cache, and it ends although Kafka is away."""
+    bench = Workbench()
+    bench.producer.away = True
+    lost = items(bench, record(0))
+    bench.tracker.revoke([P0])
+    end(bench, lost, ended=1)
+    assert bench.producer.calls == 0
+    assert ("1" * 64, VERSION) in bench.store.images
+
+
 def test_metrics_tell_how_long_it_took_and_what_was_found() -> None:
     """Seconds by stage, of what was decoded and asked for this image; evidence by kind and value."""
     bench = Workbench()
@@ -336,6 +397,8 @@ def test_a_parked_record_goes_to_the_retry_topic() -> None:
     assert (headers["retry_at"], headers["retry_attempt"]) == (b"2000", b"3")
     assert (headers["original_topic"], headers["original_offset"]) == (b"images.incoming", b"5")
     assert sent.instead is not None and sent.instead.topic == "images.rejected"
-    assert dict(sent.instead.headers)["reject_reason"] == b"fetch_failed"
+    instead = dict(sent.instead.headers)
+    found = (instead["reject_reason"], instead["reject_stage"], instead["reject_attempts"])
+    assert found == (b"fetch_failed", b"intake", b"3")
     assert bench.tracker.committable() == {P1: 6}
     assert bench.metric("assay_records_parked_total") == 1
