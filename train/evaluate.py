@@ -39,6 +39,7 @@ from train.temporal import Release, read_releases, table
 from triton_models.weights import FAKE, HEADS, REAL
 
 RESULTS, SCORES_FILE, EMBEDDINGS = "results.json", "scores.csv", "embeddings.npz"
+UNTRAINED = "untrained backbone"  # in `about`, of a timm backbone without its weights
 GAN = re.compile(r"^gan|gan(?![a-z])", re.IGNORECASE)
 NOT_KNOWN = "not known"  # whether a generator was trained on
 

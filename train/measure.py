@@ -12,7 +12,7 @@ from rich.console import Console
 from train.data.images import DataError
 from train.data.open import both_classes, open_source
 from train.embed import Passes
-from train.evaluate import Options, evaluate
+from train.evaluate import UNTRAINED, Options, evaluate
 from train.fit_heads import fit_heads
 from train.fitted import fitted_on, generators_on, hashes_on, read_card, unlisted_on
 from train.heads import Heads
@@ -71,6 +71,8 @@ def measure(
         )
     else:
         body, heads, about = _backbone(subject, say), None, {"heads fitted on": str(subject.fit_on)}
+        if str(subject.backbone).startswith("timm:") and not subject.pretrained:
+            about[UNTRAINED] = "yes"
     source = open_source(data, console=console)
     images = both_classes(source, data)
     if heads is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.images import DataError
-from train.evaluate import EMBEDDINGS, RESULTS
+from train.evaluate import EMBEDDINGS, RESULTS, UNTRAINED
 from train.recipe import Recipe, RecipeError, load_recipe
 from train.run_folder import CHECKPOINT, METRICS, RECIPE, read_metrics
 
@@ -174,6 +174,7 @@ def commands(models: Sequence[Model]) -> list[str]:
             of = ["--weights", about["weights"]] if "weights" in about else ["--backbone", result.values["backbone"]]
             fitted = ["--fit-on", about["heads fitted on"]] if "heads fitted on" in about else []
             robust = ["--robustness"] if "robustness" in result.values else []
+            fitted += ["--no-pretrained"] if UNTRAINED in about else []
             where = ["--data", result.data, "--out", str(result.folder)]
             told.append(shlex.join(["python", "-m", "train.main", "evaluate", *of, *fitted, *where, *robust]))
     return told

@@ -25,6 +25,7 @@ from train.transforms.views import make_views, plan_views
 from triton_models.weights import FAKE, REAL
 
 UNTRANSFORMED, TRANSFORMED = ("", "no_augm"), ("augm",)
+MAPS_BESIDE = 3  # in a row
 _SAMPLES = 5  # records shown, and generators of each
 
 
@@ -61,8 +62,8 @@ def overview(real: Labelled, fake: Labelled, recipe: Recipe) -> Figure:
 
 
 def records_of(images: Sequence[Labelled]) -> list[list[Labelled]]:
-    """The images of one record together, real first, most complete first: by the record's id in shards, by the file's
-    name in folders. Empty where no real shares its name with a fake.
+    """The images of one record together, real first, most complete first and untransformed before transformed: by the
+    record's id in shards, by the file's name in folders. Empty where no real shares its name with a fake.
     """
     found: dict[tuple[str, str], list[Labelled]] = defaultdict(list)
     for image in images:
@@ -70,7 +71,7 @@ def records_of(images: Sequence[Labelled]) -> list[list[Labelled]]:
         found[image.group, stem].append(image)
     whole = [sorted(members, key=lambda one: (one.label, one.generator)) for members in found.values()]
     whole = [members for members in whole if {one.label for one in members} == {REAL, FAKE}]
-    return sorted(whole, key=lambda members: -len(members))
+    return sorted(whole, key=lambda members: (-len(members), members[0].group in TRANSFORMED))
 
 
 def samples(images: Sequence[Labelled]) -> Figure:
@@ -124,14 +125,18 @@ def maps(models: Sequence[Model], groups: Sequence[str]) -> Figure | None:
     drawn = [(model.name, found) for model in models if (found := _embeddings(model, groups)) is not None]
     if not drawn:
         return None
+    wide = len(drawn) if len(drawn) <= MAPS_BESIDE else -(-len(drawn) // (-(-len(drawn) // MAPS_BESIDE)))
+    high = -(-len(drawn) // wide)
     figure, panels = plt.subplots(
-        1, len(drawn), figsize=(max(5.0, 4.6 * len(drawn)), 5.2), layout="constrained", squeeze=False
+        high, wide, figsize=(max(5.0, 4.2 * wide), 4.2 * high + 0.7), layout="constrained", squeeze=False
     )
+    for axes in list(panels.flat)[len(drawn) :]:
+        axes.axis("off")
     names, counts = np.unique(
         np.concatenate([generators[labels == FAKE] for _, (_, labels, generators) in drawn]), return_counts=True
     )
     shown = names[np.argsort(-counts)][:SHOWN_GENERATORS]
-    for axes, (title, (points, labels, generators)) in zip(panels[0], drawn, strict=True):
+    for axes, (title, (points, labels, generators)) in zip(panels.flat, drawn, strict=False):
         axes.scatter(*points[labels == REAL].T, s=9, color="#BBBBBB", label="real")
         for index, name in enumerate(shown):
             here = points[(labels == FAKE) & (generators == name)]
@@ -141,7 +146,7 @@ def maps(models: Sequence[Model], groups: Sequence[str]) -> Figure | None:
             axes.scatter(*others.T, s=12, color=PALETTE[-1], marker="x", label="others")
         axes.set_title(title, fontsize=10)
         axes.set(xticks=[], yticks=[])
-    handles = {text: line for axes in panels[0] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {text: line for axes in panels.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = 5 if panels.shape[1] > 1 else 3  # as many as the figure is wide enough for
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,13 @@ class Table:
         """NAME.csv and NAME.tex."""
         with (folder / f"{self.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            parts = [f"{column} {part}" for column in self.columns for part in ("mean", "sd", "seeds")]
-            writer.writerow([self.first, *parts])
+            numbers = [any(cells[index].values for _, cells in self.rows) for index in range(len(self.columns))]
+            named = zip(self.columns, numbers, strict=True)
+            heads = [[f"{name} {part}" for part in ("mean", "sd", "seeds")] if of else [name] for name, of in named]
+            writer.writerow([self.first, *chain.from_iterable(heads)])
             for name, cells in self.rows:
-                texts = [_parts(cell) for cell in cells]
-                writer.writerow([name, *(part for parts in texts for part in parts)])
+                texts = (_parts(cell) if of else [cell.text] for cell, of in zip(cells, numbers, strict=True))
+                writer.writerow([name, *chain.from_iterable(texts)])
         lines = [f"% {self.title}", f"% {command}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
         lines += [_row([self.first, *self.columns]), r"\midrule"]
         lines += [_row([name, *(cell.shown() for cell in cells)]) for name, cells in self.rows]

@@ -21,6 +21,7 @@ from train.evaluate import Options
 from train.fit_heads import make_weights
 from train.main import app
 from train.measure import Subject, measure
+from train.paper_figures import records_of
 from train.paper_page import write_paper
 from train.recipe import HeadFit
 
@@ -142,6 +143,8 @@ def test_numbers_are_those_of_the_results_files(work: Path, paper: Path) -> None
     aucs = [entry["auc"] for entry in probes if entry["kind"] == "probe"]
     (line,) = [row for name, row in rows(paper / "training.csv").items() if "=timm" in name]
     assert float(line["best probe AUC mean"]) == max(aucs)
+    assert (line["seeds"], line["steps"]) == ("1", "4")
+    assert {"95 %", "p (Holm)"} < next(iter(rows(paper / "differences.csv").values())).keys(), "texts have one column"
 
 
 def test_what_is_missing_is_listed_with_its_command(paper: Path) -> None:
@@ -150,7 +153,14 @@ def test_what_is_missing_is_listed_with_its_command(paper: Path) -> None:
     assert "ablation-local-96: no run" in page and "smoke: no run" not in page
     assert re.search(r"initialisation=timm\): no run of seed 2: <code>\S+ -m train\.main fit --recipe \S+", page)
     assert "--set training.seed=2" in page
+    assert "--backbone timm:resnet18 --fit-on" in page and " --no-pretrained --data" in page
     assert "timm:resnet18: robustness" in page and "Figure" not in page.split("Table 1")[0].split("Missing")[1]
+
+
+def test_samples_are_untransformed_records_first(work: Path) -> None:
+    """Figures 1 and 2 show images as they are, where both groups of D3's test layout have the record."""
+    records = records_of(open_source(work / "d3_test").labelled())
+    assert [record[0].group for record in records] == ["no_augm"] * 10 + ["augm"] * 10
 
 
 def test_without_images_and_results_the_page_says_so(work: Path, tmp_path: Path) -> None:
