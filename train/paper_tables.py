@@ -64,13 +64,13 @@ class Table:
         """NAME.csv and NAME.tex."""
         with (folder / f"{self.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            numbers = [any(cells[index].values for _, cells in self.rows) for index in range(len(self.columns))]
-            named = zip(self.columns, numbers, strict=True)
-            heads = [[f"{name} {part}" for part in ("mean", "sd", "seeds")] if of else [name] for name, of in named]
+            texts = [any(cells[index].text for _, cells in self.rows) for index in range(len(self.columns))]
+            named = zip(self.columns, texts, strict=True)
+            heads = [[name] if of else [f"{name} {part}" for part in ("mean", "sd", "seeds")] for name, of in named]
             writer.writerow([self.first, *chain.from_iterable(heads)])
             for name, cells in self.rows:
-                texts = (_parts(cell) if of else [cell.text] for cell, of in zip(cells, numbers, strict=True))
-                writer.writerow([name, *chain.from_iterable(texts)])
+                parts = ([cell.text] if of else _parts(cell) for cell, of in zip(cells, texts, strict=True))
+                writer.writerow([name, *chain.from_iterable(parts)])
         lines = [f"% {self.title}", f"% {command}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
         lines += [_row([self.first, *self.columns]), r"\midrule"]
         lines += [_row([name, *(cell.shown() for cell in cells)]) for name, cells in self.rows]
@@ -78,8 +78,8 @@ class Table:
 
 
 def _parts(cell: Cell) -> list[str]:
-    if cell.text or not cell.values:
-        return [cell.text, "", ""]
+    if not cell.values:
+        return ["", "", ""]
     return [repr(cell.mean), "" if math.isnan(cell.deviation) else repr(cell.deviation), str(len(cell.values))]
 
 

@@ -23,6 +23,7 @@ from train.main import app
 from train.measure import Subject, measure
 from train.paper_figures import records_of
 from train.paper_page import write_paper
+from train.paper_tables import Cell, Table
 from train.recipe import HeadFit
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,17 @@ def test_every_table_and_figure_is_there(paper: Path) -> None:
         "tabular" in path.read_text() and "% python -m train.main paper" in path.read_text()
         for path in paper.glob("*.tex")
     )
+
+
+def test_a_column_of_numbers_stays_one_without_any(tmp_path: Path) -> None:
+    """Whoever reads the CSV finds mean, deviation and seeds of a metric that nobody could measure, and one column of
+    a text.
+    """
+    table = Table("t", "title", "model", ["TPR", "p"], [("a", [Cell(), Cell(text="0.01")]), ("b", [Cell(), Cell()])])
+    table.write(tmp_path, "command")
+    header, first, second = csv.reader((tmp_path / "t.csv").read_text().splitlines())
+    assert header == ["model", "TPR mean", "TPR sd", "TPR seeds", "p"]
+    assert (first, second) == (["a", "", "", "", "0.01"], ["b", "", "", "", ""])
 
 
 def test_numbers_are_those_of_the_results_files(work: Path, paper: Path) -> None:

@@ -1,5 +1,7 @@
 """Chains and profiles are the same for both classes; the table by date reads names as they come."""
 
+import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from train.data.images import DataError
 from train.data.records import Key, Labelled
 from train.degrade import PROFILES, chain
 from train.robustness import CHAINS, LONGEST_CHAIN, tiers, worst_first
-from train.temporal import read_releases, release_of, table
+from train.temporal import KNOWN, read_releases, release_of, table
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +79,20 @@ def test_names_have_a_release(name: str, released: str, era: str) -> None:
     """The longest pattern that the name begins with decides."""
     found = release_of(name, read_releases())
     assert (found.released, found.era) == (released, era)
+
+
+def test_every_month_says_where_it_was_checked() -> None:
+    """By an address, or that none was found; names that are no single model have no month. A number of arXiv begins
+    with the month that stands there.
+    """
+    with KNOWN.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        checked = row["checked"]
+        assert (not checked and not row["released"]) or checked == "not found" or checked.startswith("https://")
+        if paper := re.fullmatch(r"https://arxiv\.org/abs/(\d\d)(\d\d)\.\d{5}", checked):
+            assert row["released"] == f"20{paper[1]}-{paper[2]}", row
+    assert sum(row["checked"].startswith("https://") for row in rows) >= 57
 
 
 def test_the_table_by_date_is_in_order_and_takes_own_dates(tmp_path: Path) -> None:
