@@ -57,7 +57,7 @@ def change(name: str, shown: str) -> Change:
 def _function(name: str) -> str:
     """worker.offsets.xǁOffsetTrackerǁassign__mutmut_1 -> worker.offsets.OffsetTracker.assign"""
     module, _, rest = name.rpartition("__mutmut_")[0].rpartition(".")
-    return f"{module}.{rest.removeprefix('x').strip('ǁ_').replace('ǁ', '.')}"
+    return f"{module}.{rest.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 
 
 def survivors() -> dict[str, str]:

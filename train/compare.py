@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ class Scores:
     sources: np.ndarray  # the generator, or the collection of reals
     photographs: np.ndarray
     scores: np.ndarray
+    heads: tuple[str, ...]
 
     def at(self, places: Sequence[int]) -> Scores:
         """These images alone, in this order."""
         rows = np.array(places, dtype=np.int64)
-        parts = (self.ids, self.groups, self.labels, self.sources, self.photographs, self.scores)
-        return Scores(self.folder, *(part[rows] for part in parts))
+        names = ("ids", "groups", "labels", "sources", "photographs", "scores")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def read_scores(folder: Path) -> Scores:
@@ -50,16 +51,17 @@ def read_scores(folder: Path) -> Scores:
         raise DataError(f"{path} is not there: name a folder that `train.main evaluate --out` wrote")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    needed = {"id", "group", "label", "generator", "photograph", *HEADS}
-    if not rows or not needed <= rows[0].keys():
+    needed = {"id", "group", "label", "generator", "photograph"}
+    heads = tuple(head for head in HEADS if rows and head in rows[0])
+    if not heads or not needed <= rows[0].keys():
         raise DataError(f"{path} has no scores by photograph: run `train.main evaluate` again")
     ids, groups, photographs = (
         np.array([row[name] for row in rows], dtype=np.str_) for name in ("id", "group", "photograph")
     )
     labels = np.array([FAKE if row["label"] == "fake" else REAL for row in rows], dtype=np.int64)
     sources = np.array([f"{row['label']}/{row['generator']}" for row in rows], dtype=np.str_)
-    scores = np.array([[float(row[head]) for head in HEADS] for row in rows], dtype=np.float64)
-    return Scores(folder, ids, groups, labels, sources, photographs, scores)
+    scores = np.array([[float(row[head]) for head in heads] for row in rows], dtype=np.float64)
+    return Scores(folder, ids, groups, labels, sources, photographs, scores, heads)
 
 
 def in_common(first: Scores, second: Scores) -> tuple[Scores, Scores]:
@@ -90,8 +92,8 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
             places = np.flatnonzero(both[0].groups == group).tolist()
             inside = both[0].at(places), both[1].at(places)
             if len(set(inside[0].labels.tolist())) == 2:
-                rows += [_row(inside[0], inside[1], group, head) for head in HEADS]
-    for head in HEADS:
+                rows += [_row(inside[0], inside[1], group, *heads) for heads in _pairs(first, second)]
+    for head in dict.fromkeys(row["head"] for row in rows):
         of_head = [row for row in rows if row["head"] == head]
         for metric in ("auc", "balanced_accuracy"):
             adjusted = holm([row[metric]["p"] for row in of_head])
@@ -100,16 +102,22 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(first: Scores, second: Scores, group: str, head: str) -> dict[str, Any]:
-    index, labels = HEADS.index(head), first.labels
-    one, other = first.scores[:, index], second.scores[:, index]
+def _pairs(first: Scores, second: Scores) -> list[tuple[str, str]]:
+    """The heads that both have; of a detector without any of them its first, against each of the other's first."""
+    both = [(head, head) for head in first.heads if head in second.heads]
+    return both or [(first.heads[0], second.heads[0])]
+
+
+def _row(first: Scores, second: Scores, group: str, head: str, other_head: str) -> dict[str, Any]:
+    labels = first.labels
+    one, other = first.scores[:, first.heads.index(head)], second.scores[:, second.heads.index(other_head)]
     by_source = auc_difference(labels, one, other, first.sources, by_source=True)
     called = one >= 0.5, other >= 0.5
     return {
         "first": str(first.folder),
         "second": str(second.folder),
         "group": group,
-        "head": head,
+        "head": head if head == other_head else f"{head}, {other_head}",
         "images": len(labels),
         "auc": _told(auc_difference(labels, one, other, first.photographs)),
         "auc_by_source": _told(by_source),

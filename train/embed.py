@@ -1,4 +1,4 @@
-"""Embeddings of labelled images through a frozen backbone, from the crop of inference; and the linear probe on them.
+"""Embeddings of labelled images through a frozen backbone, from its view of them; and the linear probe on them.
 
 `Passes` keeps what it has embedded in a folder, so that an evaluation of hours that was stopped goes on where it was.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,8 +23,6 @@ from sklearn.metrics import roc_auc_score
 
 from train.data.images import decode_image
 from train.data.records import Labelled, part_of, photograph
-from train.model import Backbone
-from train.transforms.crops import center_crop
 from triton_models.files import replacing
 
 BATCH = 64
@@ -31,6 +30,21 @@ KEPT_AT_ONCE = 512  # images; what a stop loses at most
 PROBE_PARTS = 5
 UNFINISHED = ".unfinished-"
 Degrade = Callable[[Image.Image], Image.Image]
+
+
+class Embedder(Protocol):
+    """A frozen model: a picture becomes its view, uint8 [H, W, 3], and views uint8 [N, 3, H, W] become embeddings,
+    float32 [N, D]. `digest`: of all that decides these.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def view(self, picture: Image.Image) -> np.ndarray: ...
+
+    def digest(self) -> bytes: ...
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass
@@ -47,15 +61,15 @@ class Embedded:
 
 
 def embed_images(
-    backbone: Backbone,
+    backbone: Embedder,
     images: Sequence[Labelled],
     degrade: Degrade | Mapping[str, Degrade] | None = None,
     *,
     threads: int = 4,
     advance: Callable[[int], object] = int,
 ) -> Embedded:
-    """Decode, degrade (if asked; each by its id where they are told apart), take the central crop and embed. `advance`
-    is told how many images each batch had.
+    """Decode, degrade (if asked; each by its id where they are told apart), make the view and embed. `advance` is told
+    how many images each batch had.
     """
     kept: list[Labelled] = []
     failed: list[str] = []
@@ -65,7 +79,7 @@ def embed_images(
         try:
             pixels = decode_image(image.key.read())
             change = degrade[image.id] if isinstance(degrade, Mapping) else degrade
-            return center_crop(pixels if change is None else change(pixels), backbone.size_px)
+            return backbone.view(pixels if change is None else change(pixels))
         except (OSError, ValueError) as error:  # BadImage, or a degradation that this image does not admit
             return f"{image.key.path}: {error}"
 
@@ -101,7 +115,7 @@ class Passes:
     `finish` removes what was kept, also that of stopped evaluations of other models or images.
     """
 
-    def __init__(self, backbone: Backbone, images: Sequence[Labelled], out: Path) -> None:
+    def __init__(self, backbone: Embedder, images: Sequence[Labelled], out: Path) -> None:
         self._backbone, self._out = backbone, out
         self._folder = out / f"{UNFINISHED}{_digest(backbone, images)}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -152,10 +166,8 @@ class Passes:
         return embedded
 
 
-def _digest(backbone: Backbone, images: Sequence[Labelled]) -> str:
-    digest = hashlib.sha256(repr((backbone.name, backbone.size_px, backbone.mean, backbone.std)).encode())
-    for tensor in backbone.module.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+def _digest(backbone: Embedder, images: Sequence[Labelled]) -> str:
+    digest = hashlib.sha256(backbone.digest())
     for image in images:
         digest.update(repr((image.id, image.key, image.label)).encode())
     return digest.hexdigest()[:16]

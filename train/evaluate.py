@@ -3,6 +3,7 @@ sweeps.
 
     python -m train.main evaluate --weights DIR --data D3_TEST --out results/code
     python -m train.main evaluate --backbone timm:resnet50 --fit-on TRAIN --data D3_TEST --out results/resnet50
+    python -m train.main evaluate --detector DIR --data D3_TEST --out results/clip
 
 Writes `results.json`, `scores.csv` (one row an image) and `embeddings.npz` (for the report). Every image format is
 read; what cannot be read is named in the results, never dropped in silence. A stopped evaluation goes on where it was.
@@ -26,12 +27,11 @@ from train.data.copies import merge_copies
 from train.data.equalise import controlled
 from train.data.look import Look, look_at
 from train.data.records import Labelled, Problem
-from train.embed import Embedded, Passes
+from train.embed import Embedded, Embedder, Passes
 from train.fitted import HASH_DIGITS
-from train.heads import Calibration, Heads
+from train.heads import Calibration, Scorer
 from train.intervals import auc_interval
 from train.metrics import accuracies, with_intervals
-from train.model import Backbone
 from train.progress import counting
 from train.robustness import sweep
 from train.shortcuts import LOUD, probe
@@ -73,8 +73,8 @@ def family(generator: str, trained_on: Collection[str] | None) -> str:
 
 
 def evaluate(
-    backbone: Backbone,
-    heads: Heads,
+    backbone: Embedder,
+    heads: Scorer,
     images: list[Labelled],
     out: Path,
     options: Options | None = None,
@@ -101,14 +101,15 @@ def evaluate(
     measured, shown, whose = embedded, scores, photographs
     results: dict[str, Any] = {
         "backbone": backbone.name,
+        "heads": list(heads.names),
         "about": dict(about or {}),
         "calibration": options.calibration,
         "not_calibrated": heads.not_calibrated if options.calibration else [],
         **_counted(embedded, left_out),
         "intervals": "95 % by photograph: DeLong's for the AUC, Wilson's for balanced accuracy, else bootstrap; none "
         "where too few photographs stand behind a number",
-        "protocol": protocol(embedded, scores),
-        "rows": rows(embedded, scores, options, photographs),
+        "protocol": protocol(embedded, scores, heads.names),
+        "rows": rows(embedded, scores, options, photographs, heads.names),
         "shortcuts": shortcuts(looks, embedded.labels, photographs),
         "fitted_on": among(photographs, looks, options.fitted_hashes),
         "not_checked": options.not_checked,
@@ -116,16 +117,17 @@ def evaluate(
     if options.controlled:
         measured, whose = _alike(passes, embedded, photographs, console)
         shown = heads.scores(measured.embeddings, options.calibration)
-        results["controlled"] = rows(measured, shown, options, whose)
+        results["controlled"] = rows(measured, shown, options, whose, heads.names)
     made_by = np.array([image.generator for image in measured.images], dtype=np.str_)
-    results["temporal"] = table(measured.labels, shown, made_by, whose, options.releases or read_releases())
+    releases = options.releases or read_releases()
+    results["temporal"] = table(measured.labels, shown, made_by, whose, releases, heads.names)
     if options.robustness:
         calibration, most = options.calibration, options.sweep_images
         results["robustness"] = sweep(
             passes, heads, embedded.images, photographs, most=most, calibration=calibration, console=console
         )
     (out / RESULTS).write_text(json.dumps(finite(results), indent=2) + "\n")
-    _write_scores(out / SCORES_FILE, embedded.images, looks, photographs, scores)
+    _write_scores(out / SCORES_FILE, embedded.images, looks, photographs, scores, heads.names)
     _write_embeddings(out / EMBEDDINGS, embedded, scores)
     passes.finish()
     return results
@@ -154,13 +156,13 @@ def _counted(embedded: Embedded, left_out: Sequence[Problem]) -> dict[str, Any]:
     return {"images": counts, "unreadable": unreadable, "left_out": others}
 
 
-def protocol(embedded: Embedded, scores: np.ndarray) -> dict[str, Any]:
+def protocol(embedded: Embedded, scores: np.ndarray, heads: Sequence[str] = HEADS) -> dict[str, Any]:
     """The authors' table: for each group ({augm, no_augm}, or one) and generator the accuracies of each head at 0.5."""
     table: dict[str, Any] = {}
     for group, generator, chosen in _comparisons(embedded):
         flagged = scores[chosen] >= 0.5
         table.setdefault(group or "all", {})[generator] = {
-            head: accuracies(embedded.labels[chosen], flagged[:, index]) for index, head in enumerate(HEADS)
+            head: accuracies(embedded.labels[chosen], flagged[:, index]) for index, head in enumerate(heads)
         }
     return table
 
@@ -190,7 +192,11 @@ def shortcuts(looks: Sequence[Look | str], labels: np.ndarray, photographs: np.n
 
 
 def rows(
-    embedded: Embedded, scores: np.ndarray, options: Options | None = None, photographs: np.ndarray | None = None
+    embedded: Embedded,
+    scores: np.ndarray,
+    options: Options | None = None,
+    photographs: np.ndarray | None = None,
+    heads: Sequence[str] = HEADS,
 ) -> list[dict[str, Any]]:
     """Metrics with intervals: all images, each family, each generator, always against all reals of the same group. All
     images and families have the AUC's interval by source beside it.
@@ -218,21 +224,17 @@ def rows(
             fakes = int((labels[chosen] == FAKE).sum())
             if not fakes:
                 continue
-            metrics = _by_head(labels[chosen], scores[chosen], whose[chosen], options.resamples)
+            metrics = {
+                head: with_intervals(labels[chosen], scores[chosen, at], whose[chosen], resamples=options.resamples)
+                for at, head in enumerate(heads)
+            }
             if kind != "generator":
-                for index, head in enumerate(HEADS):
+                for index, head in enumerate(heads):
                     ends = auc_interval(labels[chosen], scores[chosen, index], sources[chosen], by_source=True)
                     metrics[head]["auc"] |= {"source_low": ends[0], "source_high": ends[1]}
             of = {"all": None, "family": name, "generator": family(name, options.trained_on)}[kind]
             made.append({"group": group, "name": name, "kind": kind, "family": of, "fakes": fakes, "metrics": metrics})
     return made
-
-
-def _by_head(labels: np.ndarray, scores: np.ndarray, photographs: np.ndarray, resamples: int) -> dict[str, Any]:
-    return {
-        head: with_intervals(labels, scores[:, index], photographs, resamples=resamples)
-        for index, head in enumerate(HEADS)
-    }
 
 
 def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
@@ -245,6 +247,11 @@ def _comparisons(embedded: Embedded) -> list[tuple[str, str, np.ndarray]]:
             of_generator = np.array([image.generator == name for image in embedded.images], dtype=bool)
             found.append((group, name, inside & ((labels == REAL) | of_generator)))
     return found
+
+
+def heads_of(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads that were measured: of a detector some of them. Results of before detectors had all."""
+    return tuple(results.get("heads", HEADS))
 
 
 def _say(console: Console | None, line: str) -> None:
@@ -273,7 +280,7 @@ def headline(results: dict[str, Any]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for row in results.get("controlled", results["rows"]):
         cells = [f"{row['group']}/{row['name']}".lstrip("/"), str(row["fakes"])]
-        for head in HEADS:
+        for head in heads_of(results):
             for metric in ("auc", "balanced_accuracy"):
                 entry = row["metrics"][head][metric]
                 held = entry["low"] is not None and math.isfinite(entry["low"])
@@ -306,13 +313,18 @@ def _write_embeddings(path: Path, embedded: Embedded, scores: np.ndarray) -> Non
 
 
 def _write_scores(
-    path: Path, images: list[Labelled], looks: Sequence[Look | str], photographs: np.ndarray, scores: np.ndarray
+    path: Path,
+    images: list[Labelled],
+    looks: Sequence[Look | str],
+    photographs: np.ndarray,
+    scores: np.ndarray,
+    heads: Sequence[str],
 ) -> None:
     """A row an image: what it is, whose photograph (copies have one), what its header says, its scores."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         header = ["photograph", "format", "width", "height", "bytes", "jpeg_quality"]
-        writer.writerow(["id", "group", "label", "generator", *header, *HEADS])
+        writer.writerow(["id", "group", "label", "generator", *header, *heads])
         for image, look, photograph, row in zip(images, looks, photographs, scores, strict=True):
             label = "fake" if image.label == FAKE else "real"
             facts: list[Any] = [photograph, look, "", "", "", ""]

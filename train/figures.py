@@ -75,7 +75,7 @@ def _map_legend(figure: Figure, axes: Any) -> None:
     )
 
 
-def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def by_generator(rows: Sequence[Mapping[str, Any]], heads: Sequence[str] = HEADS) -> Figure:
     """AUC with interval of every generator and head, one panel a group: `rows` is what train.evaluate.rows gives."""
     groups = sorted({row["group"] for row in rows})
     chosen = {group: [row for row in rows if row["group"] == group and row["kind"] == "generator"] for group in groups}
@@ -84,8 +84,8 @@ def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
         1, len(groups), figsize=(10, 1.3 + 0.34 * tallest), layout="constrained", sharex=True, squeeze=False
     )
     for group, axes in zip(groups, panels.flat, strict=True):
-        entries = sorted(chosen[group], key=lambda row: row["metrics"]["linear"]["auc"]["value"] or 0)
-        for index, head in enumerate(HEADS):
+        entries = sorted(chosen[group], key=lambda row: row["metrics"][heads[0]]["auc"]["value"] or 0)
+        for index, head in enumerate(heads):
             found = [entry["metrics"][head]["auc"] for entry in entries]
             value, low, high = (
                 np.array([entry[name] for entry in found], dtype=float) for name in ("value", "low", "high")
@@ -100,14 +100,14 @@ def by_generator(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(title=group, xlabel="AUC", xlim=(min(0.4, *axes.get_xlim()), 1.01))
         axes.grid(alpha=0.25, axis="x")
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(HEADS), frameon=False
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(heads), frameon=False
     )
     return figure
 
 
-def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def roc(labels: np.ndarray, scores: np.ndarray, heads: Sequence[str] = HEADS) -> Figure:
     figure, axes = _axes("ROC", "false positive rate", "true positive rate")
-    for index, head in enumerate(HEADS):
+    for index, head in enumerate(heads):
         false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
         axes.plot(false_positive, true_positive, color=PALETTE[index], label=head)
     axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
@@ -115,9 +115,9 @@ def roc(labels: np.ndarray, scores: np.ndarray) -> Figure:
     return figure
 
 
-def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def det(labels: np.ndarray, scores: np.ndarray, heads: Sequence[str] = HEADS) -> Figure:
     figure, axes = _axes("DET (normal deviates)", "false positive rate", "miss rate")
-    for index, head in enumerate(HEADS):
+    for index, head in enumerate(heads):
         false_positive, true_positive, _ = roc_curve(labels, scores[:, index])
         inside = (false_positive > 0) & (false_positive < 1) & (true_positive > 0) & (true_positive < 1)
         axes.plot(
@@ -131,9 +131,10 @@ def det(labels: np.ndarray, scores: np.ndarray) -> Figure:
     return figure
 
 
-def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
-    figure, panels = plt.subplots(1, len(HEADS), figsize=(9, 3), layout="constrained", sharey=True)
-    for index, (head, axes) in enumerate(zip(HEADS, panels, strict=True)):
+def histograms(labels: np.ndarray, scores: np.ndarray, heads: Sequence[str] = HEADS) -> Figure:
+    figure, grid = plt.subplots(1, len(heads), figsize=(9, 3), layout="constrained", sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for index, (head, axes) in enumerate(zip(heads, panels, strict=True)):
         for value, name in ((0, "real"), (1, "generated")):
             chosen = scores[labels == value, index]
             if len(chosen):
@@ -152,9 +153,9 @@ def histograms(labels: np.ndarray, scores: np.ndarray) -> Figure:
     return figure
 
 
-def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def reliability(labels: np.ndarray, scores: np.ndarray, heads: Sequence[str] = HEADS) -> Figure:
     figure, axes = _axes("Reliability", "score = P(fake)", "share of generated images")
-    for index, head in enumerate(HEADS):
+    for index, head in enumerate(heads):
         total, score, share = calibration_bins(Ranked.of(labels, scores[:, index]))
         axes.plot(score[total > 0], share[total > 0], "o-", color=PALETTE[index], label=head, markersize=4)
     axes.plot([0, 1], [0, 1], "k:", linewidth=0.8)
@@ -162,7 +163,7 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> Figure:
     return figure
 
 
-def robustness(sweeps: Mapping[str, Any]) -> Figure:
+def robustness(sweeps: Mapping[str, Any], heads: Sequence[str] = HEADS) -> Figure:
     """AUC with interval by kind and strength of what happened to the images, as train.robustness.sweep gives it."""
     kinds = [kind for kind in sweeps if kind != "none"]
     height = 3 if len(kinds) > 6 else 2
@@ -172,7 +173,7 @@ def robustness(sweeps: Mapping[str, Any]) -> Figure:
     for axes in list(panels.flat)[len(kinds) :]:
         axes.axis("off")
     for kind, axes in zip(kinds, panels.flat, strict=False):
-        for index, head in enumerate(HEADS):
+        for index, head in enumerate(heads):
             plain = sweeps["none"][""][head]["auc"]["value"]
             found = [by_head[head]["auc"] for by_head in sweeps[kind].values()]
             value, low, high = (
@@ -190,7 +191,7 @@ def robustness(sweeps: Mapping[str, Any]) -> Figure:
         axes.grid(alpha=0.25)
     figure.supylabel("AUC (dotted: as received)", fontsize=10)
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(HEADS), frameon=False
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(heads), frameon=False
     )
     return figure
 

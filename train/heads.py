@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,20 @@ def lossless(array: npt.ArrayLike) -> np.ndarray:
     return narrow if np.array_equal(narrow.astype(np.float64), wide) else wide
 
 
+class Scorer(Protocol):
+    """Heads on embeddings: what an evaluation asks. `names`: in the order of the columns of `scores`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def not_calibrated(self) -> list[str]: ...
+
+    def scores(self, embeddings: np.ndarray, calibration: Calibration | None = None) -> np.ndarray:
+        """float64 [N, K], P(fake). Raises ValueError for a calibration that was not fitted."""
+        ...
+
+
 @dataclass(frozen=True)
 class Heads:
     """`arrays` under the names of `triton_models.weights.HEAD_SHAPES`; `calibration` under
@@ -58,6 +72,10 @@ class Heads:
     arrays: dict[str, np.ndarray]
     calibration: dict[str, np.ndarray] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return HEADS
 
     @classmethod
     def fit(

@@ -200,7 +200,10 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="D3's test layout, real/ + fake/GENERATOR/, or shards.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, scores.csv, embeddings.npz.")],
     weights: Annotated[Path | None, typer.Option(help="A weights folder.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm:NAME or run:FOLDER; needs --fit-on.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="A detector's folder (docs/detectors.md).")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="timm:NAME or run:FOLDER, with --fit-on; onnx:FILE, with --detector.")
+    ] = None,
     fit_on: Annotated[Path | None, typer.Option(help="Images on which the heads of --backbone are fitted.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Whether the timm backbone comes with its weights.")] = True,
     calibration: Annotated[CalibrationKind | None, typer.Option(help="Use calibrated scores.")] = None,
@@ -218,12 +221,12 @@ def evaluate(
 
     Example: `evaluate --weights runs/first/weights --data d3_test/ --out results/first --robustness`
     """
-    from train.evaluate import RESULTS, Options, headline, leaks
+    from train.evaluate import RESULTS, Options, headline, heads_of, leaks
     from train.measure import Subject, measure
     from train.temporal import read_releases
 
     with clear_errors(when_stopped=GOES_ON):
-        subject = Subject(weights, backbone, fit_on, pretrained)
+        subject = Subject(weights, backbone, fit_on, pretrained, detector)
         releases = tuple(read_releases(release_dates))
         options = Options(
             calibration.value if calibration else None,
@@ -238,7 +241,7 @@ def evaluate(
         return
     for leak in leaks(results):
         out_console.print(leak, style="red", highlight=False, markup=False)
-    columns = [f"{head} {metric}" for head in ("linear", "knn", "svm") for metric in ("AUC", "bal. acc.")]
+    columns = [f"{head} {metric}" for head in heads_of(results) for metric in ("AUC", "bal. acc.")]
     title = "cut and compressed alike" if "controlled" in results else "as received"
     table = Table("images", "fakes", *columns, title=f"images {title}")
     for line in headline(results):
@@ -251,6 +254,8 @@ def evaluate(
 def calibrate(
     out: Annotated[Path, typer.Option(help="The policy to write (TOML); a page is written beside it (.html).")],
     weights: Annotated[Path | None, typer.Option(help="The weights folder that is served.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Instead: the folder of a detector served beside it.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="onnx:FILE, where --detector lacks its graph.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your own images: real/ + fake/GENERATOR/, as of reviews.")] = None,
     queue: Annotated[str | None, typer.Option(help="Of an export of reviews: the queue to calibrate on.")] = None,
     results: Annotated[Path | None, typer.Option(help="What evaluate wrote, instead of --data.")] = None,
@@ -287,7 +292,7 @@ def calibrate(
         asked = Asked(target_fpr, target_precision, prevalence, target_fnr, confidence, head.value)
         asked.check()
         by = parse(per)
-        sample = read_sample(weights, data, results, queue=queue, console=console)
+        sample = read_sample(weights, data, results, detector=detector, graph=backbone, queue=queue, console=console)
         try:
             found = find(sample, asked, out, by, name)
         except TooFewImages as error:

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from train.data.images import DataError
 from train.data.open import both_classes, open_source
-from train.embed import Passes
+from train.detector_scores import open_detector
+from train.embed import Embedder, Passes
 from train.evaluate import UNTRAINED, Options, evaluate
 from train.fit_heads import fit_heads
 from train.fitted import fitted_on, generators_on, hashes_on, read_card, unlisted_on
-from train.heads import Heads
+from train.heads import Heads, Scorer
 from train.model import Backbone, code_backbone, timm_backbone, trained_backbone
 from train.paper import about_run
 from train.recipe import HeadFit
@@ -24,19 +25,24 @@ from triton_models import weights
 
 @dataclass(frozen=True)
 class Subject:
-    """Either `weights`, a folder; or `backbone` (timm:NAME, `pretrained` or not, or
-    run:FOLDER with a trained encoder) with heads fitted on `fit_on`.
+    """Either `weights`, a folder; or `detector`, a folder (and onnx:FILE as `backbone` where it lacks its graph); or
+    `backbone` (timm:NAME, `pretrained` or not, or run:FOLDER with a trained encoder) with heads fitted on `fit_on`.
     """
 
     weights: Path | None = None
     backbone: str | None = None
     fit_on: Path | None = None
     pretrained: bool = True
+    detector: Path | None = None
 
     def check(self) -> None:
-        """Raises DataError unless it is one of the two."""
+        """Raises DataError unless it is one of the three."""
+        if self.detector is not None:
+            if self.weights is not None or self.fit_on is not None:
+                raise DataError("--detector DIR has heads of its own: leave --weights and --fit-on away")
+            return
         if (self.weights is None) == (self.backbone is None):
-            raise DataError("give either --weights DIR or --backbone timm:NAME (run:FOLDER)")
+            raise DataError("give either --weights DIR, --detector DIR or --backbone timm:NAME (run:FOLDER)")
         if self.backbone is not None and (self.fit_on is None or not self.backbone.startswith(("timm:", "run:"))):
             raise DataError(
                 "--backbone is timm:NAME or run:FOLDER and needs --fit-on DIR, on which its heads are fitted"
@@ -59,11 +65,17 @@ def measure(
     subject.check()
     if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
         raise DataError(f"--out {out} is no folder, or lies in none: name a folder")
-    if subject.weights is not None:
-        body, heads = code_backbone(subject.weights), Heads.load(subject.weights)
-        about = {"weights": str(subject.weights), "model version": weights.load(subject.weights).version}
-        card = read_card(subject.weights)
-        about |= about_run(str(card.get("encoder", "")))
+    body: Embedder
+    heads: Scorer | None
+    if folder := subject.weights or subject.detector:
+        card = read_card(folder)
+        if subject.detector is not None:
+            body, heads = open_detector(folder, subject.backbone)
+            about = {"detector": heads.loaded.spec.name, "model version": heads.loaded.version}
+        else:
+            body, heads = code_backbone(folder), Heads.load(folder)
+            about = {"weights": str(folder), "model version": weights.load(folder).version}
+            about |= about_run(str(card.get("encoder", "")))
         known = generators_on(card)
         trained_on = None if known is None else frozenset(known)
         options = replace(

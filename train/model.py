@@ -7,18 +7,22 @@ served is the ViT-Tiny alone.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from train.hub import first_line, quiet_hub
+from train.transforms.crops import center_crop
 from triton_models.files import replacing
 from triton_models.weights import ENCODER_FILE, ENCODER_NAME, MEAN, STD, WeightsError
 
@@ -107,13 +111,24 @@ def encoder_name(folder: str | Path) -> str:
 
 @dataclass
 class Backbone:
-    """A frozen feature extractor: `embed` maps uint8 [N, 3, S, S] to float32 [N, D]."""
+    """A frozen feature extractor (`train.embed.Embedder`) on the central crop of `size_px`."""
 
     name: str
     module: nn.Module
     size_px: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def view(self, picture: Image.Image) -> np.ndarray:
+        """uint8 [S, S, 3]."""
+        return center_crop(picture, self.size_px)
+
+    def digest(self) -> bytes:
+        """Of all that decides its embeddings."""
+        found = hashlib.sha256(repr((self.name, self.size_px, self.mean, self.std)).encode())
+        for tensor in self.module.state_dict().values():
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return found.digest()
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

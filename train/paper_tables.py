@@ -15,9 +15,9 @@ from typing import Any
 
 from train.compare import compare
 from train.data.images import DataError
+from train.evaluate import heads_of
 from train.paper import Model, Result
 from train.robustness import worst_first
-from triton_models.weights import HEADS
 
 METRICS = {
     "auc": "AUC",
@@ -129,7 +129,7 @@ def _protocol(models: Sequence[Model]) -> list[Table]:
         title = f"Accuracy at 0.5, the authors' protocol, images: {group}"
         table = Table(f"protocol-{group}", title, "model, head", ["real", *names])
         for model in models:
-            for head in HEADS:
+            for head in _heads(model):
                 of = partial(_accuracy, group=group, head=head)
                 cells = [_cell(model, partial(of, names=names, kind="real"))]
                 cells += [_cell(model, partial(of, names=[name], kind="fake")) for name in names]
@@ -138,9 +138,14 @@ def _protocol(models: Sequence[Model]) -> list[Table]:
     return made
 
 
+def _heads(model: Model) -> list[str]:
+    """Those that any of its results has, as they stand there."""
+    return list(dict.fromkeys(head for result in _all([model]) for head in heads_of(result.values)))
+
+
 def _accuracy(result: Result, *, group: str, names: Sequence[str], head: str, kind: str) -> Any:
     of_group = result.values["protocol"].get(group, {})
-    return next((of_group[name][head][kind] for name in names if name in of_group), None)
+    return next((of_group[name].get(head, {}).get(kind) for name in names if name in of_group), None)
 
 
 def _rows(result: Result) -> list[dict[str, Any]]:
@@ -151,7 +156,7 @@ def _rows(result: Result) -> list[dict[str, Any]]:
 
 def _metric(result: Result, *, group: str, name: str, head: str, metric: str) -> Any:
     found = (row for row in _rows(result) if row["group"] == group and row["name"] == name)
-    return next((row["metrics"][head][metric]["value"] for row in found), None)
+    return next((row["metrics"].get(head, {}).get(metric, {}).get("value") for row in found), None)
 
 
 def _named(models: Sequence[Model], kind: str) -> list[tuple[str, str]]:
@@ -164,7 +169,7 @@ def _metrics(models: Sequence[Model]) -> Table:
     table = Table("metrics", title, "model, head", list(METRICS.values()))
     for group, name in _named(models, "all"):
         for model in models:
-            for head in HEADS:
+            for head in _heads(model):
                 of = partial(_metric, group=group, name=name, head=head)
                 cells = [_cell(model, partial(of, metric=metric)) for metric in METRICS]
                 table.rows.append((", ".join(filter(None, [model.name, head, group])), cells))
@@ -182,7 +187,7 @@ def _generators(models: Sequence[Model]) -> Table:
 
 def _era(result: Result, *, name: str) -> Any:
     found = (row for row in result.values.get("temporal", []) if row["kind"] == "era" and row["name"] == name)
-    return next((row["auc"]["linear"]["value"] for row in found), None)
+    return next((row["auc"].get("linear", {}).get("value") for row in found), None)
 
 
 def _eras(models: Sequence[Model]) -> Table:
@@ -197,7 +202,7 @@ def _eras(models: Sequence[Model]) -> Table:
 def of_tier(result: Result, *, kind: str, strength: str) -> Any:
     """AUC of the head linear there, None where it was not measured."""
     entry = result.values.get("robustness", {}).get(kind, {}).get(strength)
-    return None if entry is None else entry["linear"]["auc"]["value"]
+    return None if entry is None or "linear" not in entry else entry["linear"]["auc"]["value"]
 
 
 def _robustness(models: Sequence[Model]) -> Table:

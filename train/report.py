@@ -24,11 +24,10 @@ from train import figures
 from train.data.images import DataError
 from train.data.inspect import gather, summary
 from train.data.records import Labelled
-from train.evaluate import EMBEDDINGS, RESULTS, leaks
+from train.evaluate import EMBEDDINGS, RESULTS, heads_of, leaks
 from train.robustness import worst_first
 from train.run_folder import RECIPE, read_metrics
 from train.shortcuts import LOUD
-from triton_models.weights import HEADS
 
 PAGE = "report.html"
 DPI = 150
@@ -106,9 +105,9 @@ def write_report(
             results=results,
             leaks=leaks(results),
             loud=LOUD,
-            worst_first=worst_first(results.get("robustness", {})),
+            worst_first=worst_first(results.get("robustness", {}), heads_of(results)[0]),
             facts=facts,
-            heads=HEADS,
+            heads=heads_of(results),
             metrics=_METRIC_NAMES,
             number=_number,
             sections=SECTIONS,
@@ -155,19 +154,19 @@ def _draw(
     metrics: list[dict[str, Any]],
     facts: Mapping[str, Any] | None,
 ) -> dict[str, Figure]:
-    labels, scores = stored["labels"], stored["scores"]
+    labels, scores, heads = stored["labels"], stored["scores"], heads_of(results)
     drawn = figures.tsne(stored["embeddings"], labels, stored["generators"])
     if len(set(labels.tolist())) == 2:
         drawn |= {
-            "roc": figures.roc(labels, scores),
-            "det": figures.det(labels, scores),
-            "reliability": figures.reliability(labels, scores),
+            "roc": figures.roc(labels, scores, heads),
+            "det": figures.det(labels, scores, heads),
+            "reliability": figures.reliability(labels, scores, heads),
         }
     if results["rows"]:
-        drawn["by_generator"] = figures.by_generator(results["rows"])
-    drawn["histograms"] = figures.histograms(labels, scores)
+        drawn["by_generator"] = figures.by_generator(results["rows"], heads)
+    drawn["histograms"] = figures.histograms(labels, scores, heads)
     if "robustness" in results:
-        drawn["robustness"] = figures.robustness(results["robustness"])
+        drawn["robustness"] = figures.robustness(results["robustness"], heads)
     if any(line["kind"] == "step" for line in metrics):
         drawn["training"] = figures.training(metrics)
     if facts:
@@ -183,7 +182,7 @@ def _descriptions(results: Mapping[str, Any]) -> dict[str, str]:
         entries = [
             f"{row['group']} {head} {_number(row['metrics'][head][metric]['value'])}".strip()
             for row in whole
-            for head in HEADS
+            for head in heads_of(results)
         ]
         return f"{_METRIC_NAMES[metric]}: {', '.join(entries)}."
 

@@ -16,11 +16,11 @@ from rich.console import Console
 from train.data.records import Labelled, limit_per_class
 from train.degrade import PROFILES, SWEEPS, Degrade, chain
 from train.embed import Embedded, Passes
-from train.heads import Calibration, Heads
+from train.heads import Calibration, Scorer
 from train.intervals import auc_difference, auc_interval, auc_of
 from train.metrics import with_intervals
 from train.progress import counting
-from triton_models.weights import FAKE, HEADS, REAL
+from triton_models.weights import FAKE, REAL
 
 CHAINS, LONGEST_CHAIN = "distortions in a chain", 5
 RESHARED = "re-shared as by"
@@ -49,7 +49,7 @@ def draws(images: Sequence[Labelled]) -> Iterator[tuple[Labelled, int]]:
 
 def sweep(
     passes: Passes,
-    heads: Heads,
+    heads: Scorer,
     images: Sequence[Labelled],
     photographs: np.ndarray,
     *,
@@ -75,12 +75,13 @@ def sweep(
         names = np.array([name_of[id(image)] for image in embedded.images], dtype=np.str_)
         by_head = {
             head: tier(embedded, scores[:, index], names, (plain[0], plain[1][:, index]))
-            for index, head in enumerate(HEADS)
+            for index, head in enumerate(heads.names)
         }
         result.setdefault(kind, {})[strength] = by_head
         if console is not None:
+            first = heads.names[0]
             lines = [f"{kind} {strength}: left out: {line}" for line in embedded.failed]
-            lines.append(f"robustness: {kind} {strength}: linear AUC {by_head['linear']['auc']['value']:.3f}")
+            lines.append(f"robustness: {kind} {strength}: {first} AUC {by_head[first]['auc']['value']:.3f}")
             console.print(*lines, sep="\n", highlight=False, markup=False, soft_wrap=True)
     return result
 
@@ -116,8 +117,8 @@ def worst_first(sweeps: Mapping[str, Any], head: str = "linear") -> list[dict[st
     rows = []
     for kind, strengths in sweeps.items():
         for strength, by_head in strengths.items():
-            entry = by_head[head]
-            if entry["auc"]["value"] is None:
+            entry = by_head.get(head)
+            if entry is None or entry["auc"]["value"] is None:
                 continue
             found = list(entry["generators"].items())
             found = [pair for pair in found if pair[1]["low"] is not None and np.isfinite(pair[1]["low"])] or found

@@ -79,6 +79,7 @@ def table(
     generators: np.ndarray,
     photographs: np.ndarray,
     releases: Sequence[Release],
+    heads: Sequence[str] = HEADS,
 ) -> list[dict[str, Any]]:
     """Rows of eras, then of generators by date: AUC with interval of each head against all reals, and how many fakes.
 
@@ -94,18 +95,20 @@ def table(
             dates = sorted(filter(None, (release[name].released for name in members)))
             span = f"{dates[0]} to {dates[-1]}" if dates else ""
             row = {"kind": "era", "name": era, "era": era, "released": span, "generators": len(members)}
-            made.append(row | _against_reals(labels, scores, np.isin(generators, members), photographs))
+            made.append(row | _against_reals(labels, scores, np.isin(generators, members), photographs, heads))
     for name in sorted(names, key=lambda one: (release[one].released or "9999", one)):
         row = {"kind": "generator", "name": name, "era": release[name].era, "released": release[name].released}
-        made.append(row | _against_reals(labels, scores, generators == name, photographs))
+        made.append(row | _against_reals(labels, scores, generators == name, photographs, heads))
     return made
 
 
-def _against_reals(labels: np.ndarray, scores: np.ndarray, of: np.ndarray, photographs: np.ndarray) -> dict[str, Any]:
+def _against_reals(
+    labels: np.ndarray, scores: np.ndarray, of: np.ndarray, photographs: np.ndarray, heads: Sequence[str]
+) -> dict[str, Any]:
     chosen = (labels == REAL) | ((labels == FAKE) & of)
     both = len(set(labels[chosen].tolist())) == 2
     by_head: dict[str, Any] = {}
-    for index, head in enumerate(HEADS):
+    for index, head in enumerate(heads):
         value = auc_of(labels[chosen], scores[chosen, index]) if both else math.nan
         low, high = auc_interval(labels[chosen], scores[chosen, index], photographs[chosen]) if both else NONE
         by_head[head] = {"value": value, "low": low, "high": high}

@@ -228,6 +228,13 @@ def load(folder: Path, graph: Path | None = None) -> Detector:
     return Detector(folder, spec, heads, path)
 
 
+def version_of(folder: Path) -> str:
+    """The version of the detector in `folder`, whose graph need not be there. Raises WeightsError."""
+    spec = read_spec(folder / SPEC_FILE)
+    encoder = weights.load_encoder(folder) if spec.backbone == "code" else {}
+    return Detector(folder, spec, _load_heads(folder / HEADS_FILE, spec.heads), None, encoder).version
+
+
 def read_spec(path: Path) -> Spec:
     """`detector.toml`. Raises WeightsError naming the field."""
     try:

@@ -126,7 +126,7 @@ def _triton(settings: TritonSettings, policy: Policy | None = None) -> str:
     finally:
         triton.close()
     detail = f"{triton.address}, model {settings.model_name} version {version} scores{_neighbours(triton.groups)}"
-    if policy is not None and policy.calibration is not None and not policy.is_calibrated_for(version):
+    if policy is not None and policy.calibration is not None and policy.is_calibrated_for(version) is False:
         detail += f"; the policy is of {policy.calibration.model_version}: {NOT_CALIBRATED}"
     return detail
 

@@ -31,7 +31,7 @@ def policy_document(policy: Policy) -> dict[str, Any]:
 
 def policy_table(policy: Policy) -> Table:
     """A line for each part, from the top as it is decided."""
-    calibrated = f", calibrated with model {policy.calibration.model_version}" if policy.calibration else ""
+    calibrated = f", calibrated with {policy.calibration.models}" if policy.calibration else ""
     table = Table("", "decides", "reads", box=None, pad_edge=False, title_justify="left")
     beside = f", with {', '.join(policy.also_decides)}" if policy.also_decides else ""
     table.title = Text(f"{policy.name} {policy.ref.version}{beside}{calibrated}")

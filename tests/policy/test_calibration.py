@@ -54,3 +54,11 @@ def test_a_distribution_that_is_none_is_refused(values: dict[str, list[float]]) 
     """Edges that do not rise, counts that do not fit them, nothing real."""
     with pytest.raises(ValidationError):
         ScoreDistribution.model_validate(values)
+
+
+def test_a_calibration_is_of_something() -> None:
+    """Of `code`, of detectors beside it, or of both; of neither is refused."""
+    with pytest.raises(ValueError, match="whose scores are they of"):
+        Calibration()
+    both = Calibration.model_validate({"model_version": "0" * 12, "detectors": {"clip": "1" * 12}})
+    assert both.models == f"model {'0' * 12}, clip {'1' * 12}"

@@ -238,3 +238,26 @@ def test_rules_that_together_are_too_deep_for_the_library() -> None:
     assert [group.program for group in policy._groups] == [None]
     assert policy.decide(Facts(scores(0.5), image())).decision == "real"
     assert policy.decide(Facts(scores(0.1), image())) == ("review", ("otherwise",), ())
+
+
+def test_a_version_is_of_what_is_meant() -> None:
+    """The same from release to release, whatever stands around a condition; another rule, order, label or rest is
+    another.
+    """
+    said = parse_policy(SAID, "test").ref
+    assert (said.name, said.version) == ("default", "2b7e212d44ec")
+    assert parse_policy(SAID.replace("'true'", "'  true  '") + "# a comment\n", "test").ref == said
+    for before, after in (("'true'", "'false'"), ("small", "tiny"), ("rest", "others"), ("review", "fake")):
+        assert parse_policy(SAID.replace(before, after), "test").ref.version != said.version
+    assert parse_policy('name = "x"\n' + SAID, "test").ref.version != said.version
+
+
+def test_a_group_answers_by_itself() -> None:
+    """With the number of the first of its rules that holds: rule by rule it is gone through for an error alone."""
+    rules = tuple(Rule(when=f"scores.linear >= 0.{number:02}", decision="fake") for number in range(90, 70, -1))
+    policy = Rules(RuleText(rules=rules))
+    facts = Facts(scores(0.75), image())
+    found = activation(facts.as_names(shape_of([("scores", "linear")])))
+    answers = [group.program.eval(found).value() for group in policy._groups if group.program is not None]
+    assert answers == [0, 16, 17]
+    assert policy.decide(facts).reasons[0].startswith("rule 16: ")

@@ -129,6 +129,15 @@ def test_calibrated_with_the_served_model(tmp_path: Path, calibrated_with: str |
     assert bench.metrics.registry.get_sample_value("assay_policy_calibrated") == expected
 
 
+@pytest.mark.parametrize(("served", "expected"), [("a" * 12, 1), ("b" * 12, 0), (None, 1)])
+def test_calibrated_with_the_detector_that_is_served(tmp_path: Path, served: str | None, expected: int) -> None:
+    """A policy whose thresholds are of a detector alone says nothing of `code`; one that is not served is not wrong."""
+    bench, _ = bench_with(tmp_path, STRICT + f'[calibration.detectors]\nclip = "{"a" * 12}"\n')
+    bench.policies._detector_versions = lambda: {"clip": served} if served else {}
+    bench.policies.step(0)
+    assert bench.metrics.registry.get_sample_value("assay_policy_calibrated") == expected
+
+
 @pytest.mark.parametrize(("score", "drifted"), [(0.1, 0), (0.3, 1)])
 def test_drift_is_measured_on_what_the_model_scores(tmp_path: Path, score: float, drifted: int) -> None:
     """A window of scores that lie as in the calibration is well; one whose middle has grown has drifted."""

@@ -15,12 +15,13 @@ import pytest
 from tests.twins import P0, P1, TOPIC, VERSION, Workbench, judged, record, scores, settings, wait_for
 from worker import __version__
 from worker.clock import Clock
-from worker.contract import Headers, ImageInfo, Parked, Record, Source, Verdict
+from worker.contract import DetectorScores, Headers, ImageInfo, Parked, Record, Source, Verdict
 from worker.errors import Rejected, RejectReason
 from worker.evidence import Evidence, FileMetadata
 from worker.item import Encoded, Ended, Judgement
 from worker.parking import Parking
 from worker.rejections import REJECTION_HEADERS
+from worker.telemetry.tracing import ItemTrace
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 IMAGE = ImageInfo(format="png", width=640, height=480, bytes=1)  # as `judged` has it
@@ -79,11 +80,21 @@ def test_the_verdict_record() -> None:
 
 
 def test_scores_go_into_the_cache_with_the_latest_id() -> None:
-    """Whoever sends the same bytes again is answered from here."""
+    """Whoever sends the same bytes again is answered from here; with what the file says, who read it, and what other
+    detectors said.
+    """
     bench = Workbench()
-    end(bench, items(bench, record(0)), ended=1)
+    [item] = items(bench, record(0))
+    assert isinstance(item.outcome, Judgement)
+    evidence, clip = Evidence(declared="edited"), DetectorScores(version="c" * 12, scores={"linear": 0.4})
+    end(
+        bench,
+        [replace(item, outcome=replace(item.outcome, evidence=evidence, reader="r1", detectors={"clip": clip}))],
+        ended=1,
+    )
     stored = bench.store.images["1" * 64, VERSION]
     assert (stored.image_id, stored.scores, stored.image) == ("a", scores(0.0), IMAGE)
+    assert (stored.evidence, stored.reader, stored.detectors) == (evidence, "r1", [clip])
 
 
 OWN: Headers = [("ce_id", b"a"), ("x-tenant", b"\x00\xff"), ("x-tenant", None), ("reject_reason", b"too_large")]
@@ -238,6 +249,9 @@ def test_a_verdict_tells_how_long_the_image_was_on_its_way() -> None:
         one.image.item.queued_ms, one.image.item.touched_at = queued_ms, 97.0
     end(bench, verdicts(encoded), ended=2)
     assert [one.verdict.timings_ms.total for one in saved] == [5_000.0, 3_000.0]
+    for stage, count, took_s in (("queued", 1, 2.0), ("total", 2, 6.0)):
+        assert bench.metric("assay_stage_seconds_count", stage=stage) == count
+        assert bench.metric("assay_stage_seconds_sum", stage=stage) == took_s
     decided = datetime.fromisoformat(saved[0].verdict.decided_at)
     assert decided - datetime.fromisoformat(saved[0].recorded_at) == timedelta(seconds=100)
     assert saved[1].recorded_at == saved[1].verdict.decided_at
@@ -258,6 +272,54 @@ def test_each_round_is_measured_and_traced(monkeypatch: pytest.MonkeyPatch) -> N
     assert traced == [("publish", [one.item.trace for one in both])]
     assert bench.metric("assay_stage_seconds_count", stage="publish") == 1
     assert 0 <= bench.metric("assay_stage_seconds_sum", stage="publish") < 300
+
+
+def test_a_trace_ends_with_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of what was parked, and of what came too late."""
+    bench, told = Workbench(), []
+    monkeypatch.setattr(ItemTrace, "finish", lambda _self, outcome: told.append(outcome))
+    good, bad, away, late = items(bench, record(0), record(1), record(2), record(0, partition=1))
+    parked = replace(away, outcome=Parking(at_ms=2, since_ms=1, attempt=1, detail="s3 is away"))
+    bench.tracker.revoke([P1])
+    end(bench, [good, rejected(bad), parked, late], ended=4)
+    assert told == ["verdict", "rejected", "parked", "stale"]
+
+
+def test_what_was_set_aside_is_released_as_such() -> None:
+    """Its share is free again for the next slow image."""
+    bench = Workbench()
+    slow, quick = items(bench, record(0), record(1))
+    slow.item.set_aside(bench.admission)
+    assert (bench.admission.items, bench.admission.aside) == (1, 1)
+    with bench.running("publish"):
+        bench.queues.ended.put([quick], bench.stop)
+        bench.queues.ended.put([slow], bench.stop)
+        wait_for(lambda: bench.admission.aside == 0, "the slow one ends")
+    assert bench.admission.items == 0
+
+
+def test_the_first_of_an_id_does_not_wait_for_the_second() -> None:
+    """Which is still on its way when the first has ended, and has its turn then."""
+    bench = Workbench()
+    first, second = items(bench, record(0), record(1), ids="aa")
+    with bench.running("publish"):
+        bench.queues.ended.put([first], bench.stop)
+        wait_for(lambda: bench.admission.items == 1, "the first ends")
+        bench.queues.ended.put([second], bench.stop)
+        wait_for(lambda: bench.admission.items == 0, "the second ends")
+    assert bench.tracker.committable() == {P0: 2}
+
+
+def test_followers_of_several_leaders_end_with_them() -> None:
+    """All of one batch."""
+    bench = Workbench()
+    one, follows_one, other, follows_other = images(bench, *map(record, range(4)), shas="1122")
+    joined = [
+        bench.single_flight.join(encoded.image, bench.admission) for encoded in (one, follows_one, other, follows_other)
+    ]
+    assert joined == [True, False, True, False]
+    end(bench, [judged(one, 0.1), judged(other, 0.2)], ended=4)
+    assert [bench.store.verdicts[name].scores.linear for name in "abcd"] == [0.1, 0.1, 0.2, 0.2]
 
 
 def test_a_lost_partition_alone_asks_kafka_for_nothing() -> None:
@@ -388,11 +450,11 @@ def test_a_record_that_is_judged_again_does_not_overwrite_a_later_one(recorded: 
 def test_a_parked_record_goes_to_the_retry_topic() -> None:
     """With where it came from; and with the rejection that takes its place where that topic refuses it."""
     bench = Workbench()
-    (judged,) = items(bench, record(5, b"{}", partition=1, headers=[("ce_id", b"a")]))
+    (judged,) = items(bench, record(5, b"{}", key=b"k", partition=1, headers=[("ce_id", b"a")]))
     parking = Parking(at_ms=2_000, since_ms=1_000, attempt=3, detail="s3 is away")
     end(bench, [Ended(judged.item, "a", None, parking)], ended=1)
     (sent,) = bench.producer.sent
-    assert (sent.topic, sent.value) == ("images.retry", b"{}")
+    assert (sent.topic, sent.key, sent.value) == ("images.retry", b"k", b"{}")
     headers = dict(sent.headers)
     assert (headers["retry_at"], headers["retry_attempt"]) == (b"2000", b"3")
     assert (headers["original_topic"], headers["original_offset"]) == (b"images.incoming", b"5")

@@ -64,6 +64,7 @@ def calibrate(
         "policy": str(out),
         "page": str(page),
         "card": str(about),
+        "detector": sample.detector or None,
         "model_version": sample.model_version,
         "target_fpr": target.fpr,
         "confidence": target.confidence,

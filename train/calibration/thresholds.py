@@ -21,7 +21,7 @@ from train.calibration.bounds import (
 )
 from train.calibration.sample import Sample
 from train.calibration.slices import By, Slice, grouped, slice_of
-from triton_models.weights import FAKE, HEADS, REAL
+from triton_models.weights import FAKE, REAL
 
 REST = Slice("all others", "")
 _PRECISION_RATES = tuple(10 ** -(1 + step / 2) for step in range(9))  # 10 % to 0.001 %: candidates for a precision
@@ -65,7 +65,7 @@ class TooFewImages(Exception):
 
 def choose(sample: Sample, target: Target, by: Sequence[By] = ()) -> list[Chosen]:
     """Thresholds for each slice that the sample carries, then for all others together. Raises TooFewImages."""
-    scores = sample.scores[:, HEADS.index(target.head)]
+    scores = sample.column(target.head)
     real = sample.labels == REAL
     _refuse(int(real.sum()), scores[real], target)
     slices = [slice_of(info, by) for info in sample.infos] if by else []
@@ -82,7 +82,7 @@ def for_precision(sample: Sample, precision: float, prevalence: float, target: T
     """The target rate whose threshold catches most while at least `precision` of what is called fake is so, where
     `prevalence` of all images are; and its thresholds. Raises TooFewImages.
     """
-    scores = sample.scores[:, HEADS.index(target.head)]
+    scores = sample.column(target.head)
     real, fake = scores[sample.labels == REAL], scores[sample.labels == FAKE]
     odds = prevalence / (1 - prevalence) * (1 - precision) / precision  # rate allowed for each unit of recall
     confidence = 1 - (1 - target.confidence) / (2 * len(_PRECISION_RATES))

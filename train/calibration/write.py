@@ -18,24 +18,24 @@ from train.calibration.sample import Sample
 from train.calibration.thresholds import Chosen, Target, operating_curve
 from train.figures import PALETTE
 from triton_models.files import replacing
-from triton_models.weights import FAKE, HEADS, REAL
+from triton_models.weights import FAKE, REAL
 from worker.policy import Otherwise, Rule, parse_policy
 from worker.policy.builtin import BEFORE_SCORES
-from worker.policy.calibration import Calibration, policy_toml, reference_distribution
+from worker.policy.calibration import Calibration, Reference, policy_toml, reference_distribution
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _DPI = 130
 
 
-def rules(chosen: Sequence[Chosen], head: str) -> list[Rule]:
-    """The thresholds as rules: of each slice fake before real, and the slices before all others."""
+def rules(chosen: Sequence[Chosen], fact: str) -> list[Rule]:
+    """The thresholds of a score as rules: of each slice fake before real, and the slices before all others."""
     made = []
     for entry in chosen:
         inside = f"{entry.where.condition} && " if entry.where.condition else ""
         if entry.fake_from is not None:
-            made.append(Rule(when=f"{inside}scores.{head} >= {_number(entry.fake_from)}", decision="fake"))
+            made.append(Rule(when=f"{inside}{fact} >= {_number(entry.fake_from)}", decision="fake"))
         if entry.real_below is not None:
-            made.append(Rule(when=f"{inside}scores.{head} < {_number(entry.real_below)}", decision="real"))
+            made.append(Rule(when=f"{inside}{fact} < {_number(entry.real_below)}", decision="real"))
         if entry.where.condition:
             made.append(Rule(when=entry.where.condition, decision="review"))
     return made
@@ -56,16 +56,13 @@ def policy_text(name: str, sample: Sample, target: Target, chosen: Sequence[Chos
     if target.fnr is not None:
         facts["target_fnr"] = target.fnr
     calibration = Calibration(
-        model_version=sample.model_version,
+        model_version=None if sample.detector else sample.model_version,
+        detectors={sample.detector: sample.model_version} if sample.detector else {},
         target_fpr=target.fpr,
         confidence=target.confidence,
         images_real=sample.of(REAL),
         images_fake=sample.of(FAKE),
-        reference=reference_distribution(
-            {head: sample.scores[:, index] for index, head in enumerate(HEADS)},
-            is_fake,
-            [info.format for info in sample.infos],
-        ),
+        reference={} if sample.detector else _reference(sample, is_fake),
         **facts,
     )
     comment = (
@@ -73,9 +70,16 @@ def policy_text(name: str, sample: Sample, target: Target, chosen: Sequence[Chos
         f"confidence: by\n`train.main calibrate` on {sample.of(REAL)} real and {sample.of(FAKE)} generated ones. "
         "Rules 1 and 2 come before any score."
     )
-    text = policy_toml(name, [*BEFORE_SCORES, *rules(chosen, target.head)], Otherwise(), calibration, comment)
+    found = rules(chosen, sample.fact(target.head))
+    text = policy_toml(name, [*BEFORE_SCORES, *found], Otherwise(), calibration, comment)
     parse_policy(text, "the policy that was made")
     return text
+
+
+def _reference(sample: Sample, is_fake: np.ndarray) -> Reference:
+    """How the scores of `code` lie, by which the worker measures drift."""
+    by_head = {head: sample.column(head) for head in sample.heads}
+    return reference_distribution(by_head, is_fake, [info.format for info in sample.infos])
 
 
 def facts_of(entry: Chosen) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def write(out: Path, text: str, page: str, about: dict[str, Any]) -> tuple[Path,
 
 def page_html(name: str, sample: Sample, target: Target, chosen: Sequence[Chosen], text: str) -> str:
     """The page: thresholds and bounds, slices, what was left out, operating curve, the policy itself."""
-    scores = sample.scores[:, HEADS.index(target.head)]
+    scores = sample.column(target.head)
     curve = operating_curve(scores, sample.labels, target.confidence)
     template = Environment(autoescape=True).from_string(_TEMPLATE.read_text())
     return template.render(

@@ -52,13 +52,25 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    model_version: VersionHex
+    model_version: VersionHex | None = None  # of `code`, whose scores the thresholds read
     detectors: dict[str, VersionHex] = {}  # the versions of those beside `code` whose scores the thresholds read
     target_fpr: float | None = Field(default=None, gt=0, lt=1)
     confidence: float | None = Field(default=None, gt=0, lt=1)
     images_real: int | None = Field(default=None, ge=0)
     images_fake: int | None = Field(default=None, ge=0)
     reference: Reference = {}
+
+    @model_validator(mode="after")
+    def _is_of_something(self) -> Calibration:
+        if self.model_version is None and not self.detectors:
+            raise ValueError("model_version is missing, and no detectors are named: whose scores are they of?")
+        return self
+
+    @property
+    def models(self) -> str:
+        """Whose scores the thresholds read, in words."""
+        named = [f"{name} {version}" for name, version in self.detectors.items()]
+        return ", ".join([*([f"model {self.model_version}"] if self.model_version else []), *named])
 
 
 def reference_distribution(

@@ -52,7 +52,8 @@ class Policy:
 
     def is_calibrated_for(self, model_version: str) -> bool | None:
         """Were its thresholds found with this model? None where the policy does not say."""
-        return None if self.calibration is None else self.calibration.model_version == model_version
+        wanted = self.calibration.model_version if self.calibration else None
+        return None if wanted is None else wanted == model_version
 
     def is_calibrated_for_detectors(self, versions: Mapping[str, str]) -> bool:
         """Are the detectors served (name -> version) those that its thresholds were found with, as far as it says?"""

@@ -142,8 +142,11 @@ class PolicyWatch(Stage):
     def _compare_with_model(self) -> None:
         version, others = self._model_version(), self._detector_versions()
         fits = self.policy.is_calibrated_for(version) if version else None
-        if fits and not self.policy.is_calibrated_for_detectors(others):
-            fits, version = False, "+".join([version, *(f"{name}:{one}" for name, one in sorted(others.items()))])
+        wanted = self.policy.calibration.detectors if self.policy.calibration else {}
+        if version and wanted and fits is not False:
+            fits = self.policy.is_calibrated_for_detectors(others)
+        if wanted and fits is False:
+            version = "+".join([version, *(f"{name}:{one}" for name, one in sorted(others.items()))])
         if (fits, version) == self._fits:
             return
         self._fits = (fits, version)
