@@ -11,18 +11,18 @@ the settings promise.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
 import statistics
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 
 from tests.integration.harness import Outside, running_worker, samples, unlike, wait_until
@@ -170,21 +170,21 @@ def measure(directory: Path, good: int, rounds: int, models: Path | None) -> lis
     return found + ([] if peak <= bound else [f"{peak / 1e6:.0f} MB above idle"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--good", type=int, default=1000, help="good images of a phase")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", type=Path, default=None, help="a model repository; the demo's when left out")
-    arguments = parser.parse_args()
+def main(
+    good: Annotated[int, typer.Option(help="Good images of a phase.")] = 1000,
+    rounds: Annotated[int, typer.Option()] = 3,
+    models: Annotated[Path | None, typer.Option(help="A model repository; the demo's when left out.")] = None,
+) -> None:
+    """Good images beside killers of decoders: what do the killers cost the good ones?"""
     with tempfile.TemporaryDirectory(prefix="assay-beside-") as name:
         directory = Path(name)
         try:
-            found = measure(directory, arguments.good, arguments.rounds, arguments.models)
+            found = measure(directory, good, rounds, models)
         finally:
             local_stack.down(directory / "stack", purge=True)
     print("\n".join(found) or "the good images keep their rate, and memory its bound")
-    return 1 if found else 0
+    raise typer.Exit(1 if found else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)
