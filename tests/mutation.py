@@ -84,7 +84,7 @@ def main(
     """Plant faults in the core, and see that the tests notice each."""
     command = [MUTMUT, "run", "--max-children", str(children), *(names or [])]
     subprocess.run(
-        command, cwd=ROOT, check=True, env={**os.environ, "HYPOTHESIS_PROFILE": "mutants", "ASSAY_TEST_PATIENCE_S": "4"}
+        command, cwd=ROOT, check=True, env={**os.environ, "HYPOTHESIS_PROFILE": "mutants", "TEST_PATIENCE_S": "4"}
     )
     left = [change(name, _mutmut("show", name)) for name in survivors()]
     told = verdict(left, explained(), whole=not names)

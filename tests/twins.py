@@ -41,7 +41,7 @@ from worker.storages import Storages
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import ItemTrace, Tracing
 
-PATIENCE_S = float(os.environ.get("ASSAY_TEST_PATIENCE_S", "30"))  # `make mutate` has less
+PATIENCE_S = float(os.environ.get("TEST_PATIENCE_S", "30"))  # `make mutate` has less
 VERSION = "0123456789ab"
 TOPIC = "images.incoming"
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
