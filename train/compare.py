@@ -43,6 +43,11 @@ class Scores:
         names = ("ids", "groups", "labels", "sources", "photographs", "scores")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
+    def of(self, head: str) -> np.ndarray:
+        """The scores [N] of one head."""
+        column: np.ndarray = self.scores[:, self.heads.index(head)]
+        return column
+
 
 def read_scores(folder: Path) -> Scores:
     """Raises DataError where there are none."""

@@ -71,7 +71,7 @@ def measure(
         card = read_card(folder)
         if subject.detector is not None:
             body, heads = open_detector(folder, subject.backbone)
-            about = {"detector": heads.loaded.spec.name, "model version": heads.loaded.version}
+            about = {"detector": heads.loaded.spec.name, "model version": heads.loaded.version, "folder": str(folder)}
         else:
             body, heads = code_backbone(folder), Heads.load(folder)
             about = {"weights": str(folder), "model version": weights.load(folder).version}

@@ -55,6 +55,38 @@ def _p(entry: dict[str, Any]) -> str:
 
 
 @study_app.command()
+def fuse(
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders that evaluate wrote of each model, on the same images.")
+    ],
+    out: Annotated[Path, typer.Option(help="The policy to write (TOML).")],
+    head: Annotated[str, typer.Option(help="Whose scores: linear, knn or svm.")] = "linear",
+    fake_from: Annotated[float, typer.Option(help="Called fake from this probability on.")] = 0.9,
+    real_below: Annotated[float, typer.Option(help="Called real below this probability.")] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """A rule over several detectors' scores, if it is better than the best of them; exit 1, and no file, if it is not.
+
+    Example: `fuse results/code results/clip --out policy.toml`
+    """
+    from train.evaluate import finite
+    from train.fusion import fuse as run
+
+    with clear_errors():
+        found = finite(run(results, out, head=head, fake_from=fake_from, real_below=real_below, say=say))
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        out_console.print_json(json.dumps(found))
+    gain = found["gain"]
+    told = f"AUC {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] against {found['best_alone']} alone"
+    if found["written"] is None:
+        say(f"not written: {told}; the interval does not lie above zero, so ask that detector alone")
+        raise typer.Exit(1)
+    say(f"{told}; next: python -m worker policy check {out}")
+
+
+@study_app.command()
 def coverage(
     draws: Annotated[int, typer.Option(help="Samples of each population.", min=50)] = 500,
     processes: Annotated[int, typer.Option(help="0 = one per core.", min=0)] = 0,
