@@ -300,7 +300,7 @@ class Workbench:
             assert epoch is not None
             trace = ItemTrace(one.header("traceparent"))
             items.append(Item(one, epoch, touched_at=time.monotonic(), queued_ms=1.0, trace=trace))
-            self.admission.admit(items[-1].held_bytes)
+            self.admission.admit(items[-1].record.size_bytes)
         return items
 
     def take(self, *records: Record) -> list[Item]:

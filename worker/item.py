@@ -38,11 +38,6 @@ class Item:
     reference_uri: str | None = None  # where the reference led, of a record that is one
     aside: bool = False  # it is slow, or waits for one with its bytes that is, and keeps nobody else out
 
-    @property
-    def held_bytes(self) -> int:
-        """What the admission counts for this item."""
-        return self.record.size_bytes + self.fetched_bytes
-
     def hold_fetched(self, admission: Admission, size_bytes: int) -> None:
         """Count the bytes that a reference led to; they are held beside the record's own."""
         self.fetched_bytes += size_bytes
@@ -54,6 +49,12 @@ class Item:
             return
         size_bytes, self.fetched_bytes = self.fetched_bytes, 0
         admission.release_fetched(size_bytes)
+
+    def release(self, admission: Admission) -> None:
+        """It has ended: nothing of it is held any more."""
+        self.kept = None
+        self.release_fetched(admission)
+        admission.release(self.record.size_bytes, aside=self.aside)
 
     def set_aside(self, admission: Admission) -> None:
         """From now on it keeps nobody out but by its bytes, where more of the kind may be aside."""

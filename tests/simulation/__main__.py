@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tests.simulation import planted_beside  # noqa: F401 - it plants more
 from tests.simulation.history import run
 from tests.simulation.plan import draw
 from tests.simulation.planted import PLANTED, SEEN_IN

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tests.simulation import contested
 from tests.simulation.plan import BY_REFERENCE, EXPECTED, Plan, Sent
 
 Event = tuple[Any, ...]
@@ -139,21 +140,44 @@ class Auditor:
     def _check_verdict(self, one: Sent, verdict: dict[str, Any], key: bytes | None, headers: dict[str, Any]) -> None:
         where = (one.partition, one.offset)
         version = verdict["model"]["version"]
-        text = "\n".join([one.image_id, one.sha256, version, self._policy_version])
-        expected = str(uuid.uuid5(uuid.NAMESPACE_URL, f"assay:{text}"))
+        expected = self._verdict_ids(one, verdict)
         if (verdict["image_id"], verdict["sha256"], key) != (one.image_id, one.sha256, one.image_id.encode()):
             told = (verdict["image_id"], verdict["sha256"][:8], key)
             self._find("outcome", f"{where} has the verdict of another record: {told}", where)
-        elif not verdict["verdict_id"] == headers["ce_id"].decode() == expected:
-            self._find("verdict_id", f"{where}: {verdict['verdict_id']}, expected {expected}", where)
+        elif verdict["verdict_id"] != headers["ce_id"].decode() or verdict["verdict_id"] not in expected:
+            self._find("verdict_id", f"{where}: {verdict['verdict_id']}, expected {' or '.join(expected)}", where)
         score = (one.number + 16 * int(version)) / 128
         scores = [verdict["scores"][head] for head in HEADS]
         expected_scores = (score, score / 2, score / 4)
         if any(abs(is_ - should) > ROUNDING for is_, should in zip(scores, expected_scores, strict=True)):
             self._find("scores", f"{where}: {scores} by model {version}, expected {score} and its parts", where)
+        self._check_detector(one, verdict)
         was_overtaken = self._last_saved.get(one.image_id, -1) > one.offset  # parked, or judged again
         if verdict["verdict_id"] not in self._saved and not was_overtaken:
             self._find("redis first", f"the verdict on {where} is on the topic and was never in Redis", where)
+
+    def _verdict_ids(self, one: Sent, verdict: dict[str, Any]) -> list[str]:
+        """Of a detector that might have been asked the verdict does not tell the version; the rival has none."""
+        asked = verdict.get("detectors")
+        versions = [verdict["model"]["version"]]
+        if self._plan.has_detector and asked is not None:
+            others = [found["version"] for found in asked.values()] or contested.VERSIONS
+            versions = [f"{versions[0]}+{contested.NAME}:{other}" for other in others]
+        texts = ("\n".join([one.image_id, one.sha256, version, self._policy_version]) for version in versions)
+        return [str(uuid.uuid5(uuid.NAMESPACE_URL, f"assay:{text}")) for text in texts]
+
+    def _check_detector(self, one: Sent, verdict: dict[str, Any]) -> None:
+        """It is asked about the images that it is for, and about no others; what it says is of this image."""
+        where, asked = (one.partition, one.offset), verdict.get("detectors")
+        if asked is None:
+            return
+        is_for = self._plan.has_detector and verdict["scores"]["linear"] >= contested.FROM
+        if bool(asked) != is_for:
+            self._find("detector", f"{where}: {asked} with {verdict['scores']}", where)
+        for found in asked.values():
+            said, should = found["scores"]["linear"], contested.score(one.number, found["version"])
+            if abs(said - should) > ROUNDING:
+                self._find("detector", f"{where}: {said} by {found['version']}, expected {should}", where)
 
     def _check_rejection(self, one: Sent, written: Any, headers: dict[str, Any], reasons: Sequence[str]) -> None:
         where = (one.partition, one.offset)

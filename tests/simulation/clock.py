@@ -5,20 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 
 from tests.simulation.hub import Hub, Signal, Task
 from tests.simulation.servers import CANARY
-from worker import admission, inflight, model, offsets, queues, retry, storages
+from worker import admission, detectors, inflight, model, offsets, queues, retry, storages
 from worker.clients import kafka_consumer
 from worker.clock import Clock
-from worker.policy import load_policy
-from worker.stages import infer, policy_watch, poll, publish
+from worker.policy import Policy, load_policy
+from worker.stages import consult, infer, policy_watch, poll, publish
 
-POLICY = load_policy(None)
 EPOCH_S = 1_795_262_400.0
-LOCKING: tuple[ModuleType, ...] = (admission, inflight, model, offsets, queues, retry, storages)
-LOGGING: tuple[ModuleType, ...] = (kafka_consumer, model, retry, infer, poll, publish)
+LOCKING: tuple[ModuleType, ...] = (admission, consult, detectors, inflight, model, offsets, queues, retry, storages)
+LOGGING: tuple[ModuleType, ...] = (consult, detectors, kafka_consumer, model, retry, infer, poll, publish)
+
+
+@lru_cache
+def policy(also_decides: tuple[tuple[str, str], ...]) -> Policy:
+    """The built-in one, compiled once for each."""
+    return load_policy(None, also_decides=dict(also_decides))
 
 
 class VirtualClock(Clock):
@@ -126,7 +132,10 @@ def on_hub(hub: Hub) -> Iterator[None]:
     silence = _NoLog()
     patches = [(module, "threading", there) for module in LOCKING]
     patches += [(module, "log", silence) for module in LOGGING]
-    patches += [(infer, "canary", lambda: CANARY), (policy_watch, "load_policy", lambda *_: POLICY)]
+    patches += [
+        (infer, "canary", lambda: CANARY),
+        (policy_watch, "load_policy", lambda _path, _name, also: policy((*also.items(),))),
+    ]
     before = [getattr(module, name) for module, name, _ in patches]
     for module, name, stand_in in patches:
         setattr(module, name, stand_in)

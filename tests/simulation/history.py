@@ -13,19 +13,18 @@ from kafka import TopicPartition
 
 from tests.simulation.audit import Auditor, Finding
 from tests.simulation.clock import on_hub
+from tests.simulation.detector import DetectorServer
 from tests.simulation.hub import NEVER, Stuck
-from tests.simulation.instance import Worker
+from tests.simulation.instance import Worker, policy_version
 from tests.simulation.kafka import SESSION_S, Broker, Written
 from tests.simulation.plan import Blow, Move, Plan, Theme, draw
 from tests.simulation.rival import Rival
 from tests.simulation.servers import RedisServer, TritonServer
 from tests.simulation.world import Event, World
-from worker.policy import load_policy
 
 PATIENCE_S = 40.0  # of simulated time, once everything is healed
 SETTLED_S = 0.2  # so long nothing may be under way: books are closed one after the other
 MAX_STEPS = 60_000
-POLICY_VERSION = load_policy(None).ref.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,8 @@ class _Course:
         self.broker = Broker(self.world)
         self.redis = RedisServer(self.world)
         self.triton = TritonServer(self.world)
-        self.rival = Rival(self.world, self.broker, self.redis, self.triton, POLICY_VERSION)
+        self.detector = DetectorServer(self.world)
+        self.rival = Rival(self.world, self.broker, self.redis, self.triton, policy_version(plan))
         self.workers: list[Worker] = []
         self.starting = 0
         self._still_since: float | None = None
@@ -84,6 +84,8 @@ class _Course:
             self.world.spawn("rival", self.rival.run)
         for at_s in plan.reloads:
             self._at(at_s, "reload", self.triton.reload)
+            if plan.has_detector:
+                self._at(at_s * 0.7, "reload", self.detector.reload)
         for at_s in plan.failovers:
             self._at(at_s, "failover", self.redis.fail_over)
         for move in plan.moves:
@@ -95,7 +97,7 @@ class _Course:
     def start_worker(self) -> None:
         name = f"w{len(self.workers)}"
         self.world.note("started", name)
-        self.workers.append(Worker(self.world, name, self.broker, self.redis, self.triton))
+        self.workers.append(Worker(self.world, name, self.broker, self.redis, self.triton, self.detector))
 
     def alive(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_alive]
@@ -202,7 +204,7 @@ def run_plan(plan: Plan) -> History:
                 findings += _farewell(course)
         except Stuck as stuck:
             findings.append(Finding("livelock", str(stuck)))
-        auditor = Auditor(plan, POLICY_VERSION)
+        auditor = Auditor(plan, policy_version(plan))
         events = course.world.events
         audited = auditor.audit(events, course.redis.verdicts, course.redis.lost)
         auditor.check_repeats(_repeats(events))

@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any
 from unittest import mock
 
-from tests.simulation.clock import VirtualClock, VirtualStop
+from tests.simulation import detector
+from tests.simulation.clock import VirtualClock, VirtualStop, policy
 from tests.simulation.hub import Process, Task
 from tests.simulation.kafka import Broker, LibraryTwin, ProducerTwin
-from tests.simulation.plan import BATCH_ITEMS, HOSTS, MAX_IMAGE_BYTES
+from tests.simulation.plan import BATCH_ITEMS, HOSTS, MAX_IMAGE_BYTES, Plan
 from tests.simulation.servers import ExaminerTwin, FetcherTwin, RedisServer, StoreTwin, TritonServer, TritonTwin
 from tests.simulation.world import World
 from worker.admission import Admission
@@ -27,7 +28,7 @@ from worker.pipeline import STAGES_END_S, Clients, Queues, wire
 from worker.queues import StageQueue
 from worker.retry import CircuitBreaker, Guarded
 from worker.settings import Settings
-from worker.stages.policy_watch import PolicyWatch
+from worker.stages.policy_watch import PolicyWatch, also_decides
 from worker.stages.poll import Poll
 from worker.stages.publish import Publish
 from worker.stages.stage import Stage, Tools, drive
@@ -53,7 +54,7 @@ IDLE_S = 1.0  # both longer than the pipeline's: an idle stage costs steps and s
 
 
 @lru_cache
-def variant(number: int) -> Settings:
+def variant(number: int, has_detector: bool = False) -> Settings:
     """One of a few dozen settings: small limits, so that every mark is reached."""
     items = (2, 4, 6, 16)[number % 4]
     return Settings.model_validate(
@@ -77,8 +78,14 @@ def variant(number: int) -> Settings:
                 "retry_delay_s": (1, 2)[number // 7 % 2],
             },
             "run": {"drain_timeout_s": (1, 20)[number % 2]},
+            "detectors": detector.SETTINGS if has_detector else {},
         }
     )
+
+
+def policy_version(plan: Plan) -> str:
+    """Of the built-in policy: which images a detector sees is part of it."""
+    return policy((*also_decides(variant(0, plan.has_detector)).items(),)).ref.version
 
 
 class _Bounded(Admission):
@@ -107,17 +114,26 @@ class _Bounded(Admission):
 class Worker:
     """A process: alive until it is killed, or has drained. `ended` tells how."""
 
-    def __init__(self, world: World, name: str, broker: Broker, redis: RedisServer, triton: TritonServer) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        broker: Broker,
+        redis: RedisServer,
+        triton: TritonServer,
+        other: detector.DetectorServer,
+    ) -> None:
         hub = world.hub
         self.name = name
         self.process = Process(name)
-        self.settings = variant(world.plan.variant % 120)
+        self.settings = variant(world.plan.variant % 120, world.plan.has_detector)
         self.ended = ""
         self._world = world
         self._clock = VirtualClock(hub)
         self._drain, self._stop = VirtualStop(hub), VirtualStop(hub)
         self._tools = Tools(METRICS, TRACING, self._stop, self._clock)
-        self.under_way = UnderWay(_Bounded(self.settings.flow, self._clock))
+        bounded = _Bounded(self.settings.flow, self._clock)
+        self.under_way = UnderWay(bounded, keeps_images=world.plan.has_detector)
         self.queues = _queues(self._clock)
         self._kafka, self._redis, self._triton = (self._breaker(one) for one in ("kafka", "redis", "triton"))
         self._storages = Storages(
@@ -130,13 +146,15 @@ class Worker:
         self._examiner = ExaminerTwin(world, self.process)
         model = TritonTwin(world, self.process, triton)
         self._model = ModelWatch(model, "code", METRICS, self._clock)  # type: ignore[arg-type]
-        self._policies = PolicyWatch(self.settings, self._tools, lambda: self._model.version)
+        self._beside = detector.Beside(world, self.process, other, self.settings, self._tools, self._breaker)
+        panel = self._beside.panel
+        self._policies = PolicyWatch(self.settings, self._tools, lambda: self._model.version, panel.versions)
         self.poll = Poll(
             self.settings,
             self._tools,
             self.under_way,
             drain=self._drain,
-            breakers=(self._redis, self._triton, self._kafka),
+            breakers=(self._redis, self._triton, self._kafka, *panel.breakers),
             arrivals=self.queues.arrivals,
         )
         self.publish: Publish | None = None
@@ -182,7 +200,7 @@ class Worker:
             "unfinished": self.under_way.tracker.unfinished(),
             "lines of ids": len(self.under_way.order),
             "flights": len(self.under_way.single_flight),
-            "leases": len(self._examiner.leases),
+            "leases": len(self._examiner.leases) + self._beside.leases,
             "held by publish": len(self.publish._held) if self.publish else 0,
             "paused": self.poll._paused,
         }
@@ -211,6 +229,7 @@ class Worker:
             try:
                 self._store.ping()
                 self._model.refresh()
+                self._beside.refresh()
                 break
             except Unavailable:
                 if self._drain.wait(0.5):
@@ -223,6 +242,7 @@ class Worker:
             storages=self._storages,
             can_park=self.poll.can_park,
             examiner=self._examiner,
+            panel=self._beside.panel if self._beside.panel.detectors else None,
         )
         for driven in wire(self.settings, self._policies, self._tools, self.under_way, self.queues, clients):
             if isinstance(driven.stage, Publish):

@@ -125,6 +125,11 @@ class Plan:
     moves: tuple[Move, ...] = ()
     astray: frozenset[str] = field(default_factory=frozenset)  # ids that stand in more than one partition
 
+    @property
+    def has_detector(self) -> bool:
+        """Is one asked beside `code`?"""
+        return self.variant % 7 == 3
+
     def __str__(self) -> str:
         settings = f"settings {self.variant}, healed at {self.healed_s:.2f} s"
         lines = [f"seed {self.seed}: {self.partitions} partitions, {self.workers} workers, {settings}"]

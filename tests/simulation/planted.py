@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from unittest import mock
 
-from tests.simulation.plan import Theme, parks_beside_another, reads_again, reloads
+from tests.simulation.plan import Theme, lends_what_waits, parks_beside_another, reads_again, reloads
 from tests.simulation.servers import StoreTwin, is_overtaken
 from worker.admission import Admission
 from worker.clients.triton import InferenceFailed
@@ -36,6 +36,7 @@ PLANTED: dict[str, Callable[[], Any]] = {}  # by name: what plants it, as a cont
 SEEN_IN: dict[str, Theme] = {  # by name: the histories that show it; other ones seldom do
     "looks_for_a_later_verdict_before_it_writes": parks_beside_another,
     "names_the_version_after_the_look_up": reloads,
+    "overwrites_what_the_next_owner_wrote": lends_what_waits,
     "takes_a_record_twice": reads_again,
 }
 

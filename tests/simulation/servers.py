@@ -126,6 +126,21 @@ class StoreTwin(Twin):
             raise Unavailable("redis", f"simulated: {trouble}")
         self._leave()
 
+    def detector_scores(self, sha256s: Sequence[str], version: str) -> list[dict[str, float] | None]:
+        """What a detector of this version said of these bytes."""
+        self._enter()
+        if self._trouble() not in ("", "oom"):
+            self._give_up()
+            raise Unavailable("redis", "simulated: no answer to the look-up")
+        self._redis.catch_up()
+        said = {
+            (sha256, found.version): dict(found.scores)
+            for (sha256, _), image in self._redis.images.items()
+            for found in image.detectors
+        }
+        self._leave()
+        return [said.get((sha256, version)) for sha256 in sha256s]
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -228,15 +243,11 @@ class TritonTwin(Twin):
         names = [(number, ground) for number, ground, _ in pixels[:, 0, 0, :].tolist()]
         if any(ground == GROUND["poison"] for _, ground in names):
             raise InferenceFailed("simulated: this cannot be computed")
-        if trouble and (len(names) > 1 or self._model.strikes(names[0][0], self._ill_since())):
+        if trouble and (len(names) > 1 or self._model.strikes(names[0][0], self.ill_since())):
             raise InferenceFailed(f"simulated: {trouble}")
         scores = self._model.scores(pixels)
         self._leave()
         return Inference(np.zeros((len(names), 1), np.float32), np.array(scores, np.float32))
-
-    def _ill_since(self) -> float | None:
-        now = self._hub.now
-        return next((one.start for one in self._server.windows if one.start <= now < one.end), None)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation import planted_beside  # noqa: F401 - it plants more
 from tests.simulation.history import run
 from tests.simulation.planted import PLANTED, SEEN_IN
 

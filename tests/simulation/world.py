@@ -77,6 +77,11 @@ class Twin:
                 return window.kind
         return "glitch" if self._random() < self._server.rate else ""
 
+    def ill_since(self) -> float | None:
+        """When the window began that is open."""
+        now = self._hub.now
+        return next((one.start for one in self._server.windows if one.start <= now < one.end), None)
+
     def _give_up(self) -> None:
         """No answer comes: the client waits for it in vain, or hears at once that nobody is there."""
         self._hub.sleep(self._random() * PATIENCE_S if self._random() < 0.5 else 0.0)

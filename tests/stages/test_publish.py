@@ -221,6 +221,16 @@ def test_what_was_set_aside_is_released_as_such() -> None:
     assert bench.admission.items == 0
 
 
+def test_what_was_kept_for_a_detector_is_released_at_the_end() -> None:
+    """Also where its bytes were fetched: a full admission would else wait for what nobody holds."""
+    bench = Workbench()
+    [item] = items(bench, record(0))
+    item.item.hold_fetched(bench.admission, 500)
+    item.item.kept = b"x" * 500
+    end(bench, [item], ended=1)
+    assert (bench.admission.bytes, bench.admission._fetched_bytes, item.item.kept) == (0, 0, None)
+
+
 def test_the_first_of_an_id_does_not_wait_for_the_second() -> None:
     """Which is still on its way when the first has ended, and has its turn then."""
     bench = Workbench()

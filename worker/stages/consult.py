@@ -22,7 +22,7 @@ import structlog
 
 from worker.clients.redis import Store
 from worker.clients.triton import InferenceFailed
-from worker.clock import StopSignal
+from worker.clock import Clock, StopSignal
 from worker.contract import DetectorScores
 from worker.crop import Lease, Pixels
 from worker.detectors import Description, DetectorWatch, to_detector_scores
@@ -136,9 +136,14 @@ class Line:
     """What travels to, within and from one detector. `looked_at`: images from the making of their view to the score."""
 
     beyond: Outlet[list[Ended]]
+    referred: StageQueue[list[Referred]]
+    shown: StageQueue[Shown]
     looked_at: Count = field(default_factory=Count)
-    referred: StageQueue[list[Referred]] = field(default_factory=StageQueue)
-    shown: StageQueue[Shown] = field(default_factory=lambda: StageQueue(capacity=1))
+
+    @classmethod
+    def on(cls, clock: Clock, beyond: Outlet[list[Ended]]) -> Line:
+        """With empty queues."""
+        return cls(beyond, StageQueue(clock=clock), StageQueue(capacity=1, clock=clock))
 
 
 class Eyes(Protocol):

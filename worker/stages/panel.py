@@ -108,7 +108,7 @@ class Panel:
         settings, tools = self._settings, self._tools
         stages: list[Driven] = []
         for detector in reversed(self.detectors):
-            line, watch = Line(ended), detector.watch
+            line, watch = Line.on(tools.clock, ended), detector.watch
 
             def open_eyes(description: Description, watch: Guarded[DetectorWatch] = watch) -> Eyes:
                 eyes = self._open_eyes(settings, tools, watch.client, description)

@@ -179,7 +179,7 @@ class Poll(Stage):
                 continue
             trace = self._tools.tracing.item(record.header("traceparent"))
             item = Item(record, epoch, now, queued_ms=None if record.parked else record.age_ms(now_ms), trace=trace)
-            self._under_way.admission.admit(item.held_bytes)
+            self._under_way.admission.admit(item.record.size_bytes)
             metrics.consumed_bytes.inc(len(record.value or b""))
             items.append(item)
         if items:

@@ -182,7 +182,7 @@ class Publish(Stage):
         """Count the item as done, unless its partition is somebody else's by now."""
         ended = draft.ended
         item, metrics = ended.item, self._tools.metrics
-        self._under_way.admission.release(item.held_bytes, aside=item.aside)
+        item.release(self._under_way.admission)
         if not self._under_way.tracker.finish(item.record.place, item.epoch, item.record.offset):
             metrics.stale_results.inc()
             item.trace.finish("stale")
