@@ -174,6 +174,9 @@ class PolicyRef(BaseModel):
     version: VersionHex
 
 
+FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heic", "jxl")  # the last two with the extra `heif`
+
+
 class ImageInfo(BaseModel):
     """What the image's header says. `width` and `height` in pixels, `bytes` the encoded size."""
 

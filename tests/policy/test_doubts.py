@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import invoke
+from worker.contract import FORMATS
+from worker.examine import headers
 from worker.policy import load_policy, parse_policy
 from worker.policy.expression import compile_expression
 
@@ -75,3 +77,8 @@ def test_a_byte_order_mark_is_no_part_of_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     file.write_text("\ufefffake_from = 0.7\nreal_below = 0.2", encoding="utf-8")
     assert load_policy(file).form.meaning()["fake_from"] == 0.7
+
+
+def test_the_formats_are_those_that_are_read() -> None:
+    """The list is kept apart from the readers: a worker's own process loads no decoder."""
+    assert set(FORMATS) == set(headers._READERS)

@@ -200,4 +200,3 @@ _READERS: dict[str, Callable[[bytes], Picture]] = {
     "heic": lambda data: _read_plugin(data, "heic"),
     "jxl": lambda data: _read_plugin(data, "jxl"),
 }
-FORMATS = tuple(_READERS)

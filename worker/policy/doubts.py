@@ -10,8 +10,8 @@ import functools
 from collections.abc import Iterator
 from typing import get_args
 
+from worker.contract import FORMATS
 from worker.evidence import CAPTURED_TYPES, EDITED_TYPES, GENERATED_TYPES, C2paState, Declared, Watermark
-from worker.examine.headers import FORMATS
 from worker.examine.provenance.tools import SLUGS
 from worker.policy.syntax import Literals, Node
 
