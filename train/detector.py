@@ -28,6 +28,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 from timm.data.config import resolve_data_config
+from torch import nn
 
 from train.data.images import DataError, decode_image
 from train.data.records import Labelled, held_out, photograph
@@ -114,10 +115,10 @@ def make_detector(
         spec["heads"] = list(heads)
         _write_spec(made / SPEC_FILE, spec, seen)
         loaded = detector.load(made)
-        _write_expected(loaded, seen.embed)
+        write_expected(loaded, seen.embed)
         card = {"name": spec["name"], "model_version": loaded.version, "backbone": backbone, **card}
         (made / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        _put(made, out)
+        put(made, out)
     return card
 
 
@@ -144,22 +145,22 @@ def export_detector(source: Path, out: Path, *, crops: str = "", aggregate: str 
             for name in (ENCODER_FILE, HEADS_FILE, *weights.CARD_FILES):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, made / name)
-            spec = {"name": _name(out.name), "licence": "as of the weights", "heads": list(HEADS)}
+            spec = {"name": name_after(out.name), "licence": "as of the weights", "heads": list(HEADS)}
             spec |= {"view": {"crop": weights.IMAGE_PX}, "backbone": {"kind": "code"}}
-            (made / SPEC_FILE).write_text(_toml(spec))
+            (made / SPEC_FILE).write_text(toml(spec))
         if crops:
-            spec |= {"name": _name(out.name), "aggregate": aggregate, "view": {**spec["view"], "crops": crops}}
-            (made / SPEC_FILE).write_text(_toml(spec))
+            spec |= {"name": name_after(out.name), "aggregate": aggregate, "view": {**spec["view"], "crops": crops}}
+            (made / SPEC_FILE).write_text(toml(spec))
         loaded = detector.load(made)
         if loaded.graph is None:
-            _write_expected(loaded, lambda views: reference.embeddings(loaded.whole, views))
+            write_expected(loaded, lambda views: reference.embeddings(loaded.whole, views))
         elif crops:
             read = loaded.spec
-            _write_expected(loaded, Seen(loaded.graph, read.view, read.mean, read.std, read.output).embed)
+            write_expected(loaded, Seen(loaded.graph, read.view, read.mean, read.std, read.output).embed)
         card = json.loads((made / CARD).read_text()) if (made / CARD).is_file() else {}
         card |= {"name": loaded.spec.name, "model_version": loaded.version}
         (made / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        _put(made, out)
+        put(made, out)
     return card
 
 
@@ -168,7 +169,7 @@ def _opened(backbone: str, made: Path, name: str) -> tuple[dict[str, Any], Seen]
     kind, _, where = backbone.partition(":")
     target = made / BACKBONE_FILE
     if kind == "timm":
-        spec = _exported(where, target) | {"name": _name(name), "licence": f"as of timm's {where}"}
+        spec = _exported(where, target) | {"name": name_after(name), "licence": f"as of timm's {where}"}
     elif kind == "onnx":
         path = Path(where)
         description = path.parent / SPEC_FILE
@@ -186,7 +187,7 @@ def _opened(backbone: str, made: Path, name: str) -> tuple[dict[str, Any], Seen]
     spec["backbone"] = {**spec.get("backbone", {}), "kind": "onnx", "file": BACKBONE_FILE}
     spec["backbone"].pop("package", None)
     spec["backbone"]["sha256"] = hashlib.sha256(target.read_bytes()).hexdigest()
-    (made / SPEC_FILE).write_text(_toml(spec))
+    (made / SPEC_FILE).write_text(toml(spec))
     read = detector.read_spec(made / SPEC_FILE)
     return spec, Seen(target, read.view, read.mean, read.std, read.output)
 
@@ -196,12 +197,19 @@ def _exported(name: str, target: Path) -> dict[str, Any]:
     made = timm_backbone(name)
     config = resolve_data_config({}, model=made.module)  # type: ignore[no-untyped-call]
     height, width = (int(side) for side in config["input_size"][-2:])
-    pixels = torch.zeros(1, 3, height, width)
-    module = made.module.cpu()
+    write_graph(made.module, (height, width), target)
+    share, mode = float(config["crop_pct"]), str(config["interpolation"])
+    resize = {"shorter": int(height / share)} if height == width else {"to": [height, width]}
+    view = {"resize": resize, "interpolation": mode} | ({"crop": height} if height == width else {})
+    return {"view": view, "backbone": {"mean": list(config["mean"]), "std": list(config["std"])}}
+
+
+def write_graph(module: nn.Module, size: tuple[int, int], target: Path) -> None:
+    """`module` as an ONNX graph: float32 [N, 3, H, W] of `size` (H, W), normalised -> embeddings [N, D]."""
     # The older exporter: it needs no further package.
     torch.onnx.export(
-        module,
-        (pixels,),
+        module.eval().cpu(),
+        (torch.zeros(1, 3, *size),),
         str(target),
         dynamo=False,
         opset_version=OPSET,
@@ -209,10 +217,6 @@ def _exported(name: str, target: Path) -> dict[str, Any]:
         output_names=["embedding"],
         dynamic_axes={"pixels": {0: "N"}, "embedding": {0: "N"}},
     )
-    share, mode = float(config["crop_pct"]), str(config["interpolation"])
-    resize = {"shorter": int(height / share)} if height == width else {"to": [height, width]}
-    view = {"resize": resize, "interpolation": mode} | ({"crop": height} if height == width else {})
-    return {"view": view, "backbone": {"mean": list(config["mean"]), "std": list(config["std"])}}
 
 
 def _embedded(
@@ -263,7 +267,7 @@ def _fit(
     return card
 
 
-def _write_expected(loaded: detector.Detector, embed: Callable[[np.ndarray], np.ndarray]) -> None:
+def write_expected(loaded: detector.Detector, embed: Callable[[np.ndarray], np.ndarray]) -> None:
     """What the detector says of the fixed pictures by this path."""
     views = [loaded.spec.view.make(picture) for picture in detector.pictures()]
     rows = [embed(loaded.spec.view.apart(view[None])) for view in views]
@@ -274,27 +278,28 @@ def _write_expected(loaded: detector.Detector, embed: Callable[[np.ndarray], np.
 
 def _write_spec(path: Path, spec: dict[str, Any], seen: Seen) -> None:
     spec["backbone"]["output"] = seen.output
-    path.write_text(_toml(spec))
+    path.write_text(toml(spec))
 
 
-def _put(made: Path, out: Path) -> None:
+def put(made: Path, out: Path) -> None:
+    """A finished folder in its place."""
     if out.exists():
         out.rmdir()
     shutil.move(made, out)
 
 
-def _name(folder: str) -> str:
+def name_after(folder: str) -> str:
     """A name that a detector may have, after its folder."""
     name = "".join(letter if letter.isalnum() else "_" for letter in folder.lower())[:32]
     return name if detector.NAME.fullmatch(name) and name != "code" else f"detector_{name}"[:32]
 
 
-def _toml(table: dict[str, Any], prefix: str = "") -> str:
+def toml(table: dict[str, Any], prefix: str = "") -> str:
     """Texts, numbers, lists of them and tables; JSON's forms of the first three are TOML's too."""
     inside = {key: value for key, value in table.items() if isinstance(value, dict) and key != "resize"}
     text = "".join(f"{key} = {_value(value)}\n" for key, value in table.items() if key not in inside)
     for key, value in inside.items():
-        text += f"\n[{prefix}{key}]\n" + _toml(value, f"{prefix}{key}.")
+        text += f"\n[{prefix}{key}]\n" + toml(value, f"{prefix}{key}.")
     return text
 
 

@@ -101,6 +101,8 @@ def generators_on(card: Mapping[str, Any]) -> set[str] | None:
     parts = card.get("fitted_on")
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         return None
+    if any("generators" not in part and isinstance(part.get("unlisted"), str) for part in parts.values()):
+        return None
     return {name for part in parts.values() for name in part.get("generators", ())}
 
 

@@ -19,6 +19,7 @@ import typer
 from rich.table import Table
 
 from train.data.commands import data_app
+from train.importing import importing_app
 from train.many_runs import add_commands
 from train.overview import OVERVIEW
 from train.study import study_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 add_commands(app)
 app.add_typer(study_app)
+app.add_typer(importing_app)
 
 Overrides = Annotated[
     list[str] | None,
