@@ -1,7 +1,7 @@
 """A detector's folder as what `evaluate` and `calibrate` measure: its own view, its backbone, its heads.
 
-Views and backbone are those that its heads were fitted through (train/detector.py) and that the served graph is
-verified against; scores are triton_models.detector's reference, in float64.
+Views are made by the worker's own code. The backbone is that which its heads were fitted through (train/detector.py)
+and that the served graph is verified against; scores are triton_models.detector's reference, in float64.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from train.model import Backbone, code_backbone
 from triton_models import detector
 from triton_models.detector import Detector
 from triton_models.weights import WeightsError
+from worker.crop import View
+from worker.examine import views
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,20 @@ class DetectorEmbedder:
         return f"detector:{self.loaded.spec.name}"
 
     def view(self, picture: Image.Image) -> np.ndarray:
-        return self.loaded.spec.view.make(np.asarray(picture.convert("RGB")))
+        view = View.parse(self.loaded.spec.view.to_json())
+        return views.of_pixels(np.asarray(picture.convert("RGB")), view)
 
     def digest(self) -> bytes:
         return f"detector {self.loaded.version}".encode()
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        views = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        apart = self.loaded.spec.view.apart(views)
+        made = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        apart = self.loaded.spec.view.apart(made)
         if isinstance(self.seen, Seen):
             found = torch.from_numpy(self.seen.embed(apart).astype(np.float32))
         else:
             found = self.seen.embed(torch.from_numpy(apart).permute(0, 3, 1, 2))
-        return found.reshape(len(views), -1)
+        return found.reshape(len(made), -1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from triton_models import detector
 from worker.clients.shared_memory import Regions
 from worker.crop import View
 from worker.errors import Rejected
-from worker.examine import crops, headers
+from worker.examine import crops, headers, views
 from worker.examine.body import Body
 from worker.examine.pool import Pool
 from worker.settings import DecodeSettings, LimitSettings
@@ -217,3 +217,16 @@ def test_what_a_view_costs_is_in_its_cost() -> None:
     assert ours.effort_ms > without.effort_ms
     assert ours.decoded_bytes > without.decoded_bytes
     assert headers.read(data).info.width > 0
+
+
+@pytest.mark.parametrize("name", [*VIEWS, "grid:4", "texture:4"])
+def test_who_measures_sees_what_the_worker_sees(name: str) -> None:
+    """To the bit, of a picture larger than the view and one that is smaller than its native crop."""
+    kind, _, count = name.partition(":")
+    wanted = VIEWS.get(name) or view(crops=(kind, int(count)))
+    for pixels in (detector.pictures()[3], detector.pictures()[0][:150, :200].copy()):
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "PNG")
+        seen = made(encoded.getvalue(), wanted)
+        assert isinstance(seen, np.ndarray) and seen.any()
+        assert np.array_equal(views.of_pixels(pixels, wanted), seen)

@@ -7,6 +7,8 @@ Pictures are decoded whole: scaled decoding of a JPEG is another filter, and wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -19,18 +21,35 @@ from worker.examine.pixels import Part, central_region, place, try_pillow
 
 def make(picture: Picture, view: View, row: Pixels) -> None:
     """The view of `picture` into `row`, uint8 [H, W, 3] of zeros. Raises Rejected, MemoryError."""
+    _fill((picture.width, picture.height), lambda part: _decoded(picture, part), view, row)
+
+
+def of_pixels(pixels: Pixels, view: View) -> Pixels:
+    """The view, uint8 [H, W, 3], of a picture uint8 [H, W, 3] that is decoded already: for who trains and measures."""
+    row = np.zeros((*view.size, 3), np.uint8)
+
+    def cut(part: Part) -> Pixels:
+        left, top, width, height = part
+        return pixels[top : top + height, left : left + width]
+
+    _fill((pixels.shape[1], pixels.shape[0]), cut, view, row)
+    return row
+
+
+def _fill(size: tuple[int, int], decoded: Callable[[Part], Pixels], view: View, row: Pixels) -> None:
+    """The view of a picture of `size` (width, height), of which `decoded` gives parts."""
     crop = view.crop
     if view.shorter is None and view.to is None:
         assert crop is not None, "a view has a size"
         if view.crops is not None:
-            crops.make(_decoded(picture, (0, 0, picture.width, picture.height)), crop, *view.crops, row)
+            crops.make(decoded((0, 0, *size)), crop, *view.crops, row)
             return
-        place(_decoded(picture, central_region(picture.width, picture.height, crop)), row)
+        place(decoded(central_region(*size, crop)), row)
         return
-    width, height = resized(picture.width, picture.height, view)
+    width, height = resized(*size, view)
     left, top, part_width, part_height = (0, 0, width, height) if crop is None else central_region(width, height, crop)
-    whole = Image.fromarray(_decoded(picture, (0, 0, picture.width, picture.height)))
-    across, down = picture.width / width, picture.height / height
+    whole = Image.fromarray(decoded((0, 0, *size)))
+    across, down = size[0] / width, size[1] / height
     box = (left * across, top * down, (left + part_width) * across, (top + part_height) * down)
     filtered = whole.resize((part_width, part_height), Image.Resampling[view.interpolation.upper()], box)
     place(np.asarray(filtered), row)
