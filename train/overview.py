@@ -15,7 +15,9 @@ Reproduces CoDE and measures it.
   compare, coverage           paired tests of models on the same images; whether intervals hold
   paper                       all tables and figures from any number of runs and evaluations
   calibrate                   thresholds for a bounded false-positive rate, as the worker's policy
+  fuse                        one rule over several detectors, where it beats the best of them
   export, import-release      a folder that Triton serves; the published weights as arrays
+  import-detector             CNNDetection, UnivFD, Community Forensics from their published files
   bench, simulate             views and training steps per second; a full run's input side, without its images
 
 Next: {next}
