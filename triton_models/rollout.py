@@ -8,6 +8,9 @@
     python -m triton_models.rollout back     --repository LIVE --server HOST:PORT                     undo the last load
                                              or back
 
+`load` and `back` with `--detector NAME` are of a detector beside `code`, by itself (rollout_detector.py); without it
+they leave the detectors as they are.
+
 LIVE is the folder that the server was started on (explicit model control); the version before stays beside it as
 LIVE.previous. Triton answers with the old version until the new one is loaded (not from one ensemble to another: a
 second or more without answers), and keeps it if loading fails; then the folder is put back too. Every answer carries
@@ -16,14 +19,10 @@ its version, so the worker follows. A server that wants a key gets that of ASSAY
 
 from __future__ import annotations
 
-import fcntl
-import glob
-import os
 import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +31,10 @@ import typer
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from triton_models import rollout_detector
 from triton_models.command import clear_errors, command_line, fail
 from triton_models.configuration import MODELS
-from triton_models.control import VARIABLE, connect, control_key
+from triton_models.control import connect, control_key
 from triton_models.files import exchange
 from triton_models.plan import PlanError
 from triton_models.repository import (
@@ -44,16 +44,21 @@ from triton_models.repository import (
     BuildError,
     check,
     read_manifest,
-    refuse_mount_point,
+)
+from triton_models.rollout_steps import (
+    DEADLINE_S,
+    WAS,
+    RolloutError,
+    alone,
+    beside,
+    change_places,
+    load_model,
+    previous_of,
+    said,
 )
 from triton_models.weights import IMAGE_PX
 
-WAS = "was"  # in the folder of a load at work: the inode of the version that served when it began
-DEADLINE_S = 300.0  # a TensorRT plan with a large bank loads slowly from a network disk
-
-
-class RolloutError(Exception):
-    """A version that did not come to serve; the message says why, and the one before serves on."""
+__all__ = ["RolloutError", "previous_of"]
 
 
 def load(client: Any, live: Path, new: Path) -> str:
@@ -66,17 +71,17 @@ def load(client: Any, live: Path, new: Path) -> str:
     if new.resolve() in (live, previous):
         advice = "it is what the server is started on" if new.resolve() == live else "go back to it with `rollout back`"
         raise RolloutError(f"--new {new}: {advice}; name another repository")
-    manifest = check(new)
-    version = str(manifest["model_version"])
-    with _alone(live), _beside(live) as work:
-        if _whole(live) == manifest:  # loaded before: the server is told again, the version to go back to stays
-            return _try(client, live, version, swap=lambda: None, undo=lambda: None)
+    version = str(check(new)["model_version"])
+    with alone(live), beside(live) as work:
         draft, was = work / "new", live.stat().st_ino
         shutil.copytree(new, draft, ignore=shutil.ignore_patterns(SHADOW))
+        if _whole(live) == rollout_detector.keep(live, draft):
+            # Loaded before: the server is told again, the version to go back to stays.
+            return _try(client, live, version, swap=lambda: None, undo=lambda: None)
         (work / WAS).write_text(str(was))
 
         def swap() -> None:
-            _change_places(live, draft)
+            change_places(live, draft)
             if previous.exists():
                 exchange(draft, previous)
             else:
@@ -89,7 +94,7 @@ def load(client: Any, live: Path, new: Path) -> str:
                 else:
                     previous.rename(draft)
             if live.stat().st_ino != was:
-                _change_places(live, draft)
+                change_places(live, draft)
 
         return _try(client, live, version, swap=swap, undo=undo)
 
@@ -97,18 +102,24 @@ def load(client: Any, live: Path, new: Path) -> str:
 def back(client: Any, live: Path) -> str:
     """Serve the version before the last `load` (or `back`) again; returns its model version. Raises as `load` does."""
     previous = previous_of(live)
-    with _alone(live):
+    with alone(live):
         if not (previous / MANIFEST).is_file():
             raise RolloutError(
                 f"{previous}: there is no version before this one; name one with `load --new REPOSITORY`"
             )
         version, was = str(check(previous)["model_version"]), live.stat().st_ino
+        if read_manifest(previous).get("detectors", {}) != read_manifest(live).get("detectors", {}):
+            with beside(live) as work:  # those that are served stay
+                draft = work / "previous"
+                shutil.copytree(previous, draft)
+                rollout_detector.keep(live, draft)
+                exchange(draft, previous)
 
         def undo() -> None:
             if live.stat().st_ino != was:
-                _change_places(live, previous)
+                change_places(live, previous)
 
-        return _try(client, live, version, swap=lambda: _change_places(live, previous), undo=undo)
+        return _try(client, live, version, swap=lambda: change_places(live, previous), undo=undo)
 
 
 def shadow(client: Any, live: Path, new: Path) -> str:
@@ -119,7 +130,7 @@ def shadow(client: Any, live: Path, new: Path) -> str:
     if manifest["code"] != "fused":
         raise BuildError(f"{new}: an ensemble cannot stand beside another one; build it with --code fused")
     place = live / SHADOW
-    with _alone(live), _beside(live) as work:
+    with alone(live), beside(live) as work:
         _refuse_another_folder(client, live)
         draft = work / SHADOW
         shutil.copytree(new / "code", draft, ignore=shutil.ignore_patterns(WEIGHTS_FOLDER))
@@ -131,7 +142,7 @@ def shadow(client: Any, live: Path, new: Path) -> str:
                 exchange(draft, place)
             else:
                 draft.rename(place)
-            _load_model(client, live, SHADOW)
+            load_model(client, live, SHADOW)
             return _canary(client, SHADOW, str(manifest["model_version"]))
         except BaseException as error:  # an interruption too
             if had_one and place.stat().st_ino == candidate:
@@ -141,7 +152,7 @@ def shadow(client: Any, live: Path, new: Path) -> str:
             _put_back(client, live, had_one=had_one)
             if not isinstance(error, InferenceServerException | RolloutError):
                 raise
-            raise RolloutError(f"{new}: the server does not serve it ({_text(error)}); nothing has changed") from error
+            raise RolloutError(f"{new}: the server does not serve it ({said(error)}); nothing has changed") from error
 
 
 def unshadow(client: Any, live: Path) -> None:
@@ -150,7 +161,7 @@ def unshadow(client: Any, live: Path) -> None:
     Raises RolloutError when there is none, or the server could not be told.
     """
     folder = live / SHADOW
-    with _alone(live):
+    with alone(live):
         try:
             if not folder.is_dir() and not client.is_model_ready(SHADOW):
                 raise RolloutError(f"{live}: no shadow version is there")
@@ -160,7 +171,7 @@ def unshadow(client: Any, live: Path) -> None:
                 raise
             shutil.rmtree(folder)
             raise RolloutError(
-                f"{folder}: removed, but the server was not told ({_text(error)}); if it runs, it serves it on"
+                f"{folder}: removed, but the server was not told ({said(error)}); if it runs, it serves it on"
             ) from error
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -179,17 +190,12 @@ def versions(client: Any, live: Path) -> dict[str, str | None]:
     return found
 
 
-def previous_of(live: Path) -> Path:
-    """Where the version before stands."""
-    return live.with_name(f"{live.name}.previous")
-
-
 def _refuse_another_folder(client: Any, live: Path) -> None:
     """Raises RolloutError for a shadow that the server has from elsewhere: to undo would end it."""
     try:
         served = client.is_model_ready(SHADOW)
     except InferenceServerException as error:
-        raise RolloutError(f"{live}: the server does not answer ({_text(error)}); nothing has changed") from error
+        raise RolloutError(f"{live}: the server does not answer ({said(error)}); nothing has changed") from error
     if served and not (live / SHADOW).is_dir():
         advice = "name the folder that the server is started on, or end that shadow first with `rollout unshadow`"
         raise RolloutError(f"{live}: the server serves a {SHADOW} that is not in this folder; {advice}")
@@ -203,46 +209,6 @@ def _whole(live: Path) -> dict[str, Any] | None:
         return None
 
 
-@contextmanager
-def _alone(live: Path) -> Iterator[None]:
-    """One roll-out at a time; what a killed one left is put back first.
-
-    Raises RolloutError while another is at work, and for no repository, BuildError for a mount point.
-    """
-    refuse_mount_point(live)
-    if not (live / MANIFEST).is_file():
-        raise RolloutError(
-            f"{live}: no model repository is there (no {MANIFEST}); name the folder that the server is started on"
-        )
-    with live.with_name(f"{live.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RolloutError(
-                f"{live}: another roll-out is at work on it; wait for its end, then look with `rollout status`"
-            ) from error
-        for work in live.parent.glob(f".{glob.escape(live.name)}.????????"):
-            draft, was = work / "new", work / WAS
-            if draft.is_dir() and was.is_file() and was.read_text() == str(draft.stat().st_ino):
-                _change_places(live, draft)  # killed between two renames, before the server was told
-            shutil.rmtree(work, ignore_errors=True)
-        yield
-
-
-@contextmanager
-def _beside(live: Path) -> Iterator[Path]:
-    """A folder on the same file system as `live`, gone at the end with what is in it."""
-    with tempfile.TemporaryDirectory(prefix=f".{live.name}.", dir=live.parent) as work:
-        yield Path(work)
-
-
-def _change_places(live: Path, previous: Path) -> None:
-    """The version before for the one that serves; a shadow stays beside whichever serves."""
-    exchange(live, previous)
-    if (previous / SHADOW).is_dir():
-        (previous / SHADOW).rename(live / SHADOW)
-
-
 def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], undo: Callable[[], None]) -> str:
     """Swap the folders and tell the server; `undo` puts back whatever part of the swap was done."""
     try:
@@ -254,10 +220,10 @@ def _try(client: Any, live: Path, version: str, *, swap: Callable[[], None], und
         try:
             _load_ready(client, live)
         except InferenceServerException as again:
-            state = f"the folder is as before, but the server does not take it back ({_text(again)}): start it anew"
-            raise RolloutError(f"{live}: the server does not serve {version} ({_text(error)}); {state}") from again
+            state = f"the folder is as before, but the server does not take it back ({said(again)}): start it anew"
+            raise RolloutError(f"{live}: the server does not serve {version} ({said(error)}); {state}") from again
         raise RolloutError(
-            f"{live}: the server does not serve {version} ({_text(error)}); the version before is back"
+            f"{live}: the server does not serve {version} ({said(error)}); the version before is back"
         ) from error
     except BaseException:  # Ctrl-C, SIGTERM, a full disk
         undo()
@@ -276,23 +242,14 @@ def _load_ready(client: Any, live: Path) -> None:
     parts = [name for name in MODELS if name != "code" and client.is_model_ready(name)]
     one_graph = any((live / "code").glob("*/model.*"))
     for name in ("code", *parts) if one_graph else (*parts, "code"):
-        _load_model(client, live, name)
-
-
-def _load_model(client: Any, live: Path, name: str) -> None:
-    """Triton takes a model for unchanged, and answers success, unless something in its folder is newer than at the last
-    load.
-    """
-    for path in (live / name).rglob("*"):
-        os.utime(path)
-    client.load_model(name, client_timeout=DEADLINE_S)
+        load_model(client, live, name)
 
 
 def _put_back(client: Any, live: Path, *, had_one: bool) -> None:
     """The server's shadow as it was; a server that is gone finds it in the folder when it starts."""
     with suppress(InferenceServerException):
         if had_one:
-            _load_model(client, live, SHADOW)
+            load_model(client, live, SHADOW)
         else:
             client.unload_model(SHADOW)
 
@@ -317,14 +274,10 @@ def _served_version(client: Any, name: str) -> str | None:
     return str(client.get_model_config(name).config.parameters["model_version"].string_value)
 
 
-def _text(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"{text}: set {VARIABLE} to the server's key" if "protocol is restricted" in text else text
-
-
 app = command_line(__doc__)
 Repository = Annotated[Path, typer.Option(metavar="LIVE", help="the folder that the server serves")]
 Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="its gRPC address")]
+Detector = Annotated[str | None, typer.Option(metavar="NAME", help="this detector beside `code`, by itself")]
 New = Annotated[Path, typer.Option(metavar="REPOSITORY", help="written by python -m triton_models.build")]
 
 
@@ -347,15 +300,21 @@ def unshadow_command(repository: Repository, server: Server) -> None:
 
 
 @app.command("load")
-def load_command(repository: Repository, server: Server, new: New) -> None:
+def load_command(repository: Repository, server: Server, new: New, detector: Detector = None) -> None:
     """Serve another version instead."""
-    _roll_out(repository, server, lambda client, live: load(client, live, new))
+    if detector is None:
+        _roll_out(repository, server, lambda client, live: load(client, live, new))
+    else:
+        _roll_out(repository, server, lambda client, live: rollout_detector.load(client, live, new, detector))
 
 
 @app.command("back")
-def back_command(repository: Repository, server: Server) -> None:
+def back_command(repository: Repository, server: Server, detector: Detector = None) -> None:
     """Undo the last load or back."""
-    _roll_out(repository, server, back)
+    if detector is None:
+        _roll_out(repository, server, back)
+    else:
+        _roll_out(repository, server, lambda client, live: rollout_detector.back(client, live, detector))
 
 
 def _roll_out(repository: Path, server: str, act: Callable[[Any, Path], object]) -> None:
@@ -364,12 +323,14 @@ def _roll_out(repository: Path, server: str, act: Callable[[Any, Path], object])
     try:
         with clear_errors(live), closing(connect(server, control_key())) as client:
             act(client, live)
-            for place, version in versions(client, live).items():
-                print(f"{place:10}{version or '-'}")
+            places = versions(client, live) | rollout_detector.versions(client, live)
+            width = max(10, *(len(place) + 2 for place in places))
+            for place, version in places.items():
+                print(f"{place:{width}}{version or '-'}")
     except RolloutError as error:
         fail(str(error), cause=error)
     except InferenceServerException as error:
-        fail(f"server {server}: {_text(error)}; is it running, and on this gRPC address?", cause=error)
+        fail(f"server {server}: {said(error)}; is it running, and on this gRPC address?", cause=error)
     except KeyboardInterrupt as error:
         fail(f"interrupted; {live} is as before, look with `rollout status`", code=130, cause=error)
 

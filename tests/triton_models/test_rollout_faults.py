@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from triton_models import rollout
+from triton_models import rollout, rollout_steps
 from triton_models.files import exchange
 from triton_models.repository import MANIFEST, SCHEMA, SHADOW, BuildError, file_hash, read_manifest
 from triton_models.rollout import RolloutError
@@ -147,7 +147,8 @@ def test_an_interruption_between_the_renames_is_undone(
         if len(calls) == exchanges:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(rollout, "exchange", interrupted)
+    for module in (rollout, rollout_steps):
+        monkeypatch.setattr(module, "exchange", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rollout.load(Client(live), live, new)
     assert state(live) == (OLD, OLDER)
