@@ -149,5 +149,5 @@ def test_what_is_written_as_toml_is_read_back() -> None:
         "view": {"resize": {"to": [3, 4]}, "crop": 5},
         "backbone": {"mean": [0.5, 1.0], "kind": "onnx"},
     }
-    assert tomllib.loads(subject._toml(spec)) == spec
+    assert tomllib.loads(subject.toml(spec)) == spec
     assert json.loads(json.dumps(spec)) == spec
